@@ -1,0 +1,61 @@
+# Two commands: `make demo` and `make test`. Both need git, make and Python 3.11 or newer; they fetch everything else.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+export PYTHONDONTWRITEBYTECODE := 1
+
+VENV := .venv
+UV := $(VENV)/bin/uv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.synced
+
+help:  ## what can be made here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V): set PYTHON=python3.12, say" >&2; exit 2; }
+	@echo "fetching uv ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --require-hashes --no-deps -r tools/uv.txt
+
+$(STAMP): constraints.txt $(UV)
+	@echo "installing what the tests need ..."
+	@$(UV) pip sync --quiet --python $(PY) --require-hashes constraints.txt
+	@touch $@
+
+env: $(STAMP)  ## the environment of the tests, exactly as constraints.txt pins it
+
+demo: $(STAMP)  ## render a project, install it, talk to it, call it
+	@$(PY) tools/demo.py
+
+check: $(STAMP)  ## format, lint, types, and the rendered project's own tests in place: a minute
+	@$(PY) tools/check.py
+
+test: check  ## what CI runs: check, then every generation test that needs no long wait
+	@$(PY) -m pytest -m "not slow"
+
+test-all: check  ## everything: the slow ends and every combination too
+	@$(PY) -m pytest
+
+bench: $(STAMP)  ## measure: copy time, time to first audio, hang-up to free slot
+	@$(PY) -m benchmarks.run
+
+ownership: $(STAMP)  ## write template/.template.toml.jinja anew after files were added or removed
+	@$(PY) tools/ownership.py
+
+history: $(STAMP)  ## DIR=folder: a git repository of every release, the work tree as v999.0.0
+	@$(PY) tools/history.py "$(DIR)"
+
+release: check  ## VERSION=1.2.3: add the work tree to the released templates
+	@$(PY) tools/release.py "$(VERSION)"
+
+constraints: $(UV)  ## resolve and pin the test environment anew
+	@$(UV) pip compile --quiet --group dev --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
+	@grep -A 40 '^uv==' constraints.txt | awk 'NR > 1 && !/^ /{exit} {print}' > tools/uv.txt
+
+clean:  ## forget the environment
+	@rm -rf $(VENV)
+
+.PHONY: help env demo check test test-all bench ownership history release constraints clean

@@ -1,0 +1,39 @@
+"""The rival: an AgentSession in the shape of LiveKit's own starter, with the keyless models of a rendered project.
+
+It runs in that project's environment, so both sides have the same SDK, models and greeting. It loads nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+import time
+from typing import Any
+
+from livekit import rtc
+from livekit.agents import Agent, AgentServer, AgentSession, JobContext
+from livekit.agents.voice.room_io import RoomOptions
+
+GREETING = "Welcome back! How can I help you today?"  # as a rendered agent greets a caller it knows
+OPTIONS = RoomOptions(delete_room_on_close=os.environ["BENCH_DELETE_ROOM"] == "yes")
+
+scripted: Any = importlib.import_module("agent.models.scripted")
+log = logging.getLogger("bench")
+server = AgentServer(port=int(os.environ["AGENT_PORT"]), load_threshold=math.inf)
+
+
+@server.rtc_session(agent_name=os.environ["BENCH_AGENT_NAME"])
+async def bare(ctx: JobContext) -> None:
+    """Start, connect, greet; the SDK does the rest."""
+
+    def left(caller: rtc.RemoteParticipant) -> None:
+        log.info("caller left", extra={"room": ctx.room.name, "known_at": time.time()})
+
+    ctx.room.on("participant_disconnected", left)  # only to know when the agent could know
+    models = scripted.build(None)
+    session = AgentSession[None](llm=models.llm, tts=models.tts, turn_handling=models.turn_handling)
+    await session.start(Agent(instructions="You are friendly."), room=ctx.room, room_options=OPTIONS)
+    await ctx.connect()
+    session.say(GREETING)

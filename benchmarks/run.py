@@ -1,0 +1,173 @@
+"""`make bench`: measure, keep the raw numbers in benchmarks/results/, write the tables of docs/benchmarks.md.
+
+    python -m benchmarks.run [--quick]
+
+Everything is measured in pairs, in one run, on this machine; `--quick` only shows that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.calls import BARE_NAME, DELETING, OURS, Sample, measure_first_audio, measure_slots
+from benchmarks.copying import measure_copies
+from tests.support.projects import PAIRS, render
+from tests.support.server import Unavailable, find_binary, livekit_server
+from tests.support.templates import isolated_environment, make_template
+from tools.history import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
+GOALS = {"copy": 1.6, "join to sound": 1.05, "known to free": 0.3}  # ratios, and seconds
+
+
+def machine() -> dict[str, Any]:
+    """What a reader has to know of the machine."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+        **{name: version(name) for name in ("copier", "livekit-agents")},
+        "livekit-server": subprocess.run([find_binary(), "--version"], capture_output=True, text=True).stdout.strip(),
+    }
+
+
+async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
+    """Every raw number, in seconds."""
+    told = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"\n{time.monotonic() - told:6.1f} s  {what} ...", end="", file=sys.stderr, flush=True)
+
+    tell("making a template and a project")
+    template = make_template(scratch / "template")
+    project = render(template, scratch / "bench-agent", PAIRS[0], project_name="Bench Agent")
+    project.install()
+    results: dict[str, Any] = {"machine": machine(), "quick": quick}
+    tell("copying")
+    results["copy"] = measure_copies(template, scratch, pairs=2 if quick else 10)
+    async with livekit_server() as server:
+        tell("calling, up to the first sound")
+        results["first audio"] = await measure_first_audio(project, server, pairs=2 if quick else 20)
+        tell("calling and hanging up")
+        results["slot"] = await measure_slots(project, server, rounds=1 if quick else 5)
+    tell("done")
+    results["machine"]["load_after"] = round(os.getloadavg()[0], 2)
+    results["seconds"] = round(time.monotonic() - told, 1)
+    return results
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def spread(values: Sequence[float], unit: float = 1.0) -> str:
+    """Median, smallest and largest."""
+    low, middle, high = (value * unit for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle:.2f} s ({low:.2f} to {high:.2f})"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of the medians, with the interval in which 95 % of resampled pairs have theirs."""
+    pairs, chance = list(zip(ours, theirs, strict=True)), random.Random(0)
+
+    def of(sample: Sequence[tuple[float, float]]) -> float:
+        return statistics.median(a for a, _ in sample) / statistics.median(b for _, b in sample)
+
+    drawn = sorted(of(chance.choices(pairs, k=len(pairs))) for _ in range(2000))
+    return of(pairs), drawn[50], drawn[-51]
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+
+    def of(part: str, side: str, name: str) -> list[float]:
+        samples: list[Sample] = results[part][side]
+        return [sample[name] for sample in samples]
+
+    def compared(what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None) -> str:
+        middle, low, high = ratio(ours, theirs)
+        met = "" if goal is None else f"at most {goal}: {'met' if middle <= goal else '**missed**'}"
+        return f"| {what} | {spread(ours)} | {spread(theirs)} | {middle:.2f} ({low:.2f} to {high:.2f}) | {met} |"
+
+    copies = results["copy"]
+    free = statistics.median(of("slot", OURS, "known to free"))
+    about = results["machine"]
+    lines = [
+        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load {about['load_before']} before and"
+        f" {about['load_after']} after; Python {about['python']}, Copier {about['copier']}, livekit-agents"
+        f" {about['livekit-agents']}, {about['livekit-server']}. {len(copies['ours'])} pairs of copies,"
+        f" {len(results['first audio'][OURS])} pairs of calls.",
+        "",
+        "| median (smallest to largest) | ours | rival | ratio of medians (95 %) | goal |",
+        "|---|---|---|---|---|",
+        compared("`copier copy`", copies["ours"], copies["small"], GOALS["copy"]),
+        *[
+            compared(name, of("first audio", OURS, name), of("first audio", BARE_NAME, name), GOALS.get(name))
+            for name in results["first audio"][BARE_NAME][0]
+        ],
+        "",
+        f"| after a hang-up, {len(results['slot'][OURS])} calls each | slot free | since the agent could know |",
+        "|---|---|---|",
+    ]
+    for side in (OURS, DELETING, BARE_NAME):
+        times = [spread(of("slot", side, name)) for name in ("hang-up to free", "known to free")]
+        lines.append(f"| {side} | {times[0]} | {times[1]} |")
+    goal = GOALS["known to free"]
+    lines += ["", f"Goal: ours at most {goal} s since it could know: {'met' if free <= goal else '**missed**'}."]
+    return "\n".join(lines)
+
+
+def keep(results: dict[str, Any], tables: str) -> None:
+    """Write the raw numbers and the page."""
+    RESULTS.mkdir(exist_ok=True)
+    name = re.sub(r"\W", "", results["machine"]["date"][:16])
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
+    PAGE.write_text(f"{page[:before]}\n\n{tables}\n\n{page[after:]}", encoding="utf-8")
+
+
+def main() -> int:
+    """Measure and report; 1 where no server can be had. Whether a goal is met is for the reader to judge."""
+    parser = argparse.ArgumentParser(description="Measure copies and calls against plain rivals.")
+    parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
+    quick: bool = parser.parse_args().quick
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # make's; users have compiled modules
+    try:
+        find_binary()
+    except Unavailable as why:
+        print(f"bench: {why}: put livekit-server or Go on PATH", file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(isolated_environment(Path(folder)))
+        results = asyncio.run(measure(Path(folder), quick=quick))
+    tables = table(results)
+    print(tables)
+    if quick:
+        print(json.dumps(results))
+    else:
+        keep(results, tables)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

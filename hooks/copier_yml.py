@@ -1,0 +1,107 @@
+"""What copier.yml says, for Cookiecutter: the same questions, defaults, refusals and exclusions, defined once.
+
+Cookiecutter loads `CopierTemplate` from the throw-away copy of the repository that pre_prompt.py has reshaped.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cookiecutter.exceptions import FailedHookException  # type: ignore[import-untyped]
+from jinja2 import Environment
+from jinja2.ext import Extension
+from jinja2.runtime import Context
+from jinja2.utils import missing
+
+Answers = dict[str, Any]
+
+CONFIG: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "copier.yml").read_text(encoding="utf-8"))
+QUESTIONS: dict[str, dict[str, Any]] = {name: spec for name, spec in CONFIG.items() if not name.startswith("_")}
+ASKED: dict[str, dict[str, Any]] = {name: spec for name, spec in QUESTIONS.items() if spec.get("when", True)}
+
+
+def settle(environment: Environment, given: Answers) -> Answers:
+    """Every question's answer as Copier would hold it: what was given, else the rendered default."""
+    answers: Answers = {}
+    for name, spec in QUESTIONS.items():
+        if name in ASKED and name in given:
+            answers[name] = given[name]
+        else:
+            answers[name] = environment.from_string(spec["default"]).render(answers)
+    return answers
+
+
+def complaints(environment: Environment, answers: Answers) -> list[str]:
+    """One line for each answer that its validator refuses."""
+    said = {name: environment.from_string(spec.get("validator", "")).render(answers) for name, spec in ASKED.items()}
+    return [f"{name}: {sentence}" for name, sentence in said.items() if sentence]
+
+
+def excluded(environment: Environment, answers: Answers, root: Path) -> list[Path]:
+    """What is in `root` and not in a project with these answers."""
+    rendered = [
+        environment.from_string(entry).render(answers, _copier_operation="copy") for entry in CONFIG["_exclude"]
+    ]
+    found: list[Path] = []
+    for pattern in filter(None, rendered):
+        found += root.glob(pattern[1:]) if pattern.startswith("/") else root.rglob(pattern)
+    return found
+
+
+class CopierTemplate(Extension):
+    """Makes Cookiecutter read Copier's templates: its plain names, and the filters of Ansible that are used."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        environment.context_class = CopierContext
+        environment.filters["quote"] = shlex.quote
+        environment.filters["regex_search"] = lambda text, pattern: (re.search(pattern, text) or [None])[0]
+        environment.filters["regex_replace"] = lambda text, pattern, new: re.sub(pattern, new, text)
+        environment.filters["to_nice_yaml"] = lambda data: yaml.dump(
+            data, indent=4, allow_unicode=True, default_flow_style=False
+        )
+        environment.globals["accepted"] = self.accepted
+        environment.globals["excluded"] = self.excluded
+        environment.globals["next_steps"] = self.next_steps
+
+    def accepted(self, given: Answers) -> Answers:
+        """The answers, which name the project's folder, not made yet; raises FailedHookException if one is refused."""
+        answers = settle(self.environment, given)
+        if problems := complaints(self.environment, answers):
+            raise FailedHookException("\n".join(problems))
+        return answers
+
+    def excluded(self, given: Answers) -> list[str]:
+        """What to delete from the project that Cookiecutter has made."""
+        answers = settle(self.environment, given)
+        project = Path(given["_output_dir"], answers["project_slug"])
+        return [str(path) for path in excluded(self.environment, answers, project)]
+
+    def next_steps(self, given: Answers) -> str:
+        """What Copier says after a copy."""
+        answers = settle(self.environment, given)
+        conf = {"dst_path": answers["project_slug"]}
+        return self.environment.from_string(CONFIG["_message_after_copy"]).render(answers, _copier_conf=conf)
+
+
+class CopierContext(Context):
+    """Resolves `project_name` to `cookiecutter.project_name`, and `_copier_answers` to what an update needs to know."""
+
+    def resolve_or_missing(self, key: str) -> Any:
+        """The value of a name; `missing` if there is none."""
+        found = super().resolve_or_missing(key)
+        given = super().resolve_or_missing("cookiecutter")
+        if found is not missing or given is missing:
+            return found
+        if key == "_copier_answers":
+            origin = {"_src_path": given["_template"]} | ({"_commit": given["_commit"]} if "_commit" in given else {})
+            return origin | {name: given[name] for name in ASKED}
+        if key in ASKED:
+            return given.get(key, missing)
+        if key in QUESTIONS:
+            return settle(self.environment, given)[key]
+        return missing

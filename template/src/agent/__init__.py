@@ -1,0 +1,1 @@
+"""A LiveKit voice agent whose calls end well. See AGENTS.md for where things live."""

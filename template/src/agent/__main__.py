@@ -1,0 +1,128 @@
+"""The command line: `uv run agent --help`."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+# What a command needs is imported in it: `agent --help` is there at once, the SDK takes seconds.
+app = typer.Typer(
+    name="agent",
+    help="A LiveKit voice agent: talk to it, run it, look after it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Who is calling; by default this machine's user.")]
+
+
+@app.command()
+def chat(
+    caller: As = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the call's log, the eight steps among it.")
+    ] = False,
+) -> None:
+    """Talk with the agent in text, right here: no server, and without keys a script answers.
+
+    Piped input: an answer for each line, as one line; everything else goes to standard error.
+    """
+    from agent.chat import chat
+
+    raise typer.Exit(chat(caller, verbose=verbose))
+
+
+@app.command()
+def start() -> None:
+    """Take calls until a signal; the first one lets the live calls end. Logs JSON lines."""
+    from agent.worker import start
+
+    raise typer.Exit(start(dev=False))
+
+
+@app.command()
+def dev() -> None:
+    """Take calls on this machine, with readable logs, and stop at once on a signal."""
+    from agent.worker import start
+
+    raise typer.Exit(start(dev=True))
+
+
+def _address(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\S+:\d{1,5}", value):
+        raise typer.BadParameter(f"{value!r} is no address: write one such as 127.0.0.1:5000")
+    return value
+
+
+@app.command()
+def console(
+    connect_addr: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", callback=_address, help="Where LiveKit's `lk` listens; it adds this."),
+    ] = None,
+) -> None:
+    """Speak with the agent at this machine's microphone, without a server; needs LiveKit's `lk`."""
+    from agent.worker import console
+
+    raise typer.Exit(console(connect_addr))
+
+
+@app.command()
+def call(caller: As = None) -> None:
+    """Call the agent that a running worker answers: in text from here, or by voice from the link it prints."""
+    from agent.phone import call
+
+    raise typer.Exit(call(caller))
+
+
+@app.command()
+def ingest() -> None:
+    """Read knowledge/ into the index that answers are looked up in; a worker does it too when it starts."""
+    from agent.worker import ingest_documents
+
+    raise typer.Exit(ingest_documents())
+
+
+@app.command()
+def forget(
+    caller: Annotated[str, typer.Argument(help="An identity, or a phone number however it is written.")],
+) -> None:
+    """Delete everything that is remembered of a caller."""
+    from agent.worker import forget_caller
+
+    raise typer.Exit(forget_caller(caller))
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Check everything a call needs, and say how to cure what is wrong; exit 1 if something fails."""
+    from agent.doctor import doctor
+
+    raise typer.Exit(doctor(as_json=as_json))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 failed, 2 nothing was begun because something has to be put right first."""
+    warnings.filterwarnings("ignore", message="The HMAC key is")  # said in our words: see warn_connection
+    try:
+        app(arguments if arguments is None else list(arguments))
+    except Exception as error:
+        from agent.knowledge import KnowledgeUnavailable
+        from agent.memory import MemoryUnavailable
+        from agent.settings import SettingsError
+
+        if not isinstance(error, SettingsError | KnowledgeUnavailable | MemoryUnavailable):
+            raise
+        for line in str(error).splitlines():
+            print(f"agent: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The agent's side of a conversation: `CallAgent`, the base of every persona, and the session it speaks in.
+
+What is here reaches everyone by `copier update`; what an owner says and does is in persona.py, a subclass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from livekit.agents import (
+    Agent,
+    AgentSession,
+    CloseEvent,
+    ConversationItemAddedEvent,
+    RunContext,
+    StopResponse,
+    UserStateChangedEvent,
+    function_tool,
+)
+from livekit.agents.llm import (
+    ChatMessage,
+    FunctionTool,
+    RawFunctionTool,
+    Tool,
+    ToolError,
+    Toolset,
+    find_function_tools,
+)
+from livekit.agents.llm.async_toolset import AsyncToolset
+
+from agent.knowledge import KnowledgeUnavailable
+from agent.lifecycle import Call, Reason
+from agent.line import Caller
+from agent.memory import Profile, Turn
+from agent.models import Models
+
+log = logging.getLogger("agent.call")
+
+GREETING_SECONDS = 15.0  # a longer greeting goes on, but nothing waits for it any more
+PLAYOUT_TAIL_SECONDS = 0.3  # what is still on its way to the caller when the agent's own queue has run empty
+NOTHING_FOUND = "Nothing in the documents answers that."
+
+
+class CallAgent(Agent):
+    """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
+
+    Subclasses override `greeting`, `goodbye` and `still_there`, and add tools with `@function_tool`. Every tool, also
+    of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call ends. A subclass that overrides
+    `on_exit` calls `super().on_exit()`: that is where the last sentence is said.
+    """
+
+    def __init__(self, call: Call, *, instructions: str, tools: Sequence[Tool | Toolset] = (), **options: Any) -> None:
+        self.call = call
+        self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
+        own = {tool.id for tool in [*tools, *find_function_tools(self)]}
+        given = [tool for tool in [*_knowledge_tools(call), _end_call(call)] if tool.id not in own]
+        super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+
+    @property
+    def tools(self) -> list[Tool | Toolset]:
+        """The agent's tools, each behind its deadline."""
+        return [self._guard(tool) for tool in super().tools]
+
+    def _guard(self, tool: Tool | Toolset) -> Tool | Toolset:
+        if id(tool) not in self._guarded:
+            self._guarded[id(tool)] = (
+                tool,
+                guard(tool, self.call),
+            )  # the original is kept, so that its id stays its own
+        return self._guarded[id(tool)][1]
+
+    # what a persona says; sentences, not prompts, so that they come at once and without a model
+
+    def greeting(self, profile: Profile | None) -> str:
+        """The first sentence; `profile` is None for a caller who is not known."""
+        return "Welcome back! How can I help you today?" if profile else "Hello! How can I help you?"
+
+    def goodbye(self, reason: str) -> str:
+        """The last sentence of a call that the caller did not end; `reason` is one of `agent.lifecycle.Reason`."""
+        match reason:
+            case Reason.TOO_LONG:
+                return "We have talked for as long as I can. Please call again if there is more. Goodbye!"
+            case Reason.TOO_SILENT:
+                return "I cannot hear you, so I am hanging up now. Goodbye!"
+            case Reason.WORKER_STOPPED:
+                return "I am sorry, I have to go now. Please call again in a moment. Goodbye!"
+            case Reason.AGENT_HUNG_UP:
+                return "Goodbye!"
+            case _:
+                return "I am sorry, something went wrong on my side. Please call again in a moment. Goodbye!"
+
+    def still_there(self) -> str:
+        """What is asked after `max_silence_seconds` of silence, once."""
+        return "Are you still there?"
+
+    async def welcome(self, profile: Profile | None) -> None:
+        """Take in what is known of the caller, greet, and answer what was written before anybody listened."""
+        if profile and profile.turns:
+            said = "\n".join(f"{turn.role}: {turn.text}" for turn in profile.turns)
+            chat = self.chat_ctx.copy()
+            chat.add_message(
+                role="system", content=f"The end of this caller's earlier calls, for your information:\n{said}"
+            )
+            await self.update_chat_ctx(chat)
+        greeting = self.session.say(self.greeting(profile))
+        await asyncio.wait([asyncio.ensure_future(greeting.wait_for_playout())], timeout=GREETING_SECONDS)
+        for text in await self.call.line.early_words():
+            self.session.generate_reply(user_input=text)
+
+    async def on_exit(self) -> None:
+        """Say the last sentence, if somebody is there to hear it; the SDK runs this while the session closes.
+
+        It is the one place where a job that is being stopped can still speak. At a hand-off nothing is said.
+        """
+        if self.session.current_agent is not self:
+            return
+        if self.call.reason is None:  # nobody asked for it, so a model failed for good
+            self.call.fail(RuntimeError("the session closed by itself"))
+        if self.call.can_speak and self.call.reason is not None:
+            await say_bounded(self.session, self.goodbye(self.call.reason), self.call.settings.goodbye_seconds)
+
+
+async def say_bounded(session: AgentSession[None], sentence: str, seconds: float) -> None:
+    """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await session.say(sentence, allow_interruptions=False).wait_for_playout()
+            if session.output.audio is not None:
+                await asyncio.sleep(PLAYOUT_TAIL_SECONDS)  # no event tells when the last packet has been heard
+    except (TimeoutError, RuntimeError) as error:  # RuntimeError: the session can no longer speak
+        log.warning("the last sentence was not said to its end: %s", str(error) or f"it took over {seconds:g} s")
+
+
+# ---------------------------------------------------------------------- tools
+
+
+def guard(tool: Tool | Toolset, call: Call) -> Tool | Toolset:
+    """`tool` with a deadline of `tool_seconds`, cancelled at once when the call ends; a toolset with all its tools.
+
+    An AsyncToolset is left alone: its tools are meant to outlive a turn, and the SDK cancels them itself.
+    """
+    if isinstance(tool, FunctionTool | RawFunctionTool):
+        return type(tool)(_with_deadline(tool, call), tool.info)  # type: ignore[arg-type]
+    if isinstance(tool, Toolset) and not isinstance(tool, AsyncToolset):
+        return _GuardedToolset(tool, call)
+    return tool
+
+
+class _GuardedToolset(Toolset):
+    """A toolset whose tools have deadlines; opened and closed as the one it stands for."""
+
+    def __init__(self, inner: Toolset, call: Call) -> None:
+        super().__init__(id=inner.id)
+        self._inner, self._call = inner, call
+        self._known: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
+
+    @property
+    def tools(self) -> Sequence[Tool | Toolset]:
+        for tool in self._inner.tools:
+            self._known.setdefault(id(tool), (tool, guard(tool, self._call)))
+        return [self._known[id(tool)][1] for tool in self._inner.tools]
+
+    async def setup(self) -> _GuardedToolset:
+        await self._inner.setup()
+        return self
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _with_deadline(tool: Callable[..., Awaitable[Any]], call: Call) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(tool)
+    async def within_deadline(*args: Any, **kwargs: Any) -> Any:
+        seconds = call.settings.tool_seconds
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                with call.tool_scope(deadline):
+                    return await tool(*args, **kwargs)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            if call.reason is not None:
+                raise StopResponse from error
+            raise ToolError(
+                f"No answer within {seconds:g} s. Tell the caller that this does not work at the moment."
+            ) from error
+
+    return within_deadline
+
+
+def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
+    if call.knowledge is None:
+        return []
+
+    @function_tool
+    async def search_knowledge(question: str) -> str:
+        """Look something up in our documents. Use it before answering any question about us, our services or our rules.
+
+        Args:
+            question: What the caller wants to know, in their own words.
+        """
+        assert call.knowledge is not None
+        try:
+            async with asyncio.timeout(call.settings.knowledge_seconds):
+                passages = await call.knowledge.search(question)
+        except (TimeoutError, KnowledgeUnavailable) as error:
+            log.warning("the documents could not be searched: %s", error or "too slow")
+            return "The documents cannot be searched at the moment: say so, and answer only what you know for certain."
+        return "\n\n".join(f"[{p.source}] {p.title}\n{p.text}" for p in passages) or NOTHING_FOUND
+
+    return [search_knowledge]
+
+
+def _end_call(call: Call) -> FunctionTool[Any, Any]:
+    @function_tool
+    async def end_call(context: RunContext[None]) -> None:
+        """End the call, once the caller has said goodbye or wants nothing more. You need not say goodbye yourself."""
+        await context.wait_for_playout()  # what was said before the tool
+        await call.hang_up()
+        await asyncio.Event().wait()  # the end of the call cancels this tool, and with it the reply
+
+    return end_call
+
+
+# ---------------------------------------------------------------------- the session
+
+
+class CallSession(AgentSession[None]):
+    """A session that tells its call who closes it: the SDK's `close` event comes late and names one reason for both."""
+
+    def __init__(self, call: Call, **options: Any) -> None:
+        super().__init__(**options)
+        self._call = call
+
+    def shutdown(self, *, drain: bool = True) -> None:
+        """An owner's code, or a tool of the SDK's, ends the conversation."""
+        self._call.end(Reason.AGENT_HUNG_UP)
+
+    async def aclose(self) -> None:
+        """The job is being stopped, unless the call's own door is what closes the session."""
+        await self._call.stopped()
+        await super().aclose()
+
+
+def build_session(call: Call, models: Models) -> CallSession:
+    """The session of one call, reporting to it: turns as they finish, silence, who closes it."""
+    silence = call.settings.max_silence_seconds if call.line.limited else None
+    session = CallSession(
+        call,
+        llm=models.llm,
+        stt=models.stt,
+        tts=models.tts,
+        vad=models.vad,
+        turn_handling=models.turn_handling,
+        user_away_timeout=silence,
+    )
+
+    def turn_finished(event: ConversationItemAddedEvent) -> None:
+        item = event.item
+        if isinstance(item, ChatMessage) and item.role in ("user", "assistant") and (text := item.text_content):
+            call.turns += 1
+            if call.memory is not None:
+                turn = Turn(call=call.line.call_id, item=item.id, role=item.role, text=text, at=time.time())
+                call.memory.remember(turn)
+
+    def closed(event: CloseEvent) -> None:  # an agent that is no CallAgent has no on_exit to say so
+        call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
+
+    session.on("conversation_item_added", turn_finished)
+    session.on("close", closed)
+    if silence is not None:
+        _watch_silence(call, session, silence)
+    return session
+
+
+def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> None:
+    """Silence is asked about once, and ends the call when it goes on."""
+    patience: asyncio.TimerHandle | None = None
+
+    def state_changed(event: UserStateChangedEvent) -> None:
+        nonlocal patience
+        if patience is not None:
+            patience.cancel()
+            patience = None
+        if event.new_state == "away" and call.reason is None:
+            agent = session.current_agent
+            session.say(agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?")
+            patience = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
+
+    session.on("user_state_changed", state_changed)
+
+
+@asynccontextmanager
+async def conversation(
+    call: Call, session: AgentSession[None], agent: Agent, caller: Caller
+) -> AsyncIterator[AgentSession[None]]:
+    """A started session, closed on exit; its agent says goodbye while it closes."""
+    try:
+        await call.line.start(session, agent, caller)
+        yield session
+    finally:
+        await session.aclose()

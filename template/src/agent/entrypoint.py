@@ -1,0 +1,156 @@
+"""What a worker runs for every call: the eight steps, top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import math
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, TypeVar
+
+from livekit.agents import AgentServer, JobContext, JobProcess
+from livekit.agents.worker import ServerEnvOption
+
+from agent import telemetry
+from agent.conversation import CallAgent, build_session, conversation
+from agent.knowledge import KnowledgeUnavailable, index_of, knowledge_of
+from agent.lifecycle import Call, OpenFailed, Reason
+from agent.line import JobLine
+from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
+from agent.models import ModelsUnavailable, models_of
+from agent.settings import load_settings
+
+log = logging.getLogger("agent.call")
+T = TypeVar("T")
+
+SESSION_CLOSE_SECONDS = 12.0  # with the goodbye; the call's close budget is what usually ends it
+
+
+async def answer(call: Call) -> None:
+    """The eight steps of a call. Whatever ends it, wherever, everything leaves through the call's one door."""
+    async with call.step(1, "open infrastructure"):  # while the room connects
+        await open_infrastructure(call)
+    async with call.step(2, "connect"):
+        await call.connected()
+    async with call.step(3, "build agent and session"):
+        session, persona = build_session(call, models_of(call.settings)), build_persona(call)
+    async with call.step(4, "wait for the caller"):
+        caller = await call.wait_for_caller()
+    async with call.step(5, "start the session"):  # while the caller's data loads
+        profile = call.spawn(recall(call), name="recall")
+        call.session = await call.open(
+            "session",
+            conversation(call, session, persona, caller),
+            open_seconds=14,
+            close_seconds=SESSION_CLOSE_SECONDS,
+        )
+    async with call.step(6, "load the caller's data and greet"):
+        await persona.welcome(await profile)
+    async with call.step(7, "stay for the conversation"):
+        await call.over()
+    # 8, clean up and exit, is the door: lifecycle.py closes whatever was opened above, in reverse.
+
+
+async def open_infrastructure(call: Call) -> None:
+    """Memory and knowledge, which a call can do without, and the owner's resources, which it cannot; all at once."""
+    call.memory, call.knowledge, call.resources = await asyncio.gather(
+        open_optional(call, "memory", CallMemory.open(call.settings)),
+        open_optional(call, "knowledge", knowledge_of(call.settings)),
+        open_resources(call),
+    )
+
+
+async def open_optional(call: Call, name: str, manager: AbstractAsyncContextManager[T]) -> T | None:
+    """Open a part that makes a call better but may never cost one."""
+    try:
+        return await call.open(name, manager)
+    except OpenFailed as error:
+        log.warning("this call goes on without %s: %s", name, error)
+        return None
+
+
+async def open_resources(call: Call) -> Any:
+    """What the owner's resources.py opens for a call; nothing when there is no such file."""
+    module = yours("agent.resources")
+    return await module.open_resources(call) if module else None
+
+
+def build_persona(call: Call) -> CallAgent:
+    """The owner's persona; a plain one when there is no persona.py."""
+    if module := yours("agent.persona"):
+        persona: CallAgent = module.Persona(call)
+        return persona
+    return CallAgent(call, instructions="You are a friendly voice assistant. Keep your answers short.")
+
+
+def yours(name: str) -> Any | None:
+    """A module that belongs to the owner and may be missing; an error inside it is not taken for its absence."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        raise
+
+
+async def recall(call: Call) -> Profile | None:
+    """What is known of the caller, in time for the greeting; None for a stranger, or without memory."""
+    if call.memory is None or call.caller is None:
+        return None
+    who = call.caller
+    call.memory.know(remembered_as(who.identity, who.kind, who.attributes, call.settings))
+    return await call.memory.recall()
+
+
+class Server(AgentServer):
+    """The SDK's server, with our log format, and with a memory for its own failure (its command line exits 0)."""
+
+    failed = False
+
+    async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
+        telemetry.format_root(readable=devmode if settings.log_format == "auto" else settings.log_format == "readable")
+        try:
+            await super().run(devmode=devmode, unregistered=unregistered)
+        except Exception:
+            self.failed = True
+            raise
+
+
+settings = load_settings()
+
+
+def prewarm(process: JobProcess) -> None:
+    """Import in an idle process what the first call would otherwise wait for."""
+    for name in ("agent.persona", "agent.resources", "numpy.fft"):
+        with suppress(ImportError):  # said by `agent start` before, and by the call that needs it
+            importlib.import_module(name)
+    with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
+        models_of(settings)
+        opener_of(settings)
+        index_of(settings)
+
+
+server = Server(
+    setup_fnc=prewarm,
+    port=settings.port,
+    drain_timeout=settings.drain_seconds,
+    load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
+)
+calls: dict[str, Call] = {}  # by job; one in a job process, several where jobs are threads
+
+
+async def session_ended(ctx: JobContext) -> None:
+    """The SDK's last stop with the room still there, at most 300 s: wait until everything is closed and written."""
+    if call := calls.pop(ctx.job.id, None):
+        await call.finished()
+
+
+@server.rtc_session(agent_name=settings.name, on_session_end=session_ended)
+async def entrypoint(ctx: JobContext) -> None:
+    """Connect and return; the call goes on in its own task, so no end of it ever waits for this function."""
+    call = calls[ctx.job.id] = Call(JobLine(ctx), settings)
+    await call.begin(answer)
+
+
+__all__ = ["Reason", "answer", "entrypoint", "server"]

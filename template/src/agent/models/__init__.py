@@ -1,0 +1,45 @@
+"""The models of a conversation, and the table of modules that build them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from livekit.agents import TurnHandlingOptions, llm, stt, tts, vad
+
+from agent.settings import Settings
+
+# "module:factory"; a module that the project was made without is simply not there
+MODELS = {"livekit": "agent.models.livekit:build", "scripted": "agent.models.scripted:build"}
+
+
+@dataclass(frozen=True)
+class Models:
+    """What a session listens, thinks and speaks with; None for what it does without."""
+
+    llm: llm.LLM[Any]
+    stt: stt.STT[Any] | None
+    tts: tts.TTS[Any] | None
+    vad: vad.VAD | None
+    turn_handling: TurnHandlingOptions
+
+
+class ModelsUnavailable(Exception):
+    """The models that the settings choose cannot be built: which, and what to do."""
+
+
+def models_of(settings: Settings) -> Models:
+    """Build the models that the settings choose, without any network; raises ModelsUnavailable."""
+    module, factory = MODELS[settings.models].split(":")
+    try:
+        build = getattr(import_module(module), factory)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        there = ", ".join(name for name in MODELS if name != settings.models)
+        raise ModelsUnavailable(
+            f"AGENT_MODELS is {settings.models!r}, but this project has no {module}; choose from {there}"
+        ) from error
+    models: Models = build(settings)
+    return models

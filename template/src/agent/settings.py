@@ -1,0 +1,192 @@
+"""Everything the agent takes from its environment, read once.
+
+In-code defaults < `defaults.toml` beside this file (what was answered when the project was made)
+< `.env.local` < the environment. No other module of ours reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from dotenv import load_dotenv
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+DEFAULTS = Path(__file__).with_name("defaults.toml")
+
+
+class SettingsError(Exception):
+    """What is wrong with the environment, one line a problem, each with what to do about it."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def find_home() -> Path:
+    """The project's root: AGENT_HOME, else the nearest parent with a `.template.toml`, else the install's root."""
+    if given := os.environ.get("AGENT_HOME"):
+        return Path(given).expanduser().resolve()
+    here = Path(__file__).resolve()
+    for start in (Path.cwd().resolve(), here.parent):
+        for folder in (start, *start.parents):
+            if (folder / ".template.toml").is_file() and (folder / "src" / "agent").is_dir():
+                return folder
+    return here.parents[2]
+
+
+class Settings(BaseSettings):
+    """What the agent takes from its environment; times are seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AGENT_", extra="ignore", frozen=True, toml_file=DEFAULTS, populate_by_name=True
+    )
+
+    # LiveKit; the SDK reads the same names
+    livekit_url: str = Field(
+        default="", alias="LIVEKIT_URL", description="Your LiveKit server, such as wss://my-project.livekit.cloud."
+    )
+    livekit_api_key: str = Field(default="", alias="LIVEKIT_API_KEY", description="API key of that server.")
+    livekit_api_secret: SecretStr = Field(
+        default=SecretStr(""), alias="LIVEKIT_API_SECRET", description="API secret of that server."
+    )
+
+    # what was answered when the project was made
+    name: str = Field(
+        default="my-agent",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Dispatch name: rooms ask for this agent by it.",
+    )
+    models: Literal["livekit", "scripted"] = Field(
+        default="livekit", description="livekit, or scripted: keyless and deterministic."
+    )
+    knowledge: Literal["sqlite", "none"] = Field(default="sqlite", description="Where documents are looked up.")
+    memory_url: str = Field(
+        default="sqlite", description="Where callers are remembered: sqlite, redis://host:port/0, or none."
+    )
+
+    # where things are
+    home: Path = Field(default_factory=find_home, description="The project's root.")
+    data_dir: Path = Field(default=Path("data"), description="Where the agent writes; a volume in containers.")
+    port: int = Field(default=8081, ge=0, le=65535, description="Port of the worker's health endpoint.")
+    max_load: float = Field(
+        default=0.7, gt=0, description="CPU load, 1 being all cores, above which a worker takes no new call."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
+    log_format: Literal["auto", "json", "readable"] = Field(
+        default="auto", description="auto: readable in dev, else JSON lines."
+    )
+
+    # the models of LiveKit Inference
+    llm_model: str = Field(default="openai/gpt-4.1-mini", description="Language model, as LiveKit Inference names it.")
+    stt_model: str = Field(default="deepgram/nova-3", description="Speech to text, as LiveKit Inference names it.")
+    stt_language: str = Field(default="multi", description="Language of the callers, such as en; multi detects it.")
+    tts_model: str = Field(default="cartesia/sonic-3", description="Text to speech, as LiveKit Inference names it.")
+    tts_voice: str = Field(default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above.")
+
+    # how long things may take
+    caller_wait_seconds: float = Field(
+        default=60, gt=0, description="How long an empty room is kept open for its caller."
+    )
+    rejoin_seconds: float = Field(
+        default=15, ge=0, description="How long a caller whose connection broke may take to come back."
+    )
+    max_call_seconds: float = Field(default=3600, gt=0, description="The longest call; then the agent says goodbye.")
+    max_silence_seconds: float = Field(
+        default=60, gt=0, description="Silence after which the caller is asked, and as much again ends the call."
+    )
+    tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
+    goodbye_seconds: float = Field(default=5, gt=0, le=8, description="How long the last sentence may take.")
+    close_seconds: float = Field(
+        default=6, gt=0, le=8, description="How long everything a call opened may take to close, together."
+    )
+    drain_seconds: int = Field(default=600, ge=0, description="How long a stopping worker lets its live calls go on.")
+
+    # memory
+    remember_phone_numbers: bool = Field(default=False, description="Whether callers are remembered by phone number.")
+    memory_days: int = Field(default=30, gt=0, description="How long a caller is remembered after their last call.")
+    memory_seconds: float = Field(default=0.5, gt=0, description="How long the greeting waits for what is remembered.")
+    knowledge_seconds: float = Field(default=0.5, gt=0, description="How long an answer waits for the documents.")
+
+    @field_validator("livekit_url")
+    @classmethod
+    def _url_is_websocket(cls, value: str) -> str:
+        if value and (urlsplit(value).scheme not in {"ws", "wss", "http", "https"} or not urlsplit(value).netloc):
+            raise ValueError(
+                f"{value!r} is no address: write one such as wss://my-project.livekit.cloud or ws://localhost:7880"
+            )
+        return value
+
+    @field_validator("memory_url")
+    @classmethod
+    def _memory_is_known(cls, value: str) -> str:
+        if value not in {"sqlite", "none"} and urlsplit(value).scheme not in {"redis", "rediss"}:
+            raise ValueError("write sqlite, none, or an address such as redis://localhost:6379/0")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, then the environment (into which `.env.local` was exported), then defaults.toml."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def data(self) -> Path:
+        """Where the agent writes, absolute."""
+        return self.data_dir if self.data_dir.is_absolute() else self.home / self.data_dir
+
+    @property
+    def documents(self) -> Path:
+        """The folder of documents that are looked up."""
+        return self.home / "knowledge"
+
+    @property
+    def memory(self) -> str:
+        """Which memory module: none, sqlite or redis."""
+        return "redis" if self.memory_url.startswith("redis") else self.memory_url
+
+    @property
+    def keyless(self) -> bool:
+        """Whether the keys that LiveKit Inference needs are missing."""
+        return not (self.livekit_api_key and self.livekit_api_secret.get_secret_value())
+
+
+def export_env_file(home: Path) -> None:
+    """Put `.env.local` into the environment, which wins: the SDK and plugins read os.environ, also in job processes."""
+    load_dotenv(home / ".env.local", override=False)
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line a problem, named as the environment names it."""
+    lines = []
+    for problem in error.errors():
+        field = str(problem["loc"][0]) if problem["loc"] else "settings"
+        known = Settings.model_fields.get(field)
+        name = field if known is None else (known.alias or f"AGENT_{field.upper()}")
+        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+    return lines
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """The settings of this process; raises SettingsError with every problem at once."""
+    export_env_file(find_home())
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from error

@@ -1,0 +1,22 @@
+"""No test of this project needs a key, a network or your settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent import settings
+
+
+@pytest.fixture(autouse=True)
+def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment without your keys, keyless models, and a data folder of its own for every test."""
+    for name in [name for name in os.environ if name.startswith(("AGENT_", "LIVEKIT_"))]:
+        if not name.startswith("AGENT_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(settings, "export_env_file", lambda home: None)
+    monkeypatch.setenv("AGENT_MODELS", "scripted")
+    monkeypatch.setenv("AGENT_DATA_DIR", str(tmp_path / "data"))
+    settings.load_settings.cache_clear()

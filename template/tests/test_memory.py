@@ -1,0 +1,519 @@
+"""Callers are remembered under the right key or not at all, and no store can hurt a call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sqlite3
+import string
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.memory import (
+    STORES,
+    CallMemory,
+    CallRecord,
+    Memory,
+    MemoryUnavailable,
+    Profile,
+    Turn,
+    call,
+    keys_of,
+    open_memory_of,
+    remembered_as,
+    thread,
+)
+from agent.memory.store import KEPT, RECALLED_TURNS
+from agent.memory.thread import SqliteThread
+from agent.settings import Settings
+
+SECRET = "my words are nobody's business"
+
+
+def turn(number: int, *, call: str = "call-1", text: str = "") -> Turn:
+    return Turn(call=call, item=f"item-{number}", role="user", text=text or f"turn {number}", at=1000.0 + number)
+
+
+def ended(call: str = "call-1", at: float = 1000.0) -> CallRecord:
+    return CallRecord(call=call, room="room", reason="caller left", seconds=60.0, turns=2, at=at)
+
+
+class StoreContract:
+    """What every store promises; each store's own tests inherit it."""
+
+    async def test_it_can_be_written(self, store: Memory) -> None:
+        await store.check()
+
+    async def test_a_stranger_is_unknown(self, store: Memory) -> None:
+        assert await store.recall("ann") is None
+
+    async def test_a_caller_is_known_by_calls_and_turns(self, store: Memory) -> None:
+        for number in (1, 2, 3):
+            await store.remember("ann", turn(number, text='"quoted" 🦊 \0 words'))
+        await store.record("ann", ended(at=990.0))
+        await store.record("ann", ended("call-2", at=2000.0))
+
+        turns = [turn(number, text='"quoted" 🦊 \0 words') for number in (1, 2, 3)]
+        assert await store.recall("ann") == Profile("ann", 2, 2000.0, turns)
+
+    async def test_a_call_that_was_cut_off_is_known_by_its_turns(self, store: Memory) -> None:
+        await store.remember("ann", turn(1))
+        await store.remember("ann", turn(2))
+
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
+
+    async def test_the_same_item_again_changes_nothing(self, store: Memory) -> None:
+        await store.remember("ann", turn(1))
+        await store.remember("ann", turn(2))
+        await store.remember("ann", Turn("call-1", "item-1", "user", "something else", 5000.0))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert profile.turns == [turn(1), turn(2)]
+
+    async def test_the_same_record_again_counts_once(self, store: Memory) -> None:
+        await store.record("ann", ended())
+        await store.record("ann", ended())
+
+        assert await store.recall("ann") == Profile("ann", 1, 1000.0)
+
+    async def test_the_last_turns_are_recalled(self, store: Memory) -> None:
+        for number in range(RECALLED_TURNS + 7):
+            await store.remember("ann", turn(number))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert profile.turns == [turn(number) for number in range(7, RECALLED_TURNS + 7)]
+
+    async def test_no_more_than_a_bounded_number_is_kept_of_a_caller(self, store: Memory) -> None:
+        for number in range(KEPT + 3):
+            await store.remember("ann", turn(number))
+        await store.record("ann", ended())
+
+        assert await store.forget("ann") == KEPT + 1
+
+    async def test_what_is_forgotten_is_gone_and_nobody_else_is(self, store: Memory) -> None:
+        for caller in ("ann", "bob"):
+            await store.remember(caller, turn(1))
+            await store.record(caller, ended())
+
+        assert await store.forget("ann") == 2
+        assert await store.forget("ann") == 0
+        assert await store.recall("ann") is None
+        assert await store.recall("bob") is not None
+
+    async def test_no_sequence_of_calls_shows_a_caller_what_is_anothers(self, store: Memory) -> None:
+        chance = random.Random(7)
+        said: dict[str, list[Turn]] = {}
+        for step in range(150):
+            caller = chance.choice(
+                ["ann", "Ann", "an", "n", "ann:turns", "{ann}", "tel:+15551234567", "+15551234567", "ann%"]
+            )
+            match chance.randrange(8):
+                case 0:
+                    await store.forget(caller)
+                    said.pop(caller, None)
+                case 1:
+                    profile = await store.recall(caller)
+                    assert (profile.turns if profile else []) == said.get(caller, [])[-RECALLED_TURNS:]
+                case _:
+                    new = Turn(
+                        f"call-{chance.randrange(2)}", f"item-{step // 9}", "user", f"{caller} says {step}", step
+                    )
+                    await store.remember(caller, new)
+                    mine = said.setdefault(caller, [])
+                    if (new.call, new.item) not in [(old.call, old.item) for old in mine]:
+                        mine.append(new)
+        for caller, turns in said.items():
+            profile = await store.recall(caller)
+            assert profile is not None
+            assert profile.turns == turns[-RECALLED_TURNS:]
+
+    async def test_a_cancelled_question_leaves_the_store_usable(self, store: Memory) -> None:
+        await store.remember("ann", turn(1))
+        asked = [asyncio.create_task(store.recall("ann")) for _ in range(5)]
+        await asyncio.sleep(0)
+        for one in asked:
+            one.cancel()
+        await asyncio.wait(asked)
+
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
+
+
+# ---------------------------------------------------------------------- the memory of one call
+
+
+class FakeStore:
+    """A store in a list, whose `trouble` is raised, and which answers nothing while it is `stalled`."""
+
+    def __init__(self) -> None:
+        self.kept: list[Turn | CallRecord] = []
+        self.trouble: BaseException | None = None
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.asked = asyncio.Event()
+
+    async def _answer(self) -> None:
+        self.asked.set()
+        await self.answering.wait()
+        if self.trouble is not None:
+            raise self.trouble
+
+    async def check(self) -> None:
+        await self._answer()
+
+    async def recall(self, caller: str) -> Profile | None:
+        await self._answer()
+        return Profile(caller, 1, 0.0)
+
+    async def remember(self, caller: str, turn: Turn) -> None:
+        await self._answer()
+        if turn.text == SECRET:
+            raise ValueError(turn.text)
+        self.kept.append(turn)
+
+    async def record(self, caller: str, call: CallRecord) -> None:
+        await self._answer()
+        self.kept.append(call)
+
+    async def forget(self, caller: str) -> int:
+        return 0
+
+
+FAKE: list[FakeStore] = []
+
+
+@asynccontextmanager
+async def open_fake(settings: Settings) -> AsyncIterator[FakeStore]:
+    yield FAKE[-1]
+
+
+@asynccontextmanager
+async def open_broken(settings: Settings) -> AsyncIterator[FakeStore]:
+    raise MemoryUnavailable("the store is on fire")
+    yield
+
+
+@pytest.fixture
+async def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    FAKE.append(FakeStore())
+    monkeypatch.setitem(STORES, "sqlite", f"{__name__}:open_fake")
+    monkeypatch.setattr(call, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(call, "LAST_SECONDS_IN_OUTAGE", 0.05)
+    monkeypatch.setattr(call, "FIRST_PAUSE", 0.001)
+    return FAKE[-1]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate({"home": tmp_path, "memory_url": "sqlite", "memory_seconds": 0.05})
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_what_a_call_gives_is_written_in_order(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() == Profile("ann", 1, 0.0)
+        memory.remember(turn(1))
+        assert await memory.flush(5)
+        assert store.kept == [turn(1)]
+        memory.remember(turn(2))
+        memory.record(ended())
+
+    assert store.kept == [turn(1), turn(2), ended()]
+    assert (memory.lost, warnings(caplog)) == (0, [])
+
+
+async def test_an_unknown_caller_leaves_no_trace(store: FakeStore, settings: Settings) -> None:
+    async with CallMemory.open(settings) as memory:
+        memory.know(None)
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+        memory.record(ended())
+
+    assert (store.kept, store.asked.is_set()) == ([], False)
+
+
+async def test_a_store_that_says_nothing_makes_an_unknown_caller_and_one_warning(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.answering.clear()
+    async with asyncio.timeout(5), CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+        memory.record(ended())
+
+    assert memory.lost == 2
+    assert warnings(caplog) == [
+        "memory: no answer from the store within 0.05 s; the caller is taken for an unknown one"
+    ]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [MemoryUnavailable("the store is on fire"), OSError(SECRET), asyncio.CancelledError(), TimeoutError()],
+    ids=lambda trouble: type(trouble).__name__,
+)
+async def test_an_outage_is_one_warning_without_words(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture, trouble: BaseException
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    store.trouble = trouble
+    async with asyncio.timeout(5), CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        for number in (1, 2, 3):
+            memory.remember(turn(number, text=SECRET))
+        memory.record(ended())
+
+    assert memory.lost == 4
+    assert len(warnings(caplog)) == 1
+    assert SECRET not in caplog.text
+
+
+async def test_what_could_not_be_written_is_written_when_the_store_is_back(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        memory.remember(turn(1))
+        await store.asked.wait()
+        memory.remember(turn(2))
+        store.trouble = None
+        assert await memory.flush(5)
+
+    assert store.kept == [turn(1), turn(2)]
+    assert (memory.lost, len(warnings(caplog))) == (0, 1)
+
+
+async def test_a_turn_that_cannot_be_written_holds_up_no_other(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        memory.remember(turn(1, text=SECRET))
+        memory.remember(turn(2))
+        assert await memory.flush(5)
+
+    assert (store.kept, memory.lost) == ([turn(2)], 1)
+    assert warnings(caplog) == ["memory: a turn cannot be written (ValueError)"]
+
+
+async def test_what_waits_for_a_dead_store_is_bounded(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "MOST_WAITING", 3)
+    store.answering.clear()
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        for number in range(5):
+            memory.remember(turn(number))
+        store.answering.set()
+        assert await memory.flush(5)
+
+    assert (store.kept, memory.lost) == ([turn(0), turn(1), turn(2)], 2)
+
+
+async def test_a_store_that_cannot_be_opened_is_one_warning(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(STORES, "sqlite", f"{__name__}:open_broken")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+
+    assert warnings(caplog) == ["memory: the store is on fire"]
+
+
+async def test_a_call_without_memory_says_nothing(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    async with CallMemory.open(settings.model_copy(update={"memory_url": "none"})) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+
+    assert caplog.records == []
+
+
+async def test_a_store_that_the_project_was_made_without_is_one_sentence(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STORES, "sqlite", "agent.memory.left_out:open_memory")
+    with pytest.raises(MemoryUnavailable, match="copier update -d memory=sqlite"):
+        async with open_memory_of(settings):
+            pass
+
+
+# ---------------------------------------------------------------------- who is remembered
+
+CLOSED = Settings.model_construct(remember_phone_numbers=False)
+OPEN = Settings.model_construct(remember_phone_numbers=True)
+
+
+def phone(number: str) -> dict[str, str]:
+    return {"sip.phoneNumber": number}
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "ann",
+        "ann-lee",
+        "Ann Lee",
+        "customer-1042",
+        "ann@example.com",
+        "user-ann",
+        "JohnSmith",
+        "McDonald",
+        "田中",
+        "terminal-ann",
+    ],
+)
+def test_a_caller_is_known_by_the_identity_of_the_token(identity: str) -> None:
+    assert remembered_as(identity, "standard", {}, CLOSED) == identity
+
+
+SHARED = """
+    identity-AbCd identity_x7 user-x7Kp user-4821 user_k3j9x2 user user-xkqz voice_assistant_user_4821 guest guest-17
+    Guest42 anon anonymous Anonymous-3 anon_f00 visitor-12 participant-7 caller web-user-17 playground unknown client
+    undefined sip_+15551234567 sip_anonymous tel:+15551234567 +15551234567 1735689600000 k3j9x2q ab1cd2ef
+"""
+
+
+@pytest.mark.parametrize("identity", [*SHARED.split(), "", "  ", "+1 555 123-4567", "x" * 257])
+def test_shared_and_made_up_identities_are_nobodys(identity: str) -> None:
+    assert remembered_as(identity, "standard", {}, OPEN) is None
+
+
+def test_random_identities_are_nobodys() -> None:
+    chance = random.Random(11)
+    base36, base62 = string.ascii_lowercase + string.digits, string.ascii_letters + string.digits
+    for _ in range(300):
+        number = uuid.UUID(int=chance.getrandbits(128), version=4)
+        made_up = [
+            str(number),
+            number.hex,
+            f"ann-{number}",
+            f"{chance.getrandbits(128):032x}",
+            f"identity-{''.join(chance.choices(string.ascii_letters, k=4))}",
+            f"user-{chance.randrange(10_000)}",
+            f"user-{''.join(chance.choices(base36, k=7))}7",
+            f"guest-{''.join(chance.choices(base62, k=8))}",
+            "".join(chance.choices(base62, k=27)),
+        ]
+        assert [identity for identity in made_up if remembered_as(identity, "standard", {}, OPEN) is not None] == []
+
+
+def test_phone_callers_are_remembered_only_where_the_owner_opted_in() -> None:
+    assert remembered_as("sip_+15551234567", "sip", phone("+15551234567"), CLOSED) is None
+    assert remembered_as("sip_+15551234567", "sip", phone("+1 (555) 123-4567"), OPEN) == "tel:+15551234567"
+    assert remembered_as("sip_+15551234567", "sip", {}, OPEN) == "tel:+15551234567"
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["", "anonymous", "Restricted", "unknown", "0000000000", "+266696687", "7378742883", "12", "sip:ann@example.com"],
+)
+def test_withheld_numbers_are_nobodys(number: str) -> None:
+    assert remembered_as("sip_+15551234567", "sip", phone(number), OPEN) is None
+
+
+@pytest.mark.parametrize("kind", ["agent", "egress", "ingress", "connector", ""])
+def test_who_is_no_caller_is_not_remembered(kind: str) -> None:
+    assert remembered_as("ann", kind, phone("+15551234567"), OPEN) is None
+
+
+def test_no_identity_in_a_token_has_the_key_of_a_phone() -> None:
+    key = remembered_as("sip_+15551234567", "sip", phone("+15551234567"), OPEN)
+    assert key is not None
+    for identity in (key, key.upper(), "+15551234567", "sip_+15551234567", "15551234567"):
+        assert remembered_as(identity, "standard", phone("+15551234567"), OPEN) != key
+
+
+def test_whoever_is_to_be_forgotten_is_found_under_every_key() -> None:
+    assert keys_of("ann") == ["ann"]
+    for typed in ("+1 (555) 123-4567", "tel:+15551234567", "sip_+15551234567", "15551234567"):
+        assert {typed, "tel:+15551234567"} <= set(keys_of(typed))
+
+
+# ---------------------------------------------------------------------- the thread under SQLite
+
+
+@pytest.fixture
+async def sqlite_thread(tmp_path: Path) -> AsyncIterator[SqliteThread]:
+    path = tmp_path / "some.db"
+    running = SqliteThread(path, lambda: sqlite3.connect(path))
+    yield running
+    await running.aclose()
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+async def test_cancelling_interrupts_the_query_and_only_that(sqlite_thread: SqliteThread) -> None:
+    loop, began = asyncio.get_running_loop(), asyncio.Event()
+
+    def endless(db: sqlite3.Connection) -> None:
+        loop.call_soon_threadsafe(began.set)
+        db.execute(ENDLESS).fetchall()
+
+    query = asyncio.create_task(sqlite_thread.run(endless))
+    await began.wait()
+    waiting = [asyncio.create_task(sqlite_thread.run(lambda db: "answered")) for _ in range(2)]
+    waiting[0].cancel()
+    query.cancel()
+
+    async with asyncio.timeout(30):
+        assert await waiting[1] == "answered"
+    assert query.cancelled()
+
+
+async def test_work_that_nobody_waits_for_is_not_begun(sqlite_thread: SqliteThread) -> None:
+    released, done = threading.Event(), list[str]()
+    blocking = asyncio.create_task(sqlite_thread.run(lambda db: released.wait()))
+    waiting = asyncio.create_task(sqlite_thread.run(lambda db: done.append("waiting")))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    released.set()
+    await blocking
+    await sqlite_thread.run(lambda db: done.append("next"))
+
+    assert done == ["next"]
+
+
+async def test_work_that_heeds_no_interrupt_holds_up_no_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread, "CLOSING_SECONDS", 0.01)
+    stuck, released = SqliteThread(tmp_path / "some.db", lambda: sqlite3.connect(":memory:")), threading.Event()
+    work = asyncio.create_task(stuck.run(lambda db: released.wait()))
+    await asyncio.sleep(0)
+
+    async with asyncio.timeout(30):
+        await stuck.aclose()
+    assert not work.done()
+    released.set()
+    assert await work
+    with pytest.raises(RuntimeError, match="closed"):
+        await stuck.run(lambda db: None)
+
+
+def test_commands_that_need_no_call_start_without_livekit() -> None:
+    code = "import sys, agent.memory, agent.knowledge; sys.exit(any(n.split('.')[0] == 'livekit' for n in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

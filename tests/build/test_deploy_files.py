@@ -1,0 +1,128 @@
+"""The files that deploy an agent are valid, and give its calls the time to end that the code takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.projects import Answers, Project, render
+from tests.support.templates import ROOT, Template
+
+CHOICES = [Answers("sqlite", "sqlite"), Answers("sqlite", "redis"), Answers("none", "none")]
+TOOLS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module", params=CHOICES, ids=str)
+def project(template: Template, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
+    """A project of every memory, rendered only."""
+    return render(template, tmp_path_factory.mktemp("deploy") / "project", request.param)
+
+
+def accepted(tool: str, *arguments: str | Path) -> None:
+    """Have a linter accept a file; what it found is in the error."""
+    command = [str(TOOLS / tool), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{tool}:\n{done.stdout}{done.stderr}"
+
+
+def compose(project: Project) -> dict[str, Any]:
+    services: dict[str, Any] = yaml.safe_load(project.read("compose.yaml"))["services"]
+    return services
+
+
+def kubernetes(project: Project) -> dict[str, dict[str, Any]]:
+    """The manifest's objects by kind."""
+    return {found["kind"]: found for found in yaml.safe_load_all(project.read("deploy/kubernetes.yaml"))}
+
+
+def seconds(duration: str) -> int:
+    """A duration as Compose writes it, such as 11m or 1m30s."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    return sum(int(number) * units[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
+
+
+def test_the_dockerfile_passes_hadolint(project: Project) -> None:
+    accepted("hadolint", project.path / "Dockerfile")
+
+
+def test_compose_yaml_is_a_compose_file(project: Project) -> None:
+    accepted("check-jsonschema", "--builtin-schema=vendor.compose-spec", project.path / "compose.yaml")
+
+
+def test_the_manifest_is_one_that_kubernetes_knows(project: Project) -> None:
+    accepted("kubernetes-validate", "--strict", project.path / "deploy/kubernetes.yaml")
+
+
+def test_the_workflow_is_valid_and_safe(project: Project) -> None:
+    workflow = project.path / ".github/workflows/ci.yml"
+    accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
+    accepted("zizmor", "--offline", "--no-progress", workflow)
+    assert "secrets." not in workflow.read_text(), "a fresh fork has none"
+
+
+def test_our_own_workflow_is_valid_and_safe() -> None:
+    workflow = ROOT / ".github/workflows/ci.yml"
+    accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
+    accepted("zizmor", "--offline", "--no-progress", workflow)
+
+
+def test_containers_may_stop_as_long_as_calls_may_take_to_end(default_project: Project) -> None:
+    code = (
+        "import json; from agent import lifecycle as l; from agent.settings import Settings; s = Settings();"
+        "calls_end = s.goodbye_seconds + s.close_seconds + l.HANG_UP_SECONDS + l.UNWIND_SECONDS;"
+        "print(json.dumps([s.drain_seconds, calls_end + l.EXIT_SECONDS + l.SDK_KILL_SECONDS]))"
+    )
+    drain, end = json.loads(default_project.run("uv", "run", "python", "-c", code).stdout)
+
+    agent, manifest = compose(default_project)["agent"], kubernetes(default_project)
+    pod = manifest["Deployment"]["spec"]["template"]["spec"]
+    assert int(agent["environment"]["AGENT_DRAIN_SECONDS"]) == drain
+    assert int(manifest["ConfigMap"]["data"]["AGENT_DRAIN_SECONDS"]) == drain
+    assert seconds(agent["stop_grace_period"]) >= drain + end
+    assert pod["terminationGracePeriodSeconds"] >= drain + end
+
+
+def test_containers_can_neither_be_root_nor_write_outside_their_volumes(project: Project) -> None:
+    agent, pod = compose(project)["agent"], kubernetes(project)["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert "USER 10001:10001" in project.read("Dockerfile")
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["securityContext"]["fsGroup"] == 10001
+    assert agent["read_only"] is container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert agent["cap_drop"] == container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/data", "/tmp"}
+    assert agent["volumes"] == ["data:/data"]
+    assert agent["tmpfs"] == ["/tmp"]
+
+
+def test_memory_in_a_file_outlives_its_pod_and_is_never_shared_by_two(project: Project) -> None:
+    manifest = kubernetes(project)
+
+    in_a_file = project.chosen.memory == "sqlite"
+    assert ("PersistentVolumeClaim" in manifest) is in_a_file
+    assert (manifest["Deployment"]["spec"]["replicas"] == 1) is in_a_file
+
+
+def test_compose_agent_has_the_keys_of_its_server(project: Project) -> None:
+    environment = compose(project)["agent"]["environment"]
+    server = yaml.safe_load(project.read("deploy/livekit.yaml"))
+
+    assert server["keys"] == {environment["LIVEKIT_API_KEY"]: environment["LIVEKIT_API_SECRET"]}
+    assert environment["LIVEKIT_URL"] == f"ws://127.0.0.1:{server['port']}"
+    published = {port.removesuffix("/udp").split(":")[-1] for port in compose(project)["livekit"]["ports"]}
+    assert published >= {str(server["port"]), str(server["rtc"]["tcp_port"]), str(server["rtc"]["udp_port"])}
+
+
+def test_one_uv_is_pinned_everywhere(project: Project) -> None:
+    versions = re.findall(r"astral-sh/uv:([\d.]+)", project.read("Dockerfile"))
+
+    (workflow,) = yaml.safe_load(project.read(".github/workflows/ci.yml"))["jobs"].values()
+    assert [step["with"]["version"] for step in workflow["steps"] if "setup-uv" in step.get("uses", "")] == versions

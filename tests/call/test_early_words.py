@@ -1,0 +1,116 @@
+"""What a caller says and writes while the agent is still joining is heard, and answered after the greeting."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import math
+import uuid
+
+import pytest
+from livekit import rtc
+
+from tests.support.caller import Caller
+from tests.support.projects import PAIRS, Project, render
+from tests.support.server import LiveKit
+from tests.support.templates import Template
+from tests.support.worker import worker
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+RATE, RECORDED_SECONDS = 48_000, 1.5
+SLOW_RESOURCE = """
+    await asyncio.sleep(2)  # the agent is in the room by then, and nobody listens yet
+"""
+LISTENING = '''
+
+class Ear(stt.STT):
+    """Says in the log how much sound it has heard."""
+
+    def __init__(self) -> None:
+        super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
+
+    async def _recognize_impl(self, *args: Any, **kwargs: Any) -> stt.SpeechEvent:
+        raise ValueError("only streams")
+
+    def stream(self, *, language: Any = None, conn_options: Any = None) -> stt.RecognizeStream:
+        return Hearing(stt=self, conn_options=conn_options)
+
+
+class Hearing(stt.RecognizeStream):
+    """One stream of sound."""
+
+    async def _run(self) -> None:
+        loud, told = 0.0, 0.0
+        async for frame in self._input_ch:
+            if isinstance(frame, rtc.AudioFrame) and max(map(abs, frame.data)) > 1000:
+                loud += frame.duration
+            if loud > told + 0.1:
+                told = loud
+                logging.getLogger("agent.mine").info("heard", extra={"fields": {"loud_seconds": loud}})
+'''
+
+
+@pytest.fixture(scope="module")
+def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with an ear, and with a resource that takes its time."""
+    project = render(template, tmp_path_factory.mktemp("listening") / "front-desk", PAIRS[0])
+    persona = project.read("src/agent/persona.py")
+    imports = (
+        "import logging\nfrom typing import Any\nfrom livekit import rtc\nfrom livekit.agents import stt\nfrom datetime"
+    )
+    persona = persona.replace("from datetime", imports, 1)
+    persona = persona.replace("instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear()")
+    project.write("src/agent/persona.py", persona + LISTENING)
+    resources = project.read("src/agent/resources.py").replace("import aiohttp", "import asyncio\nimport aiohttp")
+    last = "    return Resources("
+    project.write("src/agent/resources.py", resources.replace(last, SLOW_RESOURCE.lstrip("\n") + last))
+    project.install()
+    return project
+
+
+async def test_early_speech_and_early_text_are_not_lost(listening: Project, livekit: LiveKit) -> None:
+    room = f"early-{uuid.uuid4().hex[:8]}"
+    async with worker(listening.path, listening.agent, livekit, AGENT_NAME="front-desk") as running:
+        async with Caller(livekit, room, "front-desk") as caller:
+            await speak_early(caller)
+            await caller.write("Where can I park my bicycle?")
+            assert 5 not in running.steps(room)  # the session has not started: this was early
+            assert "help" in await caller.hear_text()
+            await caller.hear_text_with("bicycle")
+            heard = await running.wait_for(lambda record: record.get("loud_seconds", 0) > 0.8 * RECORDED_SECONDS)
+            assert heard["loud_seconds"] < 1.2 * RECORDED_SECONDS  # once, not twice
+        assert (await running.ended(room))["reason"] == "caller left"
+    assert running.complaints() == []
+
+
+async def speak_early(caller: Caller) -> None:
+    """Record until the agent is there, then send it, as LiveKit's front ends do: a tone, and then silence."""
+    active = asyncio.Event()
+    caller.room.on("participant_active", lambda _: active.set())
+    source = rtc.AudioSource(RATE, 1)
+    track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
+    options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True)
+    publication = await caller.room.local_participant.publish_track(track, options)
+    async with asyncio.timeout(15):
+        await active.wait()
+    count = int(RATE * RECORDED_SECONDS)
+    tone = array.array("h", (int(9000 * math.sin(2 * math.pi * 440 * n / RATE)) for n in range(count)))
+    agents = [p.identity for p in caller.room.remote_participants.values()]
+    writer = await caller.room.local_participant.stream_bytes(
+        "preconnect-buffer",
+        topic="lk.agent.pre-connect-audio-buffer",
+        mime_type="application/octet-stream",
+        destination_identities=agents,
+        attributes={"trackId": publication.sid, "sampleRate": str(RATE), "channels": "1"},
+    )
+    await writer.write(tone.tobytes())
+    await writer.aclose()
+    silence = rtc.AudioFrame(bytes(RATE // 50 * 2), RATE, 1, RATE // 50)
+    caller.keep(feed(source, silence))
+
+
+async def feed(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
+    """A microphone that nobody speaks into."""
+    while True:
+        await source.capture_frame(frame)

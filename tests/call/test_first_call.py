@@ -1,0 +1,83 @@
+"""The generation test: what is rendered installs, lints, types, tests, builds, and takes a real call."""
+
+from __future__ import annotations
+
+import uuid
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.caller import Caller
+from tests.support.engines import redis_for
+from tests.support.projects import CALLED, Answers, Project
+from tests.support.server import LiveKit
+from tests.support.worker import SDK_WARNINGS, Worker, worker
+
+FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
+
+
+@pytest.fixture(params=CALLED, ids=str)
+def project(request: pytest.FixtureRequest, projects: dict[Answers, Project]) -> Project:
+    """Each distinct rendered project, installed."""
+    return projects[request.param]
+
+
+def test_its_format_and_lint_are_clean(project: Project) -> None:
+    project.run("uv", "run", "ruff", "format", "--check", ".")
+    project.run("uv", "run", "ruff", "check", ".")
+
+
+def test_its_types_are_strict_and_right(project: Project) -> None:
+    project.run("uv", "run", "mypy")
+
+
+def test_its_own_tests_pass_without_keys_or_network(project: Project) -> None:
+    done = project.run("uv", "run", "pytest", env=redis_for(project))
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tmp_path: Path) -> None:
+    project.run("uv", "build", "--quiet", "--out-dir", str(tmp_path))
+    (wheel,) = tmp_path.glob("*.whl")
+    assert list(tmp_path.glob("*.tar.gz"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"agent/entrypoint.py", "agent/persona.py", "agent/defaults.toml"} <= set(names)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_it_takes_a_call_and_knows_the_caller_the_second_time(project: Project, livekit: LiveKit) -> None:
+    async with worker(project.path, project.agent, livekit, AGENT_NAME="front-desk", **redis_for(project)) as running:
+        first, second = await call(running, livekit, project), await call(running, livekit, project)
+        remembered = project.chosen.memory != "none"
+        assert "welcome back" not in first.lower()
+        assert ("welcome back" in second.lower()) == remembered
+        assert await running.stop() == 0
+    assert [
+        record for record in running.records if any(said in str(record.get("message")) for said in SDK_WARNINGS)
+    ] == []
+    assert running.complaints() == []
+
+
+async def call(running: Worker, livekit: LiveKit, project: Project) -> str:
+    """One call from ringing to the free slot, with everything asserted that every call owes; the greeting."""
+    room = f"room-{uuid.uuid4().hex[:8]}"
+    async with Caller(livekit, room, "front-desk", identity="ann-lee") as caller:
+        greeting = await caller.hear_text()
+        await caller.hear_sound()
+        if project.chosen.knowledge == "sqlite":
+            await caller.ask(FACT_QUESTION, FACT)
+        else:
+            await caller.ask("Do you hear me?", "documents")
+    end = await running.ended(room)
+    assert end["reason"] == "caller left"
+    assert end["turns"] == 3  # the greeting, the question, the answer
+    assert running.steps(room) == [1, 2, 3, 4, 5, 6, 7, 8]
+    expected = ["session", "http", "knowledge", "memory", "room"]
+    closed = running.closed(room)
+    assert sorted(name for name, _ in closed) == sorted(expected)
+    assert (closed[0], closed[-1]) == (("session", "ok"), ("room", "ok"))
+    assert {outcome for _, outcome in closed} == {"ok"}
+    await running.free()
+    return greeting

@@ -1,0 +1,64 @@
+"""What the generation tests share: the template as a git repository, rendered projects, a real server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.support.projects import CALLED, Answers, Project, render
+from tests.support.server import LiveKit, livekit_server
+from tests.support.templates import Template, isolated_environment, make_template
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that the tester has configured, and no git hook that runs the tests, has a say in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("GIT_")]:
+            patch.delenv(name)
+        for name, value in isolated_environment(tmp_path_factory.mktemp("environment")).items():
+            patch.setenv(name, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    """Every release and this checkout, as a git repository; to be read only."""
+    return make_template(tmp_path_factory.mktemp("template") / "livekit-agent-template")
+
+
+@pytest.fixture
+def own_template(tmp_path: Path) -> Template:
+    """The same, to be changed by one test."""
+    return make_template(tmp_path / "livekit-agent-template")
+
+
+@pytest.fixture(scope="session")
+def projects(template: Template, tmp_path_factory: pytest.TempPathFactory) -> dict[Answers, Project]:
+    """Every distinct project, rendered and installed when it is first asked for."""
+    folder = tmp_path_factory.mktemp("projects")
+
+    class Rendered(dict[Answers, Project]):
+        def __missing__(self, answers: Answers) -> Project:
+            project = self[answers] = render(template, folder / str(answers), answers)
+            project.install()
+            return project
+
+    return Rendered()
+
+
+@pytest.fixture
+def default_project(projects: dict[Answers, Project]) -> Project:
+    """The project that `copier copy --defaults` makes."""
+    return projects[CALLED[0]]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def livekit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveKit]:
+    """A real livekit-server for the whole run."""
+    async with livekit_server(tmp_path_factory.mktemp("livekit")) as server:
+        yield server

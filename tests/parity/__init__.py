@@ -1,0 +1,1 @@
+"""Copier and Cookiecutter make the same project."""

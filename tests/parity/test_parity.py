@@ -1,0 +1,82 @@
+"""Cookiecutter makes what Copier makes: the same folders, bytes and modes, and an answers file for updates."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import copier
+import pytest
+
+from tests.support.templates import (
+    ASKED,
+    AWKWARD_NAMES,
+    COMBINATIONS,
+    WORK_TREE,
+    Project,
+    Template,
+    cookiecut,
+    identify,
+)
+
+
+def assert_same(copied: Project, baked: Project) -> None:
+    """Compare two projects, naming the files that differ."""
+    ours, theirs = copied.files(), baked.files()
+    assert {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} == set()
+    assert copied.folders() == baked.folders()
+
+
+@pytest.mark.parametrize("case", COMBINATIONS, ids=identify)
+def test_copier_and_cookiecutter_agree(template: Template, case: dict[str, str], tmp_path: Path) -> None:
+    baked = template.bake(tmp_path / "cookiecutter", **case)
+    assert_same(template.copy(tmp_path / "copier", **case), baked)
+    assert baked.answers() == baked.answers() | case | {"_commit": WORK_TREE, "_src_path": template.url}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        AWKWARD_NAMES,
+        {"project_name": "🎙🎙🎙"},
+        {"project_name": "3 Bears & Söhne"},
+        {"project_name": "agent"},
+        {"project_name": "x" * 80, "description": " ".join(["words"] * 33), "author_name": "3.10"},
+    ],
+    ids=lambda names: ascii(names["project_name"])[:20],
+)
+def test_copier_and_cookiecutter_agree_on_awkward_names(
+    template: Template, names: dict[str, str], tmp_path: Path
+) -> None:
+    assert_same(template.copy(tmp_path / "copier", **names), template.bake(tmp_path / "cookiecutter", **names))
+
+
+def test_they_agree_on_a_folder_that_is_no_git_repository(template: Template, tmp_path: Path) -> None:
+    plain = Template(tmp_path / "plain")
+    shutil.copytree(template.path, plain.path, ignore=shutil.ignore_patterns(".git"))
+    left_behind = [
+        "template/.venv/lib/x.py",
+        "template/src/agent/__pycache__/x.pyc",
+        "template/uv.lock",
+        "template/data/x",
+    ]
+    for name in left_behind:
+        Project(plain.path).write(name, "{{ not_a_name }}\n")
+    done = cookiecut(str(plain.path), tmp_path / "cookiecutter")
+    assert done.returncode == 0, done.stderr
+    baked = Project(tmp_path / "cookiecutter" / "my-agent")
+    copier.run_copy(str(plain.path), tmp_path / "copier", defaults=True, quiet=True)
+    assert_same(Project(tmp_path / "copier"), baked)
+    assert "_commit" not in baked.answers()
+
+
+def test_cookiecutter_asks_every_question_in_copiers_words(template: Template, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cookiecutter", "--output-dir", str(tmp_path), str(template.path)]
+    done = subprocess.run(command, input="\n" * len(ASKED), capture_output=True, text=True, check=True)
+    said = " ".join(done.stdout.split())
+    for question in ASKED.values():
+        assert question["help"] in said
+    assert "uv run agent chat" in said
+    assert (tmp_path / "my-agent" / ".copier-answers.yml").is_file()

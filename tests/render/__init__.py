@@ -1,0 +1,1 @@
+"""What every combination of answers renders."""

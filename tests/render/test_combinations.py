@@ -1,0 +1,188 @@
+"""Every combination of answers makes a project whose files parse and hold nothing of what was left out."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.templates import (
+    AWKWARD_NAMES,
+    COMBINATIONS,
+    CONFIG,
+    MARK,
+    ROOT,
+    Project,
+    Template,
+    copy_by_hand,
+    identify,
+)
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": json.loads,
+    ".toml": tomllib.loads,
+    ".yaml": lambda text: list(yaml.safe_load_all(text)),
+    ".yml": lambda text: list(yaml.safe_load_all(text)),
+}
+ANSWERS = "{{ _copier_conf.answers_file }}"
+# Only these hold free text; in the others `$`, `#` or a line's end could mean something.
+FREE_TEXT_IN = {".copier-answers.yml", "AGENTS.md", "LICENSE", "README.md", "pyproject.toml"}
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids=identify)
+def case(request: pytest.FixtureRequest) -> dict[str, str]:
+    """One combination."""
+    found: dict[str, str] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(template: Template, case: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project of that combination, to be read only."""
+    return template.copy(tmp_path_factory.mktemp("rendered") / "project", **case)
+
+
+def parsed(project: Project) -> dict[str, Any]:
+    """Every file of the project that can be parsed; raises where one cannot."""
+    return {
+        name: PARSERS[Path(name).suffix](project.read(name)) for name in project.files() if Path(name).suffix in PARSERS
+    }
+
+
+def excluded_paths(case: dict[str, str]) -> list[str]:
+    """What DESIGN says an option leaves out, said again rather than read from copier.yml."""
+    left_out = []
+    if case["knowledge"] == "none":
+        left_out += ["knowledge", "src/agent/knowledge/sqlite.py", "tests/test_knowledge_sqlite.py"]
+    for memory in {"sqlite", "redis"} - {case["memory"]}:
+        left_out += [f"src/agent/memory/{memory}.py", f"tests/test_memory_{memory}.py"]
+    return left_out
+
+
+def test_every_file_parses_and_no_template_syntax_is_left(template: Template, project: Project) -> None:
+    root = template.path / "template"
+    assert parsed(project).keys() >= {"pyproject.toml", ".copier-answers.yml", ".template.toml"}
+    verbatim = {str(path.relative_to(root)) for path in root.rglob("*")}
+    for name, (content, _) in project.files().items():
+        text = content.decode()
+        assert not text or text.endswith("\n"), f"{name} does not end in a newline"
+        assert not text.endswith("\n\n"), f"{name} ends in blank lines"
+        if name not in verbatim:
+            assert not re.search(r"\{%|# %|(?<!\$)\{\{", text), f"{name} has template syntax left"
+
+
+def test_what_an_option_leaves_out_is_not_there_and_all_else_is(
+    template: Template, project: Project, case: dict[str, str]
+) -> None:
+    root, left_out = template.path / "template", excluded_paths(case)
+    sources = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    names = {source.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml") for source in sources}
+    expected = {name for name in names if not any(name == path or name.startswith(f"{path}/") for path in left_out)}
+    assert project.files().keys() == expected
+    assert not [folder for folder in project.folders() if not any((project.path / folder).iterdir())]
+
+
+def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
+    # Python modules, their tests and documents are the same in every project, and may say what redis would be.
+    texts = {name: content.decode().lower() for name, (content, _) in project.files().items()}
+    speak = {name for name, text in texts.items() if re.search(r"redis(?!tribut)", text)}
+    with_redis = {name for name in speak if not name.endswith(".py") and not name.startswith("docs/")}
+    if case["memory"] == "redis":
+        assert with_redis >= {"pyproject.toml", "compose.yaml", ".copier-answers.yml"}
+    else:
+        assert with_redis == set()
+
+
+def test_values_reach_the_package(project: Project, case: dict[str, str]) -> None:
+    memory_url = "redis://localhost:6379/0" if case["memory"] == "redis" else case["memory"]
+    defaults = tomllib.loads(project.read("src/agent/defaults.toml"))
+    assert defaults == {"name": "my-agent", "knowledge": case["knowledge"], "memory_url": memory_url}
+
+
+def test_the_license_is_the_chosen_one(project: Project, case: dict[str, str]) -> None:
+    says = {"Apache-2.0": "Apache License", "MIT": "MIT License", "proprietary": "All rights reserved"}
+    text = project.read("LICENSE")
+    assert {license for license, words in says.items() if words in text} == {case["license"]}
+    assert "The My Agent authors" in text
+
+
+@pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify, indirect=True)
+def test_awkward_names_arrive_in_every_file_as_they_were_typed(
+    template: Template, case: dict[str, str], tmp_path: Path
+) -> None:
+    project = template.copy(tmp_path / "project", **case, **AWKWARD_NAMES)
+    assert {name: project.answers()[name] for name in AWKWARD_NAMES} == AWKWARD_NAMES
+    files = parsed(project)
+    about = files["pyproject.toml"]["project"]
+    assert about["name"] == AWKWARD_NAMES["project_slug"]
+    assert about["description"] == AWKWARD_NAMES["description"]
+    assert about["authors"] == [{"name": AWKWARD_NAMES["author_name"]}]
+    assert files["src/agent/defaults.toml"]["name"] == AWKWARD_NAMES["agent_name"]
+    assert AWKWARD_NAMES["author_name"] in project.read("LICENSE")
+    if "compose.yaml" in files:
+        assert files["compose.yaml"][0]["name"] == AWKWARD_NAMES["project_slug"]
+    for document in files.get("deploy/kubernetes.yaml", []):
+        assert isinstance(document["metadata"]["name"], str)
+
+
+def test_free_text_stays_out_of_files_that_would_interpret_it(template: Template, tmp_path: Path) -> None:
+    names = {"project_name": "Free Text One", "description": "Free Text Two", "author_name": "Free Text Three"}
+    project = template.copy(tmp_path / "project", **names)
+    reached = {name for name, (content, _) in project.files().items() if b"Free Text" in content}
+    assert reached <= FREE_TEXT_IN
+
+
+def test_copying_needs_neither_trust_nor_answers_nor_git(template: Template, tmp_path: Path) -> None:
+    for number, source in enumerate([str(template.path), template.url, str(ROOT)]):
+        done = copy_by_hand(source, tmp_path / f"project {number}")
+        assert done.returncode == 0, done.stderr
+        for command in (f"cd '{tmp_path}/project {number}'", "uv sync && uv run pytest", "uv run agent chat"):
+            assert command in done.stderr
+        assert (tmp_path / f"project {number}" / "pyproject.toml").is_file()
+
+
+def test_copier_yml_uses_nothing_that_needs_trust_or_that_the_hooks_do_not_read() -> None:
+    settings = {name for name in CONFIG if name.startswith("_")}
+    assert settings == {
+        "_envops",
+        "_exclude",
+        "_message_after_copy",
+        "_message_after_update",
+        "_min_copier_version",
+        "_skip_if_exists",
+        "_subdirectory",
+    }
+    for name, question in CONFIG.items():
+        if not name.startswith("_"):
+            assert question["type"] == "str"
+            assert question.get("when", True) in (True, False)
+            assert question.get("help") or question.get("when") is False, f"{name} does not explain itself"
+            assert "choices" in question or "validator" in question or question.get("when") is False, name
+            assert question["default"] is not None
+            assert question.keys() <= {"type", "help", "default", "choices", "validator", "when"}
+
+
+def test_no_python_file_of_the_template_is_rendered(template: Template) -> None:
+    assert not list((template.path / "template").rglob("*.py.jinja"))
+
+
+def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project", memory="redis")
+    metadata = tomllib.loads(project.read("pyproject.toml"))
+    required = metadata["project"]["dependencies"] + metadata["dependency-groups"]["dev"]
+    taken = CONFIG["taken_names"]["default"].split()
+    for requirement in required:
+        name = requirement.split(">")[0].split("=")[0].split("~")[0].split("[")[0].strip().lower()
+        assert name in taken, f"copier.yml's taken_names lacks {name}"
+
+
+def test_every_shared_file_has_a_mark_below_which_owners_add_lines(template: Template, tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project")
+    for name in project.ownership()["shared"]:
+        assert MARK in project.read(name), f"{name} is shared and has no mark"

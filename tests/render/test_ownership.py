@@ -1,0 +1,56 @@
+"""Whose each file is: `.template.toml` says the same as copier.yml and the tree."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests.support.templates import COMBINATIONS, CONFIG, MARK, ROOT, Template, identify
+
+UPDATE_ONLY = "{% if _copier_operation == 'update' %}"
+
+
+def test_the_committed_ownership_is_the_generated_one() -> None:
+    check = [sys.executable, str(ROOT / "tools" / "ownership.py"), "--check"]
+    assert subprocess.run(check, check=False).returncode == 0, "run `make ownership`"
+
+
+@pytest.mark.parametrize("case", COMBINATIONS[::5], ids=identify)
+def test_every_file_of_a_project_has_one_owner(template: Template, case: dict[str, str], tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project", **case)
+    owners = project.ownership()
+    for name in project.files():
+        classes = [
+            any(fnmatch(name, glob) for glob in owners["yours"]),
+            name in owners["shared"],
+            name in owners["ours"],
+        ]
+        assert sum(classes) == 1, f"{name}: yours, shared, ours = {classes}"
+    assert set(owners["ours"]) <= project.files().keys(), "a file of ours is listed and absent"
+    assert owners["mark"] == MARK
+
+
+def test_hashes_are_those_of_the_files_that_are_the_same_in_every_project(template: Template, tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project", project_name="Anything Else")
+    owners = project.ownership()
+    verbatim = {name for name in owners["ours"] if (template.path / "template" / name).is_file()}
+    assert owners["sha256"].keys() == verbatim
+    for name, digest in owners["sha256"].items():
+        assert hashlib.sha256((project.path / name).read_bytes()).hexdigest() == digest, name
+
+
+def test_copier_never_overwrites_what_is_yours(template: Template, tmp_path: Path) -> None:
+    owners = template.copy(tmp_path / "project").ownership()
+    assert CONFIG["_skip_if_exists"] == [f"/{glob}" for glob in owners["yours"]]
+
+
+def test_what_comes_once_is_yours(template: Template, tmp_path: Path) -> None:
+    owners = template.copy(tmp_path / "project").ownership()
+    once = [entry.removeprefix(UPDATE_ONLY) for entry in CONFIG["_exclude"] if entry.startswith(UPDATE_ONLY)]
+    assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
+    assert {"knowledge/**", "README.md"} <= set(owners["yours"])

@@ -1,0 +1,134 @@
+"""A caller: joins a room as a front end does, hears the agent's words and sound, writes to it, hangs up."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from livekit import rtc
+
+from tests.support.server import LiveKit
+
+PATIENCE = 20.0  # seconds; for a busy machine, not a measure of anything
+
+
+class Caller:
+    """One person in one room; `async with` joins and hangs up."""
+
+    def __init__(
+        self,
+        server: LiveKit,
+        room: str,
+        agent_name: str | None = None,
+        *,
+        identity: str = "ann",
+        kind: str = "standard",
+    ) -> None:
+        self.identity, self.server, self.room_name = identity, server, room
+        self.room = rtc.Room()
+        self.sentences: asyncio.Queue[str] = asyncio.Queue()  # what the agent said, a segment each
+        self.agent_here = asyncio.Event()
+        self.agent_gone = asyncio.Event()
+        self.cut_off = asyncio.Event()  # the server ended this connection
+        self.sound = asyncio.Event()  # something that is not silence was heard
+        self.loud_seconds = 0.0
+        self.first_sound_at: float | None = None  # time.monotonic()
+        self.last_sound_at: float | None = None
+        self._token = server.token(room, identity, agent_name=agent_name, kind=kind)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        room = self.room
+        room.on("track_subscribed", self._listen)
+        room.on("participant_connected", lambda p: self._agent(p, self.agent_here))
+        room.on("participant_disconnected", lambda p: self._agent(p, self.agent_gone))
+        room.on("disconnected", lambda *_: self.cut_off.set())
+        room.register_text_stream_handler("lk.transcription", self._read)
+        await room.connect(self.server.url, self._token)
+        for participant in room.remote_participants.values():
+            self._agent(participant, self.agent_here)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Leave the room."""
+        for task in self._tasks:
+            task.cancel()
+        await self.room.disconnect()
+
+    def _agent(self, participant: rtc.RemoteParticipant, event: asyncio.Event) -> None:
+        if participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+            event.set()
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` for as long as the call lasts."""
+        self._spawn(asyncio.create_task(work))
+
+    def _spawn(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _read(self, reader: rtc.TextStreamReader, identity: str) -> None:
+        async def read() -> None:
+            text = await reader.read_all()
+            if identity != self.identity and text.strip():
+                self.sentences.put_nowait(text.strip())
+
+        self._spawn(asyncio.create_task(read()))
+
+    def _listen(
+        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+    ) -> None:
+        if track.kind != rtc.TrackKind.KIND_AUDIO or participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+            return
+
+        async def listen() -> None:
+            stream = rtc.AudioStream(track)
+            async for event in stream:
+                samples = array.array("h", bytes(event.frame.data))
+                if samples and max(map(abs, samples)) > 500:
+                    now = time.monotonic()
+                    self.first_sound_at = self.first_sound_at or now
+                    self.last_sound_at = now
+                    self.loud_seconds += event.frame.samples_per_channel / event.frame.sample_rate
+                    self.sound.set()
+
+        self._spawn(asyncio.create_task(listen()))
+
+    async def hear_text(self) -> str:
+        """The agent's next sentences, as `lk.transcription` has them."""
+        async with asyncio.timeout(PATIENCE):
+            return await self.sentences.get()
+
+    async def hear_text_with(self, words: str) -> str:
+        """The first of the agent's next sentences that contains `words`."""
+        heard: list[str] = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while words.lower() not in " ".join(heard).lower():
+                    heard.append(await self.sentences.get())
+        except TimeoutError:
+            raise AssertionError(f"{words!r} was never said; heard: {heard}") from None
+        return heard[-1]
+
+    async def hear_sound(self) -> None:
+        """Wait for audio that is not silence."""
+        async with asyncio.timeout(PATIENCE):
+            await self.sound.wait()
+
+    async def write(self, text: str) -> None:
+        """Write to the agent, as a front end's chat box does."""
+        await self.room.local_participant.send_text(text, topic="lk.chat")
+
+    async def ask(self, question: str, expecting: str) -> str:
+        """Write a question and wait for the answer that contains `expecting`."""
+        await self.write(question)
+        return await self.hear_text_with(expecting)

@@ -1,0 +1,85 @@
+"""Rendered projects: rendered once by Copier, installed with uv as their owner would, used by many tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import templates
+
+UV = Path(sys.executable).with_name("uv")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One choice for every question that chooses something."""
+
+    knowledge: str = "sqlite"
+    memory: str = "sqlite"
+    license: str = "Apache-2.0"
+
+    def __str__(self) -> str:
+        """A name for a test's parameter."""
+        return f"{self.knowledge}-{self.memory}-{self.license}"
+
+    def data(self) -> dict[str, str]:
+        """As Copier takes them."""
+        return {"knowledge": self.knowledge, "memory": self.memory, "license": self.license}
+
+
+PAIRS = [  # every pair of values of two questions is in here
+    Answers("sqlite", "sqlite", "Apache-2.0"),
+    Answers("sqlite", "redis", "MIT"),
+    Answers("sqlite", "none", "proprietary"),
+    Answers("none", "sqlite", "MIT"),
+    Answers("none", "redis", "proprietary"),
+    Answers("none", "none", "Apache-2.0"),
+    Answers("sqlite", "sqlite", "proprietary"),
+    Answers("none", "redis", "Apache-2.0"),
+    Answers("none", "none", "MIT"),
+]
+CALLED = PAIRS[:6]  # the last three differ from these in their license only
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """The environment without what would reach into a rendered project; uv keeps to the project's own."""
+    unwanted = ("LIVEKIT_", "AGENT_", "VIRTUAL_ENV", "PYTHONPATH", "GIT_", "PYTEST_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+    return {**kept, "PATH": f"{UV.parent}{os.pathsep}{kept['PATH']}", **more}
+
+
+@dataclass(frozen=True)
+class Project(templates.Project):
+    """A rendered repository that can be installed and run."""
+
+    chosen: Answers
+
+    def run(
+        self, *command: str, check: bool = True, stdin: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as its owner would; its output is in the error if it fails."""
+        done = subprocess.run(
+            command, cwd=self.path, env=clean_environment(**(env or {})), input=stdin, capture_output=True, text=True
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def install(self) -> None:
+        """`uv sync`."""
+        self.run("uv", "sync", "--quiet")
+
+    @property
+    def agent(self) -> list[str]:
+        """The command that an owner types."""
+        return ["uv", "run", "agent"]
+
+
+def render(template: templates.Template, to: Path, chosen: Answers, **names: str) -> Project:
+    """A fresh copy of this checkout's template in `to`, which does not exist."""
+    template.copy(to, **{"project_name": "Front Desk", **chosen.data(), **names})
+    return Project(to, chosen)

@@ -1,0 +1,156 @@
+"""A real livekit-server on loopback, from PATH or built once by `go install` into a cache outside the tree."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from livekit import api
+
+VERSION = "v1.13.5"  # newer ones carry `replace` lines, which `go install` refuses
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "livekit-agent-template"
+
+
+class Unavailable(Exception):
+    """No livekit-server here, and none can be built: why."""
+
+
+def find_binary() -> Path:
+    """The server's binary; builds it (two minutes, once) when Go is there. Raises Unavailable."""
+    if found := shutil.which("livekit-server"):
+        return Path(found)
+    binary = CACHE / "bin" / f"livekit-server-{VERSION}"
+    if binary.exists():
+        return binary
+    if shutil.which("go") is None:
+        raise Unavailable("livekit-server is not on PATH, and without Go it cannot be built")
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=binary.parent) as folder:
+        print(f"building livekit-server {VERSION} (about two minutes, once) ...", flush=True)
+        module = f"github.com/livekit/livekit-server/cmd/server@{VERSION}"
+        built = subprocess.run(
+            ["go", "install", module],
+            env={**os.environ, "GOBIN": folder, "CGO_ENABLED": "0"},
+            capture_output=True,
+            text=True,
+        )
+        if built.returncode:
+            raise Unavailable(f"go install {module} failed: {built.stderr.strip().splitlines()[-1:]}")
+        os.replace(Path(folder) / "server", binary)
+    return binary
+
+
+def require_binary() -> Path:
+    """The server's binary; without one the test is skipped with the reason, and fails under CI."""
+    try:
+        return find_binary()
+    except Unavailable as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    """A port that is free on loopback right now."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class LiveKit:
+    """A running server."""
+
+    port: int
+    log: Path
+    process: asyncio.subprocess.Process
+    api_key: str = "devkey"
+    api_secret: str = "a-secret-for-tests-of-more-than-32-bytes"
+    url: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.url = f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What an agent needs to know."""
+        return {"LIVEKIT_URL": self.url, "LIVEKIT_API_KEY": self.api_key, "LIVEKIT_API_SECRET": self.api_secret}
+
+    def api(self) -> api.LiveKitAPI:
+        """A client of its API; the caller closes it."""
+        return api.LiveKitAPI(self.url.replace("ws", "http"), self.api_key, self.api_secret)
+
+    def token(self, room: str, identity: str, *, agent_name: str | None = None, kind: str = "standard") -> str:
+        """A token for `identity`; joining with it sends `agent_name` into the room."""
+        token = (
+            api.AccessToken(self.api_key, self.api_secret)
+            .with_identity(identity)
+            .with_kind(kind)  # type: ignore[arg-type]
+            .with_grants(api.VideoGrants(room_join=True, room=room))
+        )
+        if agent_name:
+            dispatch = api.RoomAgentDispatch(agent_name=agent_name)
+            token = token.with_room_config(api.RoomConfiguration(agents=[dispatch]))
+        return token.to_jwt()
+
+
+@asynccontextmanager
+async def livekit_server(folder: Path | None = None) -> AsyncIterator[LiveKit]:
+    """A server of its own on free loopback ports, ended on exit."""
+    binary = require_binary()
+    with tempfile.TemporaryDirectory() as scratch:
+        home = folder or Path(scratch)
+        port = free_port()
+        server = LiveKit(port=port, log=home / "livekit-server.log", process=None)  # type: ignore[arg-type]
+        config = home / "livekit.yaml"
+        config.write_text(
+            f"""port: {port}
+bind_addresses: ["127.0.0.1"]
+keys: {{ "{server.api_key}": "{server.api_secret}" }}
+rtc:
+  node_ip: 127.0.0.1
+  udp_port: {free_port(socket.SOCK_DGRAM)}
+  tcp_port: {free_port()}
+  enable_loopback_candidate: true
+  stun_servers: ["127.0.0.1:3478"]
+agents: {{ target_load: 100 }}
+logging: {{ level: info, json: true }}
+""",
+            encoding="utf-8",
+        )
+        with server.log.open("wb") as log:
+            server.process = await asyncio.create_subprocess_exec(
+                str(binary), "--config", str(config), stdout=log, stderr=log
+            )
+        try:
+            await _ready(server)
+            yield server
+        finally:
+            if server.process.returncode is None:
+                server.process.kill()  # its first signal waits for participants
+            await server.process.wait()
+
+
+async def _ready(server: LiveKit) -> None:
+    async with asyncio.timeout(20), aiohttp.ClientSession() as http:
+        while True:
+            if server.process.returncode is not None:
+                raise RuntimeError(f"livekit-server ended at once: {server.log.read_text()[-2000:]}")
+            try:
+                async with http.get(f"http://127.0.0.1:{server.port}/") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.05)  # a foreign process: there is no event to await

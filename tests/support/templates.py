@@ -1,0 +1,210 @@
+"""The template's releases, projects rendered from them by either tool, and what becomes of these projects."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import copier
+import yaml
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+WORK_TREE = "v999.0.0"  # what tools/history.py calls this checkout
+MARK = "--- yours below: updates never touch what follows ---"
+
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
+ASKED: dict[str, dict[str, Any]] = {
+    name: spec for name, spec in CONFIG.items() if not name.startswith("_") and spec.get("when", True)
+}
+
+
+def values_of(spec: dict[str, Any]) -> list[str]:
+    """What a question lets one choose from."""
+    choices = spec["choices"]
+    return list(choices.values() if isinstance(choices, dict) else choices)
+
+
+CHOICES = {name: values_of(spec) for name, spec in ASKED.items() if "choices" in spec}
+COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+
+# Legal, and apt to break a file that does not expect them.
+AWKWARD_NAMES = {
+    "project_name": 'Zoë "Z" O\'Neil \\ 🎙 {{ 7 * 7 }} #',
+    "project_slug": "null",
+    "agent_name": "1e3",
+    "description": "yes: 'a' \\n \"b\" ${HOME} {% raw %} <b> `x` & | é",
+    "author_name": "Ann \\\" O'Neil [x](y) # 🎙",
+}
+
+
+def identify(case: dict[str, str]) -> str:
+    """How pytest names a combination."""
+    return "-".join(case.values())
+
+
+def git(repository: Path, *arguments: str) -> str:
+    """What git prints; the fixture `isolated` keeps the tester's settings out of it."""
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+
+
+def isolated_environment(folder: Path) -> dict[str, str]:
+    """Variables that keep git, Copier and Cookiecutter from what the tester has configured and cached."""
+    (folder / "copier-settings.yml").write_text("{}\n", encoding="utf-8")
+    config = {"cookiecutters_dir": str(folder / "cookiecutters"), "replay_dir": str(folder / "replay")}
+    (folder / "cookiecutter.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    identity = {f"GIT_{role}_{field}": "tester" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
+    return identity | {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "COPIER_SETTINGS_PATH": str(folder / "copier-settings.yml"),
+        "COPIER_CACHE_DIR": str(folder / "copier-cache"),
+        "COOKIECUTTER_CONFIG": str(folder / "cookiecutter.yml"),
+    }
+
+
+@dataclass(frozen=True)
+class Project:
+    """A rendered project."""
+
+    path: Path
+
+    def read(self, name: str) -> str:
+        """The text of a file."""
+        return (self.path / name).read_text(encoding="utf-8")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file, and its folders."""
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_text(text, encoding="utf-8")
+
+    def files(self) -> dict[str, tuple[bytes, int]]:
+        """The bytes and mode of every file but git's."""
+        found = [path for path in self.path.rglob("*") if path.is_file() and ".git" not in path.parts]
+        return {str(path.relative_to(self.path)): (path.read_bytes(), path.stat().st_mode) for path in found}
+
+    def folders(self) -> set[str]:
+        """Every folder but git's."""
+        found = [path for path in self.path.rglob("*") if path.is_dir() and ".git" not in path.parts]
+        return {str(path.relative_to(self.path)) for path in found}
+
+    def answers(self) -> dict[str, str]:
+        """What the answers file records."""
+        return cast("dict[str, str]", yaml.safe_load(self.read(".copier-answers.yml")))
+
+    def ownership(self) -> dict[str, Any]:
+        """What `.template.toml` says."""
+        return tomllib.loads(self.read(".template.toml"))
+
+    def commit(self) -> None:
+        """Commit everything, in a repository of its own."""
+        if not (self.path / ".git").exists():
+            git(self.path, "init", "--quiet", "--initial-branch=main")
+        git(self.path, "add", "--all")
+        git(self.path, "commit", "--quiet", "--allow-empty", "--message=work")
+
+    def update(self, version: str, **answers: str) -> None:
+        """`copier update --defaults`, which needs everything committed."""
+        copier.run_update(self.path, data=answers, vcs_ref=version, defaults=True, overwrite=True, quiet=True)
+
+    def changes(self) -> list[str]:
+        """What is not committed, ignored files too."""
+        return git(self.path, "status", "--porcelain", "--ignored", "--untracked-files=all").splitlines()
+
+    def conflicts(self) -> list[str]:
+        """What an update could not merge; its exit status says nothing about that."""
+        unmerged = [line for line in self.changes() if line[:2] in {"UU", "AA", "DU", "UD", "AU", "UA", "DD"}]
+        rejected = [str(path) for path in self.path.rglob("*.rej")]
+        marked = [name for name, (content, _) in self.files().items() if b"\n<<<<<<< " in b"\n" + content]
+        return unmerged + rejected + marked
+
+
+@dataclass(frozen=True)
+class Template:
+    """A git repository of every release and this checkout, as tools/history.py makes it."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        """The address that both tools take for a git repository."""
+        return f"git+file://{self.path}"
+
+    def copy(self, project: Path, version: str = WORK_TREE, **answers: str) -> Project:
+        """`copier copy --defaults`; raises ValueError for an answer that is refused."""
+        copier.run_copy(self.url, project, data=answers, vcs_ref=version, defaults=True, quiet=True)
+        return Project(project)
+
+    def bake(self, parent: Path, version: str = WORK_TREE, **answers: str) -> Project:
+        """`cookiecutter --no-input`, from nothing; the project's folder is named by its slug."""
+        done = cookiecut(self.url, parent, "--checkout", version, *(f"{k}={literal(v)}" for k, v in answers.items()))
+        assert done.returncode == 0, done.stderr + done.stdout
+        (project,) = parent.iterdir()
+        return Project(project)
+
+    def source(self, name: str) -> Path:
+        """Where the file that a project has under this name is in the template."""
+        plain = self.path / "template" / name
+        return plain if plain.is_file() else plain.with_name(f"{plain.name}.jinja")
+
+    def add_line(self, name: str, line: str, before: str = "") -> None:
+        """Add a line to a file of the template: above each line that contains `before`, else at the end."""
+        source = self.source(name)
+        lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+        places = [number for number, text in enumerate(lines) if before in text] if before else [len(lines)]
+        for number in reversed(places):
+            margin = lines[number][: len(lines[number]) - len(lines[number].lstrip())] if before else ""
+            lines.insert(number, f"{margin}{line}\n")
+        source.write_text("".join(lines), encoding="utf-8")
+
+    def release(self, version: str) -> None:
+        """Commit and tag what was edited."""
+        ownership = [sys.executable, str(ROOT / "tools" / "ownership.py"), "--root", str(self.path)]
+        subprocess.run(ownership, check=True)
+        git(self.path, "add", "--all")
+        git(self.path, "commit", "--quiet", "--message", version)
+        git(self.path, "tag", "--annotate", "--message", version, version)
+
+
+def literal(value: str) -> str:
+    """The value as Cookiecutter's command line needs it: unlike Copier, it takes what is given for a Jinja template."""
+    return value.replace("{{", "{{ '{{' }}").replace("{%", "{{ '{%' }}").replace("{#", "{{ '{#' }}")
+
+
+def cookiecut(source: str, parent: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `cookiecutter --no-input` for a project in `parent`."""
+    command = [sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", str(parent), source, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def copy_by_hand(source: str, project: Path, **answers: str) -> subprocess.CompletedProcess[str]:
+    """Run `copier copy --defaults` as a user does, without --trust."""
+    given = [f"--data={name}={value}" for name, value in answers.items()]
+    command = [sys.executable, "-m", "copier", "copy", "--defaults", *given, source, str(project)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def make_template(folder: Path) -> Template:
+    """The releases and this checkout, in `folder`, which does not exist."""
+    command = [sys.executable, str(ROOT / "tools" / "history.py"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+    return Template(folder)
+
+
+def released() -> list[str]:
+    """The tags of the released templates, oldest first."""
+    bundle = ROOT / "releases" / "history.bundle"
+    if not bundle.exists():
+        return []
+    heads = git(ROOT, "bundle", "list-heads", str(bundle)).split()
+    tags = [name.removeprefix("refs/tags/") for name in heads if name.startswith("refs/tags/")]
+    return sorted(tags, key=Version)

@@ -1,0 +1,160 @@
+"""A worker started as its owner starts it, and what its log says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.support.projects import clean_environment
+from tests.support.server import LiveKit, free_port
+
+SDK_WARNINGS = (  # the two this project exists for
+    "The job task completed without establishing a connection or performing a proper shutdown",
+    "The room connection was not established within 10 seconds",
+)
+TOLERATED = (  # the SDK's own, on a busy machine or at a worker's end
+    "is slower than realtime",
+    "ping",
+    "event loop",
+    "process is unresponsive",
+    "high memory usage",
+    "exceeded load threshold",
+    "worker is at full capacity",
+    "draining worker",
+    "unknown FFI handle",
+    "closed unexpectedly",
+    "failed to send session event",
+)
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Worker:
+    """A running worker and every record it has logged."""
+
+    process: asyncio.subprocess.Process
+    port: int
+    records: list[Record] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)  # lines that are no records
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def read(self) -> None:
+        """Collect the log until the process closes it."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            text = line.decode(errors="replace").rstrip()
+            try:
+                record = json.loads(text)
+            except ValueError:
+                self.other.append(text)
+                continue
+            async with self._changed:
+                self.records.append(record)
+                self._changed.notify_all()
+
+    async def wait_for(self, wanted: Callable[[Record], bool], seconds: float = 40.0, start: int = 0) -> Record:
+        """The first record at or after index `start` that is `wanted`, logged already or later."""
+        seen = start
+        try:
+            async with asyncio.timeout(seconds), self._changed:
+                while True:
+                    for record in self.records[seen:]:
+                        if wanted(record):
+                            return record
+                    seen = len(self.records)
+                    await self._changed.wait()
+        except TimeoutError:
+            tail = "\n".join([*self.other[-10:], *(json.dumps(r) for r in self.records[-30:])])
+            raise AssertionError(f"the worker never logged what was waited for; its log ends with:\n{tail}") from None
+
+    async def ended(self, room: str) -> Record:
+        """The record of the end of the call in `room`."""
+        return await self.wait_for(
+            lambda record: record.get("room") == room and "reason" in record and "turns" in record
+        )
+
+    def of(self, room: str) -> list[Record]:
+        """Every record of the call in `room`, in order."""
+        return [record for record in self.records if record.get("room") == room]
+
+    def steps(self, room: str) -> list[int]:
+        """The steps of the call in `room`, in the order they were logged."""
+        return [record["step"] for record in self.of(room) if "step" in record]
+
+    def closed(self, room: str) -> list[tuple[str, str]]:
+        """Resource and outcome of every close of the call in `room`, in order."""
+        return [(r["resource"], r["outcome"]) for r in self.of(room) if "outcome" in r and "resource" in r]
+
+    def complaints(self) -> list[Record]:
+        """Warnings and errors that no healthy call logs."""
+        return [
+            record
+            for record in self.records
+            if record.get("level") in {"WARNING", "ERROR", "CRITICAL"}
+            and (
+                str(record.get("logger", "")).startswith("agent")
+                or not any(known in str(record.get("message", "")) for known in TOLERATED)
+            )
+        ]
+
+    async def active_jobs(self) -> int:
+        """How many jobs the worker says it has."""
+        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.port}/worker") as answer:
+            return int((await answer.json()).get("active_jobs", 0))
+
+    async def free(self, seconds: float = 15.0) -> None:
+        """Wait until the worker has no job."""
+        async with asyncio.timeout(seconds):
+            while await self.active_jobs():  # noqa: ASYNC110 -- another process: there is no event to await
+                await asyncio.sleep(0.05)
+
+    async def stop(self, sig: int = signal.SIGTERM, seconds: float = 30.0) -> int:
+        """Send the signal; the exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(sig)
+        async with asyncio.timeout(seconds):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def worker(
+    project: Path, command: Sequence[str], server: LiveKit, *, verb: str = "start", **environment: str
+) -> AsyncIterator[Worker]:
+    """`command` + `verb` run in `project`, registered with `server`, keyless; ended on exit."""
+    port = free_port()
+    keyless = {"AGENT_MODELS": "scripted", "AGENT_PORT": str(port), "AGENT_MAX_LOAD": "inf"}
+    defaults = {**server.environment, **keyless}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        verb,
+        cwd=project,
+        env=clean_environment(**{**defaults, **environment}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=2**22,
+        start_new_session=True,
+    )
+    running = Worker(process, port)
+    reading = asyncio.create_task(running.read())
+    try:
+        await running.wait_for(lambda record: "registered worker" in str(record.get("message", "")), seconds=60)
+        yield running
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(15):
+                    await process.wait()
+            except TimeoutError:
+                os.killpg(process.pid, signal.SIGKILL)
+        await reading

@@ -1,0 +1,1 @@
+"""Releases, and updates from one to another."""

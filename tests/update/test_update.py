@@ -1,0 +1,209 @@
+"""`copier update` brings what is ours and keeps what is the owner's, from every release to this checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import copier
+import pytest
+
+from tests.support import projects
+from tests.support.templates import (
+    COMBINATIONS,
+    MARK,
+    ROOT,
+    WORK_TREE,
+    Project,
+    Template,
+    git,
+    identify,
+    released,
+)
+
+NEXT = "v999.1.0"  # this checkout with a fix in it
+VERSIONS = [*released(), WORK_TREE]
+PERSONA = "src/agent/persona.py"
+OURS = "src/agent/lifecycle.py"
+FIX = "# A fix that owners wait for."
+DEPENDENCY = '"anyio>=4",'
+
+
+@pytest.fixture
+def fixed(own_template: Template) -> Template:
+    """The template with a next release, which changes a file of every class."""
+    own_template.add_line(OURS, FIX)
+    metadata = own_template.source("pyproject.toml")
+    text = metadata.read_text(encoding="utf-8")
+    metadata.write_text(text.replace(f"    # {MARK}", f"    {DEPENDENCY}\n    # {MARK}", 1), encoding="utf-8")
+    for name in (PERSONA, "README.md", "knowledge/news.md"):
+        own_template.source(name).touch()
+        own_template.add_line(name, "# This comes with first copies only.")
+    own_template.release(NEXT)
+    return own_template
+
+
+def uv(project: Project, *arguments: str) -> None:
+    """Run uv as an owner does."""
+    subprocess.run([find_uv(), *arguments], cwd=project.path, check=True, capture_output=True)
+
+
+def find_uv() -> str:
+    """The uv of the tests' environment, else of the machine."""
+    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if not found:
+        pytest.skip("there is no uv on this machine: install it, or use `make test`")
+    return found
+
+
+def make_it_theirs(project: Project) -> dict[str, str]:
+    """Do what owners do, commit it, and return the text of every file that is theirs alone."""
+    project.commit()
+    # --frozen: only pyproject.toml is of interest, and the network is not needed
+    uv(project, "add", "--frozen", "httpx")
+    uv(project, "add", "--frozen", "--dev", "hypothesis")
+    theirs = {
+        PERSONA: project.read(PERSONA) + '\nFAVOURITE = "tea"\n',
+        "README.md": "# Ours now\n",
+        "knowledge/prices.md": "# Prices\n\nTea is 3 euros.\n",
+        "src/agent/weather.py": '"""A tool of the owner\'s."""\n',
+    }
+    for name, text in theirs.items():
+        project.write(name, text)
+    project.commit()
+    return theirs
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_update_brings_the_fix_and_keeps_every_byte_of_the_owners(
+    fixed: Template, version: str, tmp_path: Path
+) -> None:
+    project = fixed.copy(tmp_path / "project", version)
+    theirs = make_it_theirs(project)
+    documents = [name for name in project.files() if name.startswith("knowledge/")]
+
+    project.update(NEXT)
+
+    assert project.conflicts() == []
+    assert FIX in project.read(OURS)
+    assert {name: project.read(name) for name in theirs} == theirs
+    assert [name for name in project.files() if name.startswith("knowledge/")] == documents
+    dependencies = project.read("pyproject.toml").split("dependencies = [")[1].split("]\n")[0].split()
+    assert DEPENDENCY in dependencies
+    assert dependencies.index(DEPENDENCY) < dependencies.index("below:") < dependencies.index('"httpx",')
+
+    project.commit()
+    project.update(NEXT)
+    assert project.changes() == [], "a second update changed something"
+
+
+def test_an_updated_project_passes_its_tests(fixed: Template, tmp_path: Path) -> None:
+    chosen = projects.Answers()
+    project = projects.Project(fixed.copy(tmp_path / "project", VERSIONS[0], **chosen.data()).path, chosen)
+    make_it_theirs(project)
+    project.update(NEXT)
+    project.install()
+    project.run("uv", "run", "pytest")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify)
+def test_an_untouched_project_becomes_what_a_fresh_copy_is(
+    fixed: Template, version: str, case: dict[str, str], tmp_path: Path
+) -> None:
+    project = fixed.copy(tmp_path / "project", version, **case)
+    project.commit()
+    project.update(NEXT)
+    assert project.conflicts() == []
+
+    answers = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+    fresh = fixed.copy(tmp_path / "fresh", NEXT, **answers)
+    ours = {*fresh.ownership()["ours"], *fresh.ownership()["shared"]}
+    updated, expected = project.files(), fresh.files()
+    assert {name for name in ours if updated.get(name) != expected.get(name)} == set()
+    assert updated.keys() - expected.keys() == set()
+
+
+def test_deleted_code_of_the_owner_comes_back_and_deleted_documents_do_not(fixed: Template, tmp_path: Path) -> None:
+    project = fixed.copy(tmp_path / "project")
+    for name in (PERSONA, "README.md"):
+        (project.path / name).unlink()
+    shutil.rmtree(project.path / "knowledge")
+    project.commit()
+
+    project.update(NEXT)
+
+    assert project.read(PERSONA) == fixed.source(PERSONA).read_text(encoding="utf-8")
+    assert not (project.path / "README.md").exists()
+    assert not (project.path / "knowledge").exists()
+
+
+def test_copying_again_overwrites_nothing_of_the_owners(fixed: Template, tmp_path: Path) -> None:
+    project = fixed.copy(tmp_path / "project")
+    theirs = make_it_theirs(project)
+    copier.run_recopy(project.path, vcs_ref=NEXT, defaults=True, overwrite=True, quiet=True)
+    assert FIX in project.read(OURS)
+    assert {name: project.read(name) for name in theirs} == theirs
+
+
+def test_a_project_from_cookiecutter_updates_too(fixed: Template, tmp_path: Path) -> None:
+    project = fixed.bake(tmp_path / "projects", memory="redis")
+    theirs = make_it_theirs(project)
+    project.update(NEXT)
+    assert project.conflicts() == []
+    assert FIX in project.read(OURS)
+    assert {name: project.read(name) for name in theirs} == theirs
+    assert project.answers()["_commit"] == NEXT
+
+
+def test_lines_below_each_mark_merge_with_new_lines_above_it(own_template: Template, tmp_path: Path) -> None:
+    project = own_template.copy(tmp_path / "project")
+    shared = project.ownership()["shared"]
+    for name in shared:
+        lines = [f"{line}\n# theirs\n" if MARK in line else f"{line}\n" for line in project.read(name).splitlines()]
+        project.write(name, "".join(lines))
+    project.commit()
+    for name in shared:
+        own_template.add_line(name, "# ours", before=MARK)
+    own_template.release(NEXT)
+
+    project.update(NEXT)
+
+    assert project.conflicts() == []
+    for name in shared:
+        lines = [line.strip() for line in project.read(name).splitlines()]
+        marks = [number for number, line in enumerate(lines) if MARK in line]
+        assert marks, name
+        assert [(lines[number - 1], lines[number + 1]) for number in marks] == [("# ours", "# theirs")] * len(marks)
+
+
+def test_switching_an_option_there_and_back_leaves_no_trace(template: Template, tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project")
+    project.commit()
+    before = project.files()
+    project.update(WORK_TREE, memory="redis", knowledge="none")
+    assert project.conflicts() == []
+    assert not (project.path / "src/agent/memory/sqlite.py").exists()
+    assert "redis" in project.read("pyproject.toml")
+    assert {name for name in before if name.startswith("knowledge/")} <= project.files().keys()
+    project.commit()
+    project.update(WORK_TREE, memory="sqlite", knowledge="sqlite")
+    assert project.files() == before
+
+
+def test_no_path_has_changed_its_owner_since_it_was_released(template: Template, tmp_path: Path) -> None:
+    owner: dict[str, str] = {}
+    for version in VERSIONS:
+        owners = template.copy(tmp_path / version, version).ownership()
+        for kind in ("yours", "shared", "ours"):
+            for path in owners[kind]:
+                assert owner.setdefault(path, kind) == kind, f"{path} was {owner[path]} before {version}"
+
+
+def test_the_bundle_holds_what_the_tags_of_this_checkout_hold(template: Template) -> None:
+    parts = ("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE")
+    for tag in git(ROOT, "tag").split():
+        if tag in VERSIONS:
+            assert git(ROOT, "ls-tree", "-r", tag, "--", *parts) == git(template.path, "ls-tree", "-r", tag), tag

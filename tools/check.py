@@ -1,0 +1,56 @@
+"""What every commit has to pass: format, lint, types, and the rendered project's own tests, run in place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def run(what: str, *command: str, cwd: Path = ROOT, **environment: str) -> bool:
+    """Run one check, say how it went; what it printed only when it failed."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {what} ({time.monotonic() - began:.1f} s)", flush=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, flush=True)
+    elif what.startswith("tests"):
+        print("       " + done.stdout.strip().splitlines()[-1], flush=True)
+    return done.returncode == 0
+
+
+def main() -> int:
+    """Run every check, also after a failure; 1 if any failed."""
+    template = ROOT / "template"
+    here = {"PYTHONPATH": f"{template / 'src'}{os.pathsep}{template}", "MYPYPATH": f"src{os.pathsep}."}
+    results = [
+        run("format", "ruff", "format", "--check", "--quiet", "."),
+        run("lint", "ruff", "check", "--quiet", "."),
+        run("ownership is up to date", "python", "tools/ownership.py", "--check"),
+        run(
+            "types of the template",
+            *("mypy", "--strict", "--explicit-package-bases", "src/agent", "tests", "main.py"),
+            cwd=template,
+            **here,
+        ),
+        run("types of the generation tests", "mypy", "tests", "benchmarks"),
+        run("types of the tools", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "tools"),
+        run("types of the hooks", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "hooks"),
+        run("tests of the template, in place", "python", "-m", "pytest", "tests", cwd=template, **here),
+    ]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
