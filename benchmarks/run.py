@@ -79,10 +79,9 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
 # ---------------------------------------------------------------------- the tables
 
 
-def spread(values: Sequence[float], unit: float = 1.0) -> str:
+def spread(values: Sequence[float]) -> str:
     """Median, smallest and largest."""
-    low, middle, high = (value * unit for value in (min(values), statistics.median(values), max(values)))
-    return f"{middle:.2f} s ({low:.2f} to {high:.2f})"
+    return f"{statistics.median(values):.2f} s ({min(values):.2f} to {max(values):.2f})"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -122,7 +121,7 @@ def table(results: dict[str, Any]) -> str:
         compared("`copier copy`", copies["ours"], copies["small"], GOALS["copy"]),
         *[
             compared(name, of("first audio", OURS, name), of("first audio", BARE_NAME, name), GOALS.get(name))
-            for name in results["first audio"][BARE_NAME][0]
+            for name in ("join to sound", "join to agent", "agent to sound")
         ],
         "",
         f"| after a hang-up, {len(results['slot'][OURS])} calls each | slot free | since the agent could know |",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import io
 import os
@@ -7,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -129,20 +131,35 @@ def test_an_agent_that_hangs_up_says_goodbye_and_reads_no_further(chat: Chat) ->
 
 
 def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
-    chat: Chat, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    reading = threading.Event()
+
     class Hasty(Persona):
         async def welcome(self, profile: Profile | None) -> None:
             await super().welcome(profile)
+            self.call.spawn(self.leave())
+
+        async def leave(self) -> None:
+            await asyncio.to_thread(reading.wait)
             await self.call.hang_up()
+
+    class SilentInput:
+        def isatty(self) -> bool:
+            return False
+
+        def readline(self) -> str:
+            reading.set()
+            return os.read(nobody_types, 1).decode()
 
     replace(monkeypatch, "agent.persona", Persona=Hasty)
     load_settings.cache_clear()
-    silent, writing = os.pipe()
-    with os.fdopen(silent) as nobody_types, os.fdopen(writing, "w"):
-        monkeypatch.setattr("sys.stdin", nobody_types)
-        with pytest.raises(SystemExit) as ended:
-            main(["chat"])
+    nobody_types, writing = os.pipe()
+    monkeypatch.setattr("sys.stdin", SilentInput())
+    with pytest.raises(SystemExit) as ended:
+        main(["chat"])
+    os.close(nobody_types)
+    os.close(writing)
 
     assert ended.value.code == 0
     assert "Goodbye!" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 Where Docker answers, it builds from the real base images. Elsewhere, as root on a Debian, stand-ins with the same names
 are made from Debian packages and uv's wheel, and buildah and podman take Docker's place; the Dockerfile is the same,
 byte for byte. A stand-in proves the Dockerfile, not the base images: their packages and patch levels differ.
-What is kept between runs (packages, layers, downloads) is in the cache folder, about 2 GB.
+What is kept between runs (packages, layers, downloads) is in the cache folder, about 1.5 GB.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import math
+import os
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from agent.settings import load_settings
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
 
+MAX_IDLE_PROCESSES = 4  # the SDK's own default is one a core, however many there are
 SESSION_CLOSE_SECONDS = 12.0  # with the goodbye; the call's close budget is what usually ends it
 
 
@@ -135,6 +137,7 @@ server = Server(
     setup_fnc=prewarm,
     port=settings.port,
     drain_timeout=settings.drain_seconds,
+    num_idle_processes=ServerEnvOption(dev_default=1, prod_default=min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)),
     load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
 )
 calls: dict[str, Call] = {}  # by job; one in a job process, several where jobs are threads

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     )
     knowledge: Literal["sqlite", "none"] = Field(default="sqlite", description="Where documents are looked up.")
     memory_url: str = Field(
-        default="sqlite", description="Where callers are remembered: sqlite, redis://host:port/0, or none."
+        default="sqlite", description="Where callers are remembered: sqlite, none, or the URL of a shared store."
     )
 
     # where things are
