@@ -2,7 +2,6 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
-export PYTHONDONTWRITEBYTECODE := 1
 
 VENV := .venv
 UV := $(VENV)/bin/uv

@@ -44,8 +44,7 @@ def main() -> int:
             cwd=template,
             **here,
         ),
-        run("types of the generation tests", "mypy", "tests", "benchmarks"),
-        run("types of the tools", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "tools"),
+        run("types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"),
         run("types of the hooks", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "hooks"),
         run("tests of the template, in place", "python", "-m", "pytest", "tests", cwd=template, **here),
     ]

@@ -114,8 +114,7 @@ def chat() -> None:
     if len(answers) != len(QUESTIONS) or not all(answers):
         raise Trouble(f"`agent chat` answered {len(QUESTIONS)} questions with: {said!r}")
     for question, answer in zip(QUESTIONS, answers, strict=True):
-        console.print(f"\n  you    {question}\n  agent  {answer}", markup=False)
-    console.print()
+        console.print(f"  you    {question}\n  agent  {answer}\n", markup=False)
 
 
 async def call() -> None:

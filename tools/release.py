@@ -15,8 +15,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from history import BRANCH, ROOT, WORK_TREE, Trouble, bundle_of, commit, git, open_releases, releases, template_files
 from packaging.version import InvalidVersion, Version
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.history import (
+    BRANCH,
+    ROOT,
+    WORK_TREE,
+    Trouble,
+    bundle_of,
+    commit,
+    git,
+    open_releases,
+    releases,
+    template_files,
+)
 
 
 def released_on(version: str, root: Path) -> str:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from livekit.protocol.agent_pb import agent_session as protocol
 
 from agent.__main__ import main
 from agent.settings import load_settings
+from agent.worker import check_yours
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 needs_index = pytest.mark.skipif(
@@ -315,25 +317,18 @@ main(["start"])
     assert [record["message"] for record in failures if record["level"] == "ERROR"] == ["worker failed"]
 
 
-def test_own_code_that_cannot_be_imported_is_one_line(home: Path) -> None:
-    broken = """
-import sys
-from importlib.machinery import ModuleSpec
-class Broken:
-    def find_spec(self, name, path=None, target=None):
-        if name == "agent.persona":
-            raise NameError("name 'colour' is not defined")
-sys.meta_path.insert(0, Broken())
-from agent.__main__ import main
-main(["start"])
-"""
-    ended = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, timeout=60)
+def test_own_code_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(MetaPathFinder):
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "agent.persona":
+                raise NameError("name 'colour' is not defined")
 
-    assert ended.returncode == 2
-    lines = [line for line in ended.stderr.splitlines() if line.startswith("agent: ")]
-    assert len(lines) == 1
-    assert "agent.persona cannot be imported: NameError: name 'colour' is not defined" in lines[0]
-    assert "Traceback" not in ended.stderr
+    monkeypatch.delitem(sys.modules, "agent.persona", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+
+    (problem,) = check_yours()
+
+    assert "agent.persona cannot be imported: NameError: name 'colour' is not defined" in problem
 
 
 def test_a_server_without_inference_is_warned_of(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ async def never_closes() -> AsyncIterator[None]:
 async def clings() -> AsyncIterator[None]:
     """Swallows the cancellation of its close for a while."""
     yield
-    until = time.monotonic() + 3
+    until = time.monotonic() + 0.5
     while time.monotonic() < until:
         try:
             await asyncio.sleep(until - time.monotonic())

@@ -29,6 +29,14 @@ SLOW_TOOL = '''
         await asyncio.sleep(8)
         return "done"
 '''
+STUCK_TOOL = '''
+    @function_tool
+    async def stuck(self) -> str:
+        """Hang in a thread that nothing can stop."""
+        logging.getLogger("agent.mine").info("the stuck tool began")
+        await asyncio.to_thread(time.sleep, 120)
+        return "done"
+'''
 BROKEN_RESOURCE = """
     if call.line.room_name.startswith("broken"):
         raise ConnectionError("the database is down")
@@ -40,9 +48,9 @@ def laboured(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pr
     """A project whose owner has added a slow tool, and a resource that is down in some rooms."""
     project = render(template, tmp_path_factory.mktemp("laboured") / "front-desk", PAIRS[0])
     persona = project.read("src/agent/persona.py").replace(
-        "from datetime", "import asyncio\nimport logging\nfrom datetime", 1
+        "from datetime", "import asyncio\nimport logging\nimport time\nfrom datetime", 1
     )
-    project.write("src/agent/persona.py", persona + SLOW_TOOL)
+    project.write("src/agent/persona.py", persona + SLOW_TOOL + STUCK_TOOL)
     resources = project.read("src/agent/resources.py")
     last = "    return Resources("
     project.write("src/agent/resources.py", resources.replace(last, BROKEN_RESOURCE.lstrip("\n") + last))
@@ -104,6 +112,16 @@ async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(running: 
         await running.wait_for(lambda record: record.get("room") == room and record["message"] == "the slow tool began")
     await expect(running, room, "caller left")
     assert asyncio.get_running_loop().time() - began < 8  # the length of the tool, not a measure of speed
+
+
+async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(running: Worker, livekit: LiveKit) -> None:
+    room = new_room()
+    async with Caller(livekit, room, AGENT) as caller:
+        await caller.hear_text_with("help")
+        await caller.write("/tool stuck {}")
+        await running.wait_for(lambda record: record.get("room") == room and "stuck tool" in record["message"])
+    await expect(running, room, "caller left")  # and the slot is free, long before the thread would end
+    assert any("ended by force" in record["message"] for record in running.of(room))
 
 
 async def test_the_room_is_deleted(running: Worker, livekit: LiveKit) -> None:

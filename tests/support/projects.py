@@ -47,7 +47,7 @@ CALLED = PAIRS[:6]  # the last three differ from these in their license only
 
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment without what would reach into a rendered project; uv keeps to the project's own."""
-    unwanted = ("LIVEKIT_", "AGENT_", "VIRTUAL_ENV", "PYTHONPATH", "GIT_", "PYTEST_")
+    unwanted = ("LIVEKIT_", "AGENT_", "VIRTUAL_ENV", "PYTHON", "GIT_", "PYTEST_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {**kept, "PATH": f"{UV.parent}{os.pathsep}{kept['PATH']}", **more}
 

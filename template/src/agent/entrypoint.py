@@ -111,6 +111,8 @@ class Server(AgentServer):
     failed = False
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
+        if devmode or math.isinf(settings.max_load):
+            self.load_fnc = lambda: 0.0  # livekit-server itself sends no call to a worker that reports 1.0
         telemetry.format_root(readable=devmode if settings.log_format == "auto" else settings.log_format == "readable")
         try:
             await super().run(devmode=devmode, unregistered=unregistered)
@@ -124,7 +126,7 @@ settings = load_settings()
 
 def prewarm(process: JobProcess) -> None:
     """Import in an idle process what the first call would otherwise wait for."""
-    for name in ("agent.persona", "agent.resources", "numpy.fft"):
+    for name in ("agent.persona", "agent.resources", "agent.early", "numpy.fft"):
         with suppress(ImportError):  # said by `agent start` before, and by the call that needs it
             importlib.import_module(name)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
@@ -135,6 +137,7 @@ def prewarm(process: JobProcess) -> None:
 
 server = Server(
     setup_fnc=prewarm,
+    preload_modules=["agent.entrypoint"],
     port=settings.port,
     drain_timeout=settings.drain_seconds,
     num_idle_processes=ServerEnvOption(dev_default=1, prod_default=min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)),

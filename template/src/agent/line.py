@@ -34,6 +34,8 @@ class Caller:
 class Listener(Protocol):
     """What a line reports, at the moment it knows: see `agent.lifecycle.Call`."""
 
+    reason: str | None  # why the call ended; None while it goes on
+
     def caller_gone(self, *, on_purpose: bool) -> None: ...
     def caller_back(self) -> None: ...
     def room_gone(self, *, removed: bool) -> None: ...
@@ -96,6 +98,7 @@ class JobLine:
     def listen(self, listener: Listener) -> None:
         from livekit import rtc
 
+        self._listener = listener
         on_purpose = {
             rtc.DisconnectReason.CLIENT_INITIATED,
             rtc.DisconnectReason.USER_REJECTED,
@@ -164,9 +167,17 @@ class JobLine:
         if self._early is None:
             await session.start(agent)
             return
+        listener, text_input = self._listener, room_io.TextInputOptions()
+        answer = text_input.text_input_cb
+
+        def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> Any:
+            return answer(session, event) if listener.reason is None else None  # no answer after the goodbye
+
+        text_input.text_input_cb = read
         options = room_io.RoomOptions(
             participant_identity=caller.identity,
             audio_input=AUDIO,
+            text_input=text_input,
             close_on_disconnect=False,  # the door closes the session; the window for coming back is ours
         )
         with self._early.handed_over(session, caller.identity):

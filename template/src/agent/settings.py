@@ -7,6 +7,7 @@ In-code defaults < `defaults.toml` beside this file (what was answered when the 
 from __future__ import annotations
 
 import os
+import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("data"), description="Where the agent writes; a volume in containers.")
     port: int = Field(default=8081, ge=0, le=65535, description="Port of the worker's health endpoint.")
     max_load: float = Field(
-        default=0.7, gt=0, description="CPU load, 1 being all cores, above which a worker takes no new call."
+        default=0.7, gt=0, description="CPU load, 1 being all cores, above which no call is taken; inf: take all."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
     log_format: Literal["auto", "json", "readable"] = Field(
@@ -168,7 +169,11 @@ class Settings(BaseSettings):
 
 def export_env_file(home: Path) -> None:
     """Put `.env.local` into the environment, which wins: the SDK and plugins read os.environ, also in job processes."""
-    load_dotenv(home / ".env.local", override=False)
+    file = home / ".env.local"
+    try:
+        load_dotenv(file, override=False)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"{file} cannot be read ({error}): write it anew, as UTF-8 text"]) from error
 
 
 def describe(error: ValidationError) -> list[str]:
@@ -190,3 +195,5 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(describe(error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]) from error

@@ -1,0 +1,78 @@
+"""Settings: in-code < defaults.toml < .env.local < the environment, and every problem is said at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from agent import settings
+from agent.settings import Settings, SettingsError, describe, load_settings
+
+
+def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    file = tmp_path / "defaults.toml"
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(settings, "DEFAULTS", file)
+    monkeypatch.setitem(Settings.model_config, "toml_file", file)
+
+
+def test_defaults_hold_where_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_defaults(tmp_path, monkeypatch, "")
+    assert (Settings.model_validate({}).name, Settings.model_validate({}).knowledge) == ("my-agent", "sqlite")
+
+
+def test_what_was_answered_wins_over_the_code_and_the_environment_over_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_defaults(tmp_path, monkeypatch, 'name = "front-desk"\nknowledge = "none"\n')
+    assert Settings.model_validate({}).name == "front-desk"
+    monkeypatch.setenv("AGENT_NAME", "night-desk")
+    assert (Settings.model_validate({}).name, Settings.model_validate({}).knowledge) == ("night-desk", "none")
+
+
+def test_an_env_file_fills_in_what_the_environment_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real export_env_file
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path))
+    monkeypatch.setenv("AGENT_NAME", "from-the-environment")
+    monkeypatch.delenv("AGENT_PORT", raising=False)
+    (tmp_path / ".env.local").write_text("AGENT_NAME=from-the-file\nAGENT_PORT=9999\n", encoding="utf-8")
+    load_settings.cache_clear()
+    try:
+        assert (load_settings().name, load_settings().port) == ("from-the-environment", 9999)
+    finally:
+        os.environ.pop("AGENT_PORT", None)
+        load_settings.cache_clear()
+
+
+def test_an_env_file_that_is_no_text_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path))
+    (tmp_path / ".env.local").write_bytes(b"AGENT_NAME=\xff\xfe\n")
+    load_settings.cache_clear()
+    with pytest.raises(SettingsError, match=r"\.env\.local cannot be read"):
+        load_settings()
+
+
+def test_broken_defaults_are_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_defaults(tmp_path, monkeypatch, "name = \n")
+    with pytest.raises(SettingsError, match="is no TOML"):
+        load_settings()
+
+
+def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEKIT_URL", "my server")
+    monkeypatch.setenv("AGENT_PORT", "many")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "postgres://x")
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({})
+    problems = "\n".join(describe(caught.value))
+    assert {line.split(":")[0] for line in problems.splitlines()} == {"LIVEKIT_URL", "AGENT_PORT", "AGENT_MEMORY_URL"}
+
+
+def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEKIT_API_SECRET", "very-secret-indeed")
+    assert "very-secret" not in repr(Settings.model_validate({}))
+    assert "very-secret" not in str(Settings.model_validate({}).model_dump())
