@@ -32,10 +32,12 @@ check: $(STAMP)  ## format, lint, types, and the rendered project's own tests in
 	@$(PY) tools/check.py
 
 test: check  ## what CI runs: check, then every generation test that needs no long wait
-	@$(PY) -m pytest -m "not slow"
+	@$(PY) -m tests.support.server
+	@$(PY) -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: check  ## everything: the slow ends and every combination too
-	@$(PY) -m pytest
+	@$(PY) -m tests.support.server
+	@$(PY) -m pytest -n 2 --dist loadgroup
 
 bench: $(STAMP)  ## measure: copy time, time to first audio, hang-up to free slot
 	@$(PY) -m benchmarks.run

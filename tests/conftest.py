@@ -14,6 +14,16 @@ from tests.support.server import LiveKit, livekit_server
 from tests.support.templates import Template, isolated_environment, make_template
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, tests of one project, one worker or one image stay in one process: they share what is expensive."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in {"call", "build"}:
+            parameters = getattr(item, "callspec", None)
+            chosen = parameters.params.get("project") if parameters else None
+            item.add_marker(pytest.mark.xdist_group(str(chosen or item.path.stem)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that the tester has configured, and no git hook that runs the tests, has a say in them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if not name.startswith("AGENT_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(settings, "export_env_file", lambda home: None)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers])  # what a test adds, it keeps
     monkeypatch.setenv("AGENT_MODELS", "scripted")
     monkeypatch.setenv("AGENT_DATA_DIR", str(tmp_path / "data"))
     settings.load_settings.cache_clear()

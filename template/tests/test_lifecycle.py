@@ -145,7 +145,10 @@ async def test_an_empty_room_is_not_kept_open_for_ever() -> None:
 
 
 async def test_a_call_has_a_longest_length() -> None:
-    call = await in_conversation(TestLine(), quick(max_call_seconds=0.01))
+    line = TestLine()
+    call = Call(line, quick(max_call_seconds=0.01))
+    line.arrive()
+    await call.begin(talk)
     await closed(call)
     assert call.reason == Reason.TOO_LONG
 

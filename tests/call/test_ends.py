@@ -183,9 +183,9 @@ async def test_a_resource_that_is_down_ends_the_call_before_the_greeting(running
 
 
 async def test_a_call_that_is_too_long_ends_with_a_goodbye(laboured: Project, livekit: LiveKit) -> None:
-    room = new_room()
-    async with worker(laboured.path, laboured.agent, livekit, AGENT_MAX_CALL_SECONDS="4") as running:
-        async with Caller(livekit, room, AGENT) as caller:
+    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
+    async with worker(laboured.path, laboured.agent, livekit, AGENT_NAME=agent, AGENT_MAX_CALL_SECONDS="4") as running:
+        async with Caller(livekit, room, agent) as caller:
             await caller.hear_text_with("as long as I can")
             async with asyncio.timeout(10):
                 await caller.cut_off.wait()
@@ -193,9 +193,11 @@ async def test_a_call_that_is_too_long_ends_with_a_goodbye(laboured: Project, li
 
 
 async def test_silence_is_asked_about_once_and_then_ends_the_call(laboured: Project, livekit: LiveKit) -> None:
-    room = new_room()
-    async with worker(laboured.path, laboured.agent, livekit, AGENT_MAX_SILENCE_SECONDS="2") as running:
-        async with Caller(livekit, room, AGENT) as caller:
+    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
+    async with worker(
+        laboured.path, laboured.agent, livekit, AGENT_NAME=agent, AGENT_MAX_SILENCE_SECONDS="2"
+    ) as running:
+        async with Caller(livekit, room, agent) as caller:
             await caller.hear_text_with("still there")
             await caller.hear_text_with("cannot hear you")
         await expect(running, room, "too silent")
@@ -205,16 +207,18 @@ async def test_silence_is_asked_about_once_and_then_ends_the_call(laboured: Proj
 async def test_a_dev_worker_that_is_stopped_ends_its_call_in_order(
     phase: str, laboured: Project, livekit: LiveKit
 ) -> None:
-    room = new_room()
-    async with worker(laboured.path, laboured.agent, livekit, verb="dev", AGENT_LOG_FORMAT="json") as running:
+    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
+    async with worker(
+        laboured.path, laboured.agent, livekit, AGENT_NAME=agent, verb="dev", AGENT_LOG_FORMAT="json"
+    ) as running:
         if phase == "waiting":
             async with livekit.api() as server:
-                await server.agent_dispatch.create_dispatch(api.CreateAgentDispatchRequest(agent_name=AGENT, room=room))
+                await server.agent_dispatch.create_dispatch(api.CreateAgentDispatchRequest(agent_name=agent, room=room))
             await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 3)
             assert await running.stop(signal.SIGTERM) == 0
             await expect_closed(running, room, [1, 2, 3, 4, 8])
             return
-        async with Caller(livekit, room, AGENT) as caller:
+        async with Caller(livekit, room, agent) as caller:
             await caller.hear_sound()
             if phase == "listening":
                 await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
@@ -233,9 +237,9 @@ async def expect_closed(running: Worker, room: str, steps: list[int]) -> None:
 
 
 async def test_a_worker_in_production_lets_its_live_call_go_on(laboured: Project, livekit: LiveKit) -> None:
-    room = new_room()
-    async with worker(laboured.path, laboured.agent, livekit) as running:
-        async with Caller(livekit, room, AGENT) as caller:
+    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
+    async with worker(laboured.path, laboured.agent, livekit, AGENT_NAME=agent) as running:
+        async with Caller(livekit, room, agent) as caller:
             await caller.hear_text_with("help")
             running.process.send_signal(signal.SIGTERM)
             await running.wait_for(lambda record: "draining" in str(record.get("message")))
