@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agent import telemetry
@@ -240,6 +240,8 @@ class Backstage:
     """An event loop in a thread of its own: the call goes on while the terminal waits for a key."""
 
     def __enter__(self) -> Self:
+        # SIGUSR1 and not SIGINT, which a program in the background may have been told to ignore
+        self._reading, self._before = False, signal.signal(signal.SIGUSR1, self._interrupt)
         self._ready, self._stopped = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="backstage", daemon=True)
         self._thread.start()
@@ -251,6 +253,11 @@ class Backstage:
     ) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
+        signal.signal(signal.SIGUSR1, self._before or signal.SIG_DFL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._reading:
+            raise KeyboardInterrupt
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -269,17 +276,17 @@ class Backstage:
     @contextmanager
     def reading(self, ended: asyncio.Event) -> Iterator[None]:
         """While inside, the end of the call interrupts the terminal: nobody could answer what is typed."""
-        terminal, waiting = threading.get_ident(), True
+        terminal, self._reading = threading.get_ident(), True
 
         async def interrupt() -> None:
             await ended.wait()
-            while waiting:  # more than once: between its prompt and its wait for a key, readline misses a signal
-                signal.pthread_kill(terminal, signal.SIGINT)
+            while self._reading:  # more than once: between its prompt and its wait for a key, readline misses a signal
+                signal.pthread_kill(terminal, signal.SIGUSR1)
                 await asyncio.sleep(INTERRUPT_SECONDS)
 
         watch = asyncio.run_coroutine_threadsafe(interrupt(), self._loop)
         try:
             yield
         finally:
-            waiting = False
+            self._reading = False
             watch.cancel()

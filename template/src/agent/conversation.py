@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from livekit.agents import (
@@ -109,7 +109,9 @@ class CallAgent(Agent):
             )
             await self.update_chat_ctx(chat)
         greeting = self.session.say(self.greeting(profile))
-        await asyncio.wait([asyncio.ensure_future(greeting.wait_for_playout())], timeout=GREETING_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GREETING_SECONDS):
+                await greeting.wait_for_playout()
         for text in await self.call.line.early_words():
             self.session.generate_reply(user_input=text)
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from agent.line import Caller, Line
@@ -125,7 +125,7 @@ class Keeper(Generic[T]):
                 if not self.ready.done():
                     self.ready.set_exception(OpenFailed(f"{self.name} did not open: {describe(error)}"))
             elif self.outcome == "open":
-                self.outcome = "error"
+                self.outcome = "cut" if isinstance(error, asyncio.CancelledError) else "error"
             if self.outcome == "error":
                 log.warning(
                     "%s failed to close: %s", self.name, describe(error), extra={"fields": {"resource": self.name}}
@@ -372,7 +372,9 @@ class Call:
         A server that deletes the room, or removes the agent, ends the job too, a moment before it says so in the room.
         """
         if self.reason is None:
-            await asyncio.wait([asyncio.ensure_future(self._over.wait())], timeout=ROOM_EVENT_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROOM_EVENT_SECONDS):
+                    await self._over.wait()
             self.end(Reason.WORKER_STOPPED)
 
     # ------------------------------------------------------------------ the door
@@ -396,9 +398,8 @@ class Call:
             if self._step[0] != 7:
                 self._steps.cancel()
             await asyncio.wait([self._steps], timeout=UNWIND_SECONDS)
-        until = time.monotonic() + self.settings.close_seconds
-        if self.can_speak:
-            until += self.settings.goodbye_seconds
+        goodbye = self.settings.goodbye_seconds if self.can_speak else 0
+        until = time.monotonic() + self.settings.close_seconds + goodbye
         settling = asyncio.create_task(self._settle_tasks(until), name="call_settle")
         if not any(keeper.name == "session" for keeper in self._keepers):
             await self._take_along(until)
@@ -407,7 +408,8 @@ class Call:
                 await settling
             if keeper.name == "memory" and self.memory is not None:
                 self.memory.record(self._call_record())
-            seconds = await keeper.leave(min(keeper.close_seconds, until - time.monotonic()))
+            allowed = keeper.close_seconds + (goodbye if keeper.name == "session" else 0)
+            seconds = await keeper.leave(min(allowed, until - time.monotonic()))
             if keeper.outcome != "never opened":
                 self.closed.append((keeper.name, keeper.outcome))
                 what = f"closed {keeper.name}"

@@ -1,0 +1,225 @@
+"""What every persona gets from CallAgent: tools that cannot hold a call, a last sentence, what is known of a caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from livekit.agents import function_tool
+from livekit.agents.llm import Tool, Toolset
+
+from agent import entrypoint
+from agent.conversation import CallAgent
+from agent.lifecycle import Call, Reason
+from agent.memory import CallMemory, Profile, Turn
+from agent.settings import load_settings
+from tests.line import TestLine
+from tests.talk import talk
+
+
+class Slow(CallAgent):
+    """Has tools that take their time."""
+
+    def __init__(self, call: Call, tools: Sequence[Tool | Toolset] = ()) -> None:
+        super().__init__(call, instructions="Be slow.", tools=tools)
+        self.began, self.cancelled = asyncio.Event(), asyncio.Event()
+
+    @function_tool
+    async def wait(self) -> str:
+        """Wait for ever."""
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        return "never"
+
+    @function_tool
+    async def fail(self) -> str:
+        """Raise an error."""
+        raise TimeoutError("of its own")
+
+
+Cast = Callable[[type[CallAgent]], list[CallAgent]]
+
+
+@pytest.fixture(autouse=True)
+def cast(monkeypatch: pytest.MonkeyPatch) -> Cast:
+    """Choose who answers: not the owner's persona, who may say what they like. The list fills with who was made."""
+
+    def play(kind: type[CallAgent]) -> list[CallAgent]:
+        made: list[CallAgent] = []
+
+        def build(call: Call) -> CallAgent:
+            made.append(kind(call))  # type: ignore[call-arg]
+            return made[-1]
+
+        monkeypatch.setattr(entrypoint, "build_persona", build)
+        return made
+
+    play(Slow)
+    return play
+
+
+async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_is_told(cast: Cast) -> None:
+    agents = cast(Slow)
+    async with talk(tool_seconds=0.05) as call:
+        await call.say("/tool wait {}")
+        assert "No answer within 0.05 s" in call.tool_output("wait")
+        (agent,) = agents
+        assert isinstance(agent, Slow)
+        assert agent.cancelled.is_set()
+        assert call.reason is None
+
+
+async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
+    agents = cast(Slow)
+    async with talk() as call:
+        asking = asyncio.create_task(call.say("/tool wait {}"))
+        (agent,) = agents
+        assert isinstance(agent, Slow)
+        await agent.began.wait()
+        call.line.leave()
+        await call.ended()
+        await asking
+        assert agent.cancelled.is_set()
+    assert ("session", "ok") in call.call.closed
+
+
+async def test_an_error_of_a_tools_own_is_not_taken_for_its_deadline(cast: Cast) -> None:
+    cast(Slow)
+    async with talk() as call:
+        await call.say("/tool fail {}")
+        assert "No answer within" not in call.tool_output("fail")
+        assert call.reason is None
+
+
+async def test_the_tools_of_a_toolset_have_the_same_deadline(cast: Cast) -> None:
+    class Set(Toolset):
+        """Two tools for the price of one."""
+
+        def __init__(self) -> None:
+            super().__init__(id="set")
+
+        @function_tool
+        async def rest(self) -> str:
+            """Rest for ever."""
+            await asyncio.Event().wait()
+            return "never"
+
+    class WithSet(Slow):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, tools=[Set()])
+
+    cast(WithSet)
+    async with talk(tool_seconds=0.05) as call:
+        await call.say("/tool rest {}")
+        assert "No answer within" in call.tool_output("rest")
+
+
+async def test_an_owners_tool_replaces_ours_of_the_same_name(cast: Cast) -> None:
+    class Polite(Slow):
+        @function_tool
+        async def end_call(self) -> str:
+            """Do not end the call."""
+            return "Nothing: please stay."
+
+    cast(Polite)
+    async with talk() as call:
+        await call.say("goodbye")
+        assert call.tool_output("end_call") == "Nothing: please stay."
+        assert call.reason is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (Reason.AGENT_HUNG_UP, "Goodbye!"),
+        (Reason.TOO_LONG, "as long as I can"),
+        (Reason.TOO_SILENT, "cannot hear you"),
+        (Reason.WORKER_STOPPED, "I have to go now"),
+        (Reason.error(7, "stay for the conversation"), "something went wrong"),
+    ],
+)
+async def test_an_end_that_the_caller_did_not_cause_has_a_last_sentence(reason: str, words: str) -> None:
+    async with talk() as call:
+        call.call.end(reason)
+        await call.ended()
+        assert words in call.said[-1]
+        assert call.line.taken_along == 1
+
+
+async def test_a_caller_who_left_is_not_spoken_to() -> None:
+    async with talk() as call:
+        said = call.said
+        call.line.leave()
+        await call.ended()
+        assert call.said == said
+
+
+async def test_the_sdk_closing_the_session_is_a_worker_that_stops() -> None:
+    async with talk() as call:
+        assert call.call.session is not None
+        await call.call.session.aclose()  # what the SDK does first when a job is to end
+        await call.ended()
+        assert call.reason == Reason.WORKER_STOPPED
+        assert "I have to go now" in call.said[-1]
+
+
+async def test_an_owner_who_shuts_the_session_down_hangs_up() -> None:
+    async with talk() as call:
+        assert call.call.session is not None
+        call.call.session.shutdown()
+        await call.ended()
+        assert call.reason == Reason.AGENT_HUNG_UP
+
+
+async def test_what_was_written_early_is_answered_after_the_greeting() -> None:
+    line = TestLine(limited=False)
+    line.early = ["hello"]
+    call = Call(line, load_settings())
+    line.arrive()
+    await call.begin(entrypoint.answer)
+    assert await call.talking()
+    assert call.session is not None
+    spoken = call.session.current_speech
+    if spoken is not None:
+        await spoken.wait_for_playout()
+    texts = [message.text_content for message in call.session.history.messages()]
+    assert texts.index("hello") > 0
+    line.leave()
+    await call.finished()
+
+
+async def test_silence_is_asked_about_once_and_ends_the_call() -> None:
+    line = TestLine()
+    call = Call(line, load_settings().model_copy(update={"max_silence_seconds": 0.05}))
+    line.arrive()
+    await call.begin(entrypoint.answer)
+    async with asyncio.timeout(20):
+        await call.over()
+    assert call.reason == Reason.TOO_SILENT
+    await call.finished()
+    assert call.session is not None
+    said = [m.text_content for m in call.session.history.messages() if m.role == "assistant"]
+    assert said.count("Are you still there?") == 1
+    assert "cannot hear you" in (said[-1] or "")
+
+
+async def test_every_finished_turn_of_either_side_is_counted() -> None:
+    async with talk() as call:
+        await call.say("hello")
+        assert call.call.turns == 3  # the greeting, the question, the answer
+        assert isinstance(call.call.memory, CallMemory)
+
+
+async def test_what_a_known_caller_said_before_is_in_the_models_context(cast: Cast) -> None:
+    turn = Turn(call="before", item="1", role="user", text="My bicycle is red.", at=0.0)
+    profile = Profile(caller="ann", calls=1, last_call=0.0, turns=[turn])
+    agents = cast(Slow)
+    async with talk():
+        (agent,) = agents
+        await agent.welcome(profile)
+        context = " ".join(str(message.text_content) for message in agent.chat_ctx.messages())
+        assert "My bicycle is red." in context
