@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import sys
 import time
 from collections.abc import Coroutine
 from types import TracebackType
@@ -132,3 +133,15 @@ class Caller:
         """Write a question and wait for the answer that contains `expecting`."""
         await self.write(question)
         return await self.hear_text_with(expecting)
+
+
+async def stay(url: str, token: str) -> None:
+    """Join with `token` and stay until somebody kills this process: a caller whose connection breaks."""
+    room = rtc.Room()
+    await room.connect(url, token)
+    print("joined", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(stay(*sys.argv[1:]))

@@ -219,6 +219,7 @@ def _typed(stage: Backstage, talk: Talk) -> None:
             return stage.run(work)
 
     talk.on_aside = show
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C, even where a parent has it ignored
     console.print(Text("Type to your agent; Ctrl-D or exit hangs up.", "dim"))
     if greeting := waiting(talk.begin()):
         show(greeting)
