@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 from livekit.agents import function_tool
-from livekit.agents.llm import Tool, Toolset
+from livekit.agents.llm import FunctionCallOutput, Tool, Toolset
 
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Reason
 from agent.memory import CallMemory, Profile, Turn
-from agent.settings import load_settings
+from agent.settings import Settings, load_settings
 from tests.line import TestLine
 from tests.talk import talk
 
@@ -84,6 +85,10 @@ async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
         await call.ended()
         await asking
         assert agent.cancelled.is_set()
+        session = call.call.session
+        assert session is not None
+        outputs = [item.output for item in session.history.items if isinstance(item, FunctionCallOutput)]
+        assert outputs == [""]  # nothing a model could answer: there is nobody to hear it
     assert ("session", "ok") in call.call.closed
 
 
@@ -148,6 +153,20 @@ async def test_an_end_that_the_caller_did_not_cause_has_a_last_sentence(reason: 
         await call.ended()
         assert words in call.said[-1]
         assert call.line.taken_along == 1
+
+
+async def test_a_part_that_fails_to_open_costs_no_call(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @asynccontextmanager
+    async def broken(settings: Settings) -> AsyncIterator[None]:
+        raise OSError("no such disk")
+        yield
+
+    monkeypatch.setattr(entrypoint, "knowledge_of", broken)
+    async with talk() as call:
+        assert call.said
+    assert "this call goes on without knowledge" in caplog.text
 
 
 async def test_a_caller_who_left_is_not_spoken_to() -> None:

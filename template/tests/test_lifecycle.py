@@ -15,6 +15,7 @@ from livekit.agents.ipc import job_proc_lazy_main as sdk
 
 from agent import lifecycle
 from agent.lifecycle import Call, CallOver, OpenFailed, Reason
+from agent.memory import CallMemory, CallRecord, Turn
 from agent.settings import Settings
 from tests.line import TestLine
 
@@ -27,11 +28,14 @@ def quick(**changes: float) -> Settings:
 
 
 @asynccontextmanager
-async def resource(log: list[str], name: str) -> AsyncIterator[str]:
+async def resource(log: list[str], name: str, *, turns: int = 0) -> AsyncIterator[str]:
+    """Notes when it is opened and closed; closing takes so many turns of the event loop."""
     log.append(f"open {name}")
     try:
         yield name
     finally:
+        for _ in range(turns):
+            await asyncio.sleep(0)
         log.append(f"close {name}")
 
 
@@ -317,7 +321,7 @@ async def test_closes_share_one_budget_however_many_there_are() -> None:
     line = TestLine()
     call = await in_conversation(line, quick(close_seconds=0.3))
     for number in range(10):
-        await call.open(f"slow {number}", never_closes(), close_seconds=0.2)
+        await call.open(f"slow {number}", never_closes(), close_seconds=5)
     line.leave()
     assert {outcome for _, outcome in await closed(call)} == {"timeout", "ok"}
 
@@ -329,6 +333,42 @@ async def test_an_open_that_hangs_fails_at_its_deadline_and_is_never_closed() ->
         await call.open("slow", never_opens(), open_seconds=0.01)
     line.leave()
     assert await closed(call) == [("room", "ok")]
+
+
+class Store:
+    """A store of callers that keeps nothing but the records of calls."""
+
+    def __init__(self) -> None:
+        self.records: list[CallRecord] = []
+
+    async def check(self) -> None: ...
+
+    async def recall(self, caller: str) -> None: ...
+
+    async def remember(self, caller: str, turn: Turn) -> None: ...
+
+    async def record(self, caller: str, call: CallRecord) -> None:
+        self.records.append(call)
+
+    async def forget(self, caller: str) -> int:
+        return 0
+
+
+async def test_memory_gets_the_record_of_the_call_before_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, line = Store(), TestLine()
+
+    @asynccontextmanager
+    async def open_store(settings: Settings) -> AsyncIterator[Store]:
+        yield store
+
+    monkeypatch.setattr("agent.memory.call.open_memory_of", open_store)
+    call = await in_conversation(line)
+    call.memory = await call.open("memory", CallMemory.open(call.settings))
+    call.memory.know("ann")
+    line.leave()
+    await closed(call)
+    (record,) = store.records
+    assert (record.call, record.room, record.reason) == ("job", "room", Reason.CALLER_LEFT)
 
 
 async def test_nothing_is_opened_or_started_after_the_end() -> None:
@@ -350,7 +390,7 @@ async def test_a_dying_process_still_closes_everything_in_reverse() -> None:
     line = TestLine()
     call = await in_conversation(line)
     await call.open("one", resource(log, "one"))
-    await call.open("two", resource(log, "two"))
+    await call.open("two", resource(log, "two", turns=20))  # closing takes a while, and the older one waits for it
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
