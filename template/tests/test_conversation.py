@@ -92,6 +92,45 @@ async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
     assert ("session", "ok") in call.call.closed
 
 
+async def test_a_patient_tool_has_no_deadline_but_the_end_of_the_call(cast: Cast) -> None:
+    class Patient(Slow):
+        patient_tools = frozenset({"wait"})
+
+    agents = cast(Patient)
+    async with talk(tool_seconds=0.01) as call:
+        asking = asyncio.create_task(call.say("/tool wait {}"))
+        (agent,) = agents
+        assert isinstance(agent, Slow)
+        await agent.began.wait()
+        await asyncio.sleep(0.05)
+        assert not agent.cancelled.is_set()
+        call.line.leave()
+        await call.ended()
+        await asking
+        assert agent.cancelled.is_set()
+
+
+async def test_a_session_that_does_not_start_is_an_error_of_that_step(cast: Cast) -> None:
+    @function_tool
+    async def wait() -> str:
+        """Share a name with another tool, which the SDK refuses."""
+        return ""
+
+    class Twice(Slow):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, tools=[wait])
+
+    cast(Twice)
+    line = TestLine()
+    call = Call(line, load_settings())
+    line.arrive()
+    await call.begin(entrypoint.answer)
+    async with asyncio.timeout(10):
+        await call.over()
+        await call.finished()
+    assert call.reason == "error in step 5 (start the session)"
+
+
 async def test_an_error_of_a_tools_own_is_not_taken_for_its_deadline(cast: Cast) -> None:
     cast(Slow)
     async with talk() as call:

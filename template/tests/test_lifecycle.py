@@ -317,6 +317,31 @@ async def test_a_close_that_hangs_or_clings_or_raises_does_not_stop_the_others()
     ]
 
 
+async def test_a_librarys_cancelled_future_while_hanging_up_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def cancelled(self: TestLine, caller: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(TestLine, "take_along", cancelled)
+    log: list[str] = []
+    call = await in_conversation(TestLine())
+    await call.open("pool", resource(log, "pool"))
+    await call.hang_up()
+    assert await closed(call) == [("pool", "ok"), ("room", "ok")]
+
+
+async def test_an_owners_resource_may_have_any_name() -> None:
+    log: list[str] = []
+    line = TestLine()
+    call = await in_conversation(line)
+    for name in ("session", "memory", "room"):
+        await call.open(name, resource(log, name))
+    await call.hang_up()
+    assert [name for name, _ in await closed(call)] == ["room", "memory", "session", "room"]
+    assert line.taken_along == 1
+
+
 async def test_closes_share_one_budget_however_many_there_are() -> None:
     line = TestLine()
     call = await in_conversation(line, quick(close_seconds=0.3))

@@ -37,6 +37,17 @@ class Ear(stt.STT):
         return Hearing(stt=self, conn_options=conn_options)
 
 
+class Slow(Toolset):
+    """Takes its time to be set up, as one does that asks a server."""
+
+    def __init__(self) -> None:
+        super().__init__(id="slow")
+
+    async def setup(self) -> "Slow":
+        await asyncio.sleep(2)
+        return self
+
+
 class Hearing(stt.RecognizeStream):
     """One stream of sound."""
 
@@ -57,10 +68,11 @@ def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> P
     project = render(template, tmp_path_factory.mktemp("listening") / "front-desk", PAIRS[0])
     persona = project.read("src/agent/persona.py")
     imports = (
-        "import logging\nfrom typing import Any\nfrom livekit import rtc\nfrom livekit.agents import stt\nfrom datetime"
+        "import asyncio\nimport logging\nfrom typing import Any\nfrom livekit import rtc\n"
+        "from livekit.agents import stt\nfrom livekit.agents.llm import Toolset\nfrom datetime"
     )
     persona = persona.replace("from datetime", imports, 1)
-    persona = persona.replace("instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear()")
+    persona = persona.replace("instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear(), tools=[Slow()]")
     project.write("src/agent/persona.py", persona + LISTENING)
     resources = project.read("src/agent/resources.py").replace("import aiohttp", "import asyncio\nimport aiohttp")
     last = "    return Resources("
@@ -82,6 +94,19 @@ async def test_early_speech_and_early_text_are_not_lost(listening: Project, live
             assert heard["loud_seconds"] < 1.2 * RECORDED_SECONDS  # once, not twice
         assert (await running.ended(room))["reason"] == "caller left"
     assert running.complaints() == []
+
+
+async def test_text_sent_while_the_session_starts_is_not_lost(listening: Project, livekit: LiveKit) -> None:
+    room, agent = f"early-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
+    async with (
+        worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
+        Caller(livekit, room, agent) as caller,
+    ):
+        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 4)
+        await caller.write("Where can I park my bicycle?")
+        assert "help" in await caller.hear_text()
+        await caller.hear_text_with("bicycle")
+        assert running.complaints() == []
 
 
 async def speak_early(caller: Caller) -> None:

@@ -51,9 +51,12 @@ class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
     Subclasses override `greeting`, `goodbye` and `still_there`, and add tools with `@function_tool`. Every tool, also
-    of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call ends. A subclass that overrides
-    `on_exit` calls `super().on_exit()`: that is where the last sentence is said.
+    of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call ends; those in `patient_tools` may
+    take as long as the call. A subclass that overrides `on_exit` calls `super().on_exit()`: that is where the last
+    sentence is said. An agent that takes over by a hand-off should be a CallAgent too, or nobody says goodbye.
     """
+
+    patient_tools: frozenset[str] = frozenset()  # names, such as of a tool that awaits an AgentTask: a talk of its own
 
     def __init__(self, call: Call, *, instructions: str, tools: Sequence[Tool | Toolset] = (), **options: Any) -> None:
         self.call = call
@@ -69,10 +72,8 @@ class CallAgent(Agent):
 
     def _guard(self, tool: Tool | Toolset) -> Tool | Toolset:
         if id(tool) not in self._guarded:
-            self._guarded[id(tool)] = (
-                tool,
-                guard(tool, self.call),
-            )  # the original is kept, so that its id stays its own
+            guarded = guard(tool, self.call, self.patient_tools)
+            self._guarded[id(tool)] = (tool, guarded)  # with the original, so that its id stays its own
         return self._guarded[id(tool)][1]
 
     # what a persona says; sentences, not prompts, so that they come at once and without a model
@@ -142,30 +143,32 @@ async def say_bounded(session: AgentSession[None], sentence: str, seconds: float
 # ---------------------------------------------------------------------- tools
 
 
-def guard(tool: Tool | Toolset, call: Call) -> Tool | Toolset:
+def guard(tool: Tool | Toolset, call: Call, patient: frozenset[str] = frozenset()) -> Tool | Toolset:
     """`tool` with a deadline of `tool_seconds`, cancelled at once when the call ends; a toolset with all its tools.
 
+    Those named in `patient` have no deadline but the end of the call.
     An AsyncToolset is left alone: its tools are meant to outlive a turn, and the SDK cancels them itself.
     """
     if isinstance(tool, FunctionTool | RawFunctionTool):
-        return type(tool)(_with_deadline(tool, call), tool.info)  # type: ignore[arg-type]
+        seconds = None if tool.info.name in patient else call.settings.tool_seconds
+        return type(tool)(_with_deadline(tool, call, seconds), tool.info)  # type: ignore[arg-type]
     if isinstance(tool, Toolset) and not isinstance(tool, AsyncToolset):
-        return _GuardedToolset(tool, call)
+        return _GuardedToolset(tool, call, patient)
     return tool
 
 
 class _GuardedToolset(Toolset):
     """A toolset whose tools have deadlines; opened and closed as the one it stands for."""
 
-    def __init__(self, inner: Toolset, call: Call) -> None:
+    def __init__(self, inner: Toolset, call: Call, patient: frozenset[str]) -> None:
         super().__init__(id=inner.id)
-        self._inner, self._call = inner, call
+        self._inner, self._call, self._patient = inner, call, patient
         self._known: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
 
     @property
     def tools(self) -> Sequence[Tool | Toolset]:
         for tool in self._inner.tools:
-            self._known.setdefault(id(tool), (tool, guard(tool, self._call)))
+            self._known.setdefault(id(tool), (tool, guard(tool, self._call, self._patient)))
         return [self._known[id(tool)][1] for tool in self._inner.tools]
 
     async def setup(self) -> _GuardedToolset:
@@ -176,10 +179,11 @@ class _GuardedToolset(Toolset):
         await self._inner.aclose()
 
 
-def _with_deadline(tool: Callable[..., Awaitable[Any]], call: Call) -> Callable[..., Awaitable[Any]]:
+def _with_deadline(
+    tool: Callable[..., Awaitable[Any]], call: Call, seconds: float | None
+) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(tool)
     async def within_deadline(*args: Any, **kwargs: Any) -> Any:
-        seconds = call.settings.tool_seconds
         try:
             async with asyncio.timeout(seconds) as deadline:
                 with call.tool_scope(deadline):
@@ -190,7 +194,7 @@ def _with_deadline(tool: Callable[..., Awaitable[Any]], call: Call) -> Callable[
             if call.reason is not None:
                 raise StopResponse from error
             raise ToolError(
-                f"No answer within {seconds:g} s. Tell the caller that this does not work at the moment."
+                f"No answer within {seconds or 0:g} s. Tell the caller that this does not work at the moment."
             ) from error
 
     return within_deadline
@@ -304,7 +308,11 @@ async def conversation(
 ) -> AsyncIterator[AgentSession[None]]:
     """A started session, closed on exit; its agent says goodbye while it closes."""
     try:
-        await call.line.start(session, agent, caller)
+        try:
+            await call.line.start(session, agent, caller)
+        except Exception as error:
+            call.fail(error)  # before the close below, which would be taken for a stopping worker
+            raise
         yield session
     finally:
         await session.aclose()

@@ -26,7 +26,6 @@ log = logging.getLogger("agent.call")
 T = TypeVar("T")
 
 MAX_IDLE_PROCESSES = 4  # the SDK's own default is one a core, however many there are
-SESSION_SECONDS, SESSION_CLOSE_SECONDS = 14.0, 3.0  # to start; to close, the goodbye aside, which has its own time
 
 
 async def answer(call: Call) -> None:
@@ -41,10 +40,7 @@ async def answer(call: Call) -> None:
         caller = await call.wait_for_caller()
     async with call.step(5, "start the session"):  # while the caller's data loads
         profile = call.spawn(recall(call), name="recall")
-        talk = conversation(call, session, persona, caller)
-        call.session = await call.open(
-            "session", talk, open_seconds=SESSION_SECONDS, close_seconds=SESSION_CLOSE_SECONDS
-        )
+        call.session = await call.converse(conversation(call, session, persona, caller))
     async with call.step(6, "load the caller's data and greet"):
         await persona.welcome(await profile)
     async with call.step(7, "stay for the conversation"):

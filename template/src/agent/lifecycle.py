@@ -43,7 +43,8 @@ ROOM_EVENT_SECONDS = 0.25  # how far the room's own word may come behind the job
 HANG_UP_SECONDS = 2.0  # deleting the room
 UNWIND_SECONDS = 1.0  # steps that were cancelled
 LAST_CHANCE_SECONDS = 0.1  # what a resource gets when the budget is spent
-EXIT_SECONDS = 8.0  # from the door's end until the process has to be gone; below SDK_KILL_SECONDS
+EXIT_SECONDS = 8.0  # from the SDK's last callback until the process has to be gone; below SDK_KILL_SECONDS
+SESSION_SECONDS, SESSION_CLOSE_SECONDS = 14.0, 3.0  # to start; to close, the goodbye aside, which has its own time
 
 
 class Reason:
@@ -90,6 +91,7 @@ class Keeper(Generic[T]):
     ) -> None:
         self.name, self.open_seconds, self.close_seconds = name, open_seconds, close_seconds
         self.outcome = "opening"  # then "open", and in the end: ok, error, timeout, cut, or "never opened"
+        self.problem = ""  # what the resource raised
         self.younger: list[Keeper[Any]] = []
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[T] = loop.create_future()
@@ -126,10 +128,7 @@ class Keeper(Generic[T]):
                     self.ready.set_exception(OpenFailed(f"{self.name} did not open: {describe(error)}"))
             elif self.outcome == "open":
                 self.outcome = "cut" if isinstance(error, asyncio.CancelledError) else "error"
-            if self.outcome == "error":
-                log.warning(
-                    "%s failed to close: %s", self.name, describe(error), extra={"fields": {"resource": self.name}}
-                )
+            self.problem = describe(error)
         finally:
             self._patience.cancel()
 
@@ -162,10 +161,12 @@ class Call:
         self.began_at = time.time()
         self._step = (1, "open infrastructure")
         self._keepers: list[Keeper[Any]] = []
+        self._talk: Keeper[Any] | None = None  # the session's
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tools: set[asyncio.Timeout] = set()
         self._window: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
+        self._recorded = False
         self._over, self._talking = asyncio.Event(), asyncio.Event()
         self._steps: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -255,6 +256,13 @@ class Call:
         self._keepers.append(keeper)
         return keeper
 
+    async def converse(self, talk: AbstractAsyncContextManager[T]) -> T:
+        """Open the session, the one resource that speaks while it closes, and after which the caller is taken along."""
+        if self.reason is not None:
+            raise CallOver(f"the session was not started: the call is over ({self.reason})")
+        self._talk = keeper = self._register("session", talk, SESSION_SECONDS, SESSION_CLOSE_SECONDS)
+        return await asyncio.shield(keeper.ready)
+
     async def connected(self) -> None:
         """Wait until the room is connected; it has been connecting since the call began."""
         await asyncio.shield(self._keepers[0].ready)
@@ -302,7 +310,7 @@ class Call:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("background task %s: %s", task.get_name(), describe(error), exc_info=error)
+            log.error("background task %s: %s", task.get_name(), describe(error), exc_info=error, extra=self._extra())
 
     @contextmanager
     def tool_scope(self, deadline: asyncio.Timeout) -> Iterator[None]:
@@ -357,7 +365,7 @@ class Call:
 
     def caller_back(self) -> None:
         """The caller whose connection broke came back in time."""
-        if self._window is not None:
+        if self._window is not None and self.reason is None:
             self._window.cancel()
             self._window = None
             log.info("the caller is back", extra=self._extra())
@@ -377,6 +385,11 @@ class Call:
                     await self._over.wait()
             self.end(Reason.WORKER_STOPPED)
 
+    async def job_ending(self) -> None:
+        """The SDK has done with the job, its uploads included, and is about to leave the process."""
+        await self.stopped()
+        self.line.guard_exit(EXIT_SECONDS)
+
     # ------------------------------------------------------------------ the door
 
     async def finished(self) -> None:
@@ -390,7 +403,6 @@ class Call:
             await self._leave_all()
         except Exception as error:
             log.error("the door: %s", describe(error), exc_info=error, extra=self._extra())
-        self.line.guard_exit(EXIT_SECONDS)
 
     async def _leave_all(self) -> None:
         """Steps and tools stop, the session says goodbye, the caller is taken along, then the rest in reverse order."""
@@ -401,35 +413,41 @@ class Call:
         goodbye = self.settings.goodbye_seconds if self.can_speak else 0
         until = time.monotonic() + self.settings.close_seconds + goodbye
         settling = asyncio.create_task(self._settle_tasks(until), name="call_settle")
-        if not any(keeper.name == "session" for keeper in self._keepers):
+        if self._talk is None:
             await self._take_along(until)
         for keeper in reversed(self._keepers):
-            if keeper.name != "session":
+            if keeper is not self._talk:
                 await settling
-            if keeper.name == "memory" and self.memory is not None:
-                self.memory.record(self._call_record())
-            allowed = keeper.close_seconds + (goodbye if keeper.name == "session" else 0)
+                self._write_record()
+            allowed = keeper.close_seconds + (goodbye if keeper is self._talk else 0)
             seconds = await keeper.leave(min(allowed, until - time.monotonic()))
             if keeper.outcome != "never opened":
                 self.closed.append((keeper.name, keeper.outcome))
                 what = f"closed {keeper.name}"
                 self._record(what, resource=keeper.name, outcome=keeper.outcome, ms=round(seconds * 1000))
-            if keeper.name == "session":  # the goodbye has been said
+            if keeper.outcome == "error":
+                log.warning("%s failed to close: %s", keeper.name, keeper.problem, extra=self._extra())
+            if keeper is self._talk:  # the goodbye has been said
                 await self._take_along(until)
         self._log_step(8, "clean up and exit", "ok")
         seconds = round(self._age_ms() / 1000, 3)
         self._record(f"call ended: {self.reason}", reason=self.reason, seconds=seconds, turns=self.turns)
 
-    def _call_record(self) -> CallRecord:
-        """What memory keeps of a call, once its last sentence has been said."""
-        return CallRecord(
+    def _write_record(self) -> None:
+        """Have memory keep the call, once: when its last sentence has been said, and before anything else is closed."""
+        if self.memory is None or self._recorded:
+            return
+        self._recorded = True
+        seconds = round(self._age_ms() / 1000, 3)
+        record = CallRecord(
             call=self.line.call_id,
             room=self.line.room_name,
             reason=self.reason or "",
-            seconds=round(self._age_ms() / 1000, 3),
+            seconds=seconds,
             turns=self.turns,
             at=self.began_at,
         )
+        self.memory.record(record)
 
     async def _take_along(self, until: float) -> None:
         """An end the caller did not cause ends the room too: an agent that merely leaves strands a phone in silence."""
@@ -438,7 +456,10 @@ class Call:
         try:
             async with asyncio.timeout(max(min(HANG_UP_SECONDS, until - time.monotonic()), LAST_CHANCE_SECONDS)):
                 await self.line.take_along(self.caller)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the whole process is ending; else it is a library's own cancelled future
             log.warning("the caller could not be hung up: %s", describe(error), extra=self._extra())
 
     async def _settle_tasks(self, until: float) -> None:

@@ -39,7 +39,7 @@ class Listener(Protocol):
     def caller_gone(self, *, on_purpose: bool) -> None: ...
     def caller_back(self) -> None: ...
     def room_gone(self, *, removed: bool) -> None: ...
-    async def stopped(self) -> None: ...
+    async def job_ending(self) -> None: ...
 
 
 class Line(Protocol):
@@ -77,7 +77,7 @@ class Line(Protocol):
         ...
 
     def guard_exit(self, seconds: float) -> None:
-        """Everything is closed: should the process still live after `seconds`, end it."""
+        """The job is done: should its process still live after `seconds`, end it."""
         ...
 
 
@@ -93,6 +93,7 @@ class JobLine:
         self.call_id, self.room_name = ctx.job.id, ctx.job.room.name
         self.began = time.monotonic()
         self._caller: Caller | None = None
+        self._typed: list[str] = []  # while the session was being started
         self._early: EarlyWords | None = None if ctx.is_fake_job() else EarlyWords(ctx.room)
 
     def listen(self, listener: Listener) -> None:
@@ -109,9 +110,11 @@ class JobLine:
 
         def left(participant: rtc.RemoteParticipant) -> None:
             reason = participant.disconnect_reason
+            if self._caller is None and reason in on_purpose and not self._people():
+                listener.caller_gone(on_purpose=True)  # whoever called did not wait to be answered
             if self._caller is None or participant.identity != self._caller.identity:
                 return
-            if reason in {rtc.DisconnectReason.ROOM_DELETED, rtc.DisconnectReason.ROOM_CLOSED}:
+            if reason in ended:
                 listener.room_gone(removed=False)
             elif reason != rtc.DisconnectReason.DUPLICATE_IDENTITY:  # the same caller, joined anew
                 listener.caller_gone(on_purpose=reason in on_purpose)
@@ -121,15 +124,17 @@ class JobLine:
                 listener.caller_back()
 
         def gone(reason: Any = None) -> None:
-            listener.room_gone(removed=reason == rtc.DisconnectReason.PARTICIPANT_REMOVED)
+            listener.room_gone(removed=reason not in ended)  # a connection of ours that broke, too: the room lives on
+
+        ended = {rtc.DisconnectReason.ROOM_DELETED, rtc.DisconnectReason.ROOM_CLOSED}
 
         # Heard before the SDK's own handlers, which are registered later: the cause comes before its consequences.
         self._room.on("participant_disconnected", left)
         self._room.on("participant_connected", joined)
         self._room.on("disconnected", gone)
 
-        async def job_is_ending() -> None:  # a worker that stops, when on_session_end was not reached
-            await listener.stopped()
+        async def job_is_ending() -> None:  # the SDK's last word to a job, after its uploads
+            await listener.job_ending()
 
         self._ctx.add_shutdown_callback(job_is_ending)
 
@@ -139,9 +144,11 @@ class JobLine:
             await self._ctx.connect()
             yield
         finally:
-            if self._early is not None:
-                await self._early.close()
-            await self._room.disconnect()
+            try:
+                if self._early is not None:
+                    await self._early.close()
+            finally:
+                await self._room.disconnect()
 
     async def wait_for_caller(self) -> Caller:
         from livekit import rtc
@@ -157,7 +164,15 @@ class JobLine:
             kind=kinds.get(participant.kind, "standard"),
             attributes={} if self._ctx.is_fake_job() else dict(participant.attributes),
         )
+        if not self._ctx.is_fake_job() and participant.identity not in self._room.remote_participants:
+            self._listener.caller_gone(on_purpose=True)  # left before `left` knew whom to look for
         return self._caller
+
+    def _people(self) -> list[rtc.RemoteParticipant]:
+        """Everybody in the room who could be a caller."""
+        from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
+
+        return [p for p in self._room.remote_participants.values() if p.kind in DEFAULT_PARTICIPANT_KINDS]
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         from livekit.agents import room_io
@@ -170,7 +185,12 @@ class JobLine:
         listener, text_input = self._listener, room_io.TextInputOptions()
         answer = text_input.text_input_cb
 
+        started = False
+
         def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> Any:
+            if not started:  # the session refuses it until it has been started
+                self._typed.append(event.text)
+                return None
             return answer(session, event) if listener.reason is None else None  # no answer after the goodbye
 
         text_input.text_input_cb = read
@@ -182,12 +202,13 @@ class JobLine:
         )
         with self._early.handed_over(session, caller.identity):
             await session.start(agent, room=self._room, room_options=options)
+            started = True
         await self._early.settled(caller.identity)
 
     async def early_words(self) -> list[str]:
         if self._early is None or self._caller is None:
             return []
-        return await self._early.texts(self._caller.identity)
+        return await self._early.texts(self._caller.identity) + self._typed
 
     async def take_along(self, caller: Caller | None) -> None:
         from livekit import api
