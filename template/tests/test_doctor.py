@@ -121,7 +121,7 @@ def test_a_wrong_setting_fails_and_the_rest_is_still_looked_at(doctor: Doctor, m
 
     assert examined.code == 1
     assert examined.about("settings")[0].startswith("fail AGENT_PORT")
-    assert examined.about("files") == ["ok the template's files are as they came"]
+    assert examined.about("files") == ["ok the template's files are there, and those without answers are as they came"]
 
 
 def test_a_server_that_does_not_answer_fails(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

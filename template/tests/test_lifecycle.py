@@ -331,6 +331,17 @@ async def test_a_librarys_cancelled_future_while_hanging_up_leaves_nothing_open(
     assert await closed(call) == [("pool", "ok"), ("room", "ok")]
 
 
+async def test_what_is_still_opening_when_the_call_ends_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = TestLine()
+    call = await in_conversation(line)
+    opening = asyncio.create_task(call.open("slow", never_opens(), open_seconds=60, close_seconds=60))
+    await asyncio.sleep(0)
+    line.leave()
+    assert await closed(call) == [("room", "ok")]
+    with pytest.raises(OpenFailed):
+        await opening
+
+
 async def test_an_owners_resource_may_have_any_name() -> None:
     log: list[str] = []
     line = TestLine()

@@ -72,6 +72,24 @@ def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(mon
     assert {line.split(":")[0] for line in problems.splitlines()} == {"LIVEKIT_URL", "AGENT_PORT", "AGENT_MEMORY_URL"}
 
 
+def test_an_empty_home_is_none_and_a_tilde_is_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AGENT_HOME", "~/project")
+    assert Settings.model_validate({}).home == tmp_path / "project"
+    monkeypatch.setenv("AGENT_HOME", "")
+    assert Settings.model_validate({}).home == settings.find_home()
+
+
+def test_a_home_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(SettingsError, match="AGENT_HOME: there is no folder"):
+        load_settings()
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVEKIT_API_SECRET", "very-secret-indeed")
     assert "very-secret" not in repr(Settings.model_validate({}))

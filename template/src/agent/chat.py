@@ -33,7 +33,8 @@ def chat(name: str | None, *, verbose: bool) -> int:
     """Talk with this machine's agent; the exit code. Raises SettingsError, KnowledgeUnavailable before it begins."""
     settings = load_settings()
     if settings.models == "livekit" and settings.keyless:
-        tell("No keys in the environment, so a script answers from your documents (AGENT_MODELS=scripted).")
+        source = "" if settings.knowledge == "none" else " from your documents"
+        tell(f"No keys in the environment, so a script answers{source} (AGENT_MODELS=scripted).")
         settings = settings.model_copy(update={"models": "scripted"})
     for warning in warn_models(settings):
         tell(warning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -81,6 +82,7 @@ def examine() -> Iterator[Finding]:
         yield from (finding("fail", "settings", problem) for problem in error.problems)
     else:
         yield Finding("ok", "settings", f"read for {settings.name} in {settings.home}")
+        yield from check_names()
         home = settings.home
         checks: list[Check] = [check_keys, check_server, check_models, check_data, check_documents, check_memory]
         for check in checks:
@@ -91,6 +93,16 @@ def examine() -> Iterator[Finding]:
 
 
 # ---------------------------------------------------------------------- the environment
+
+
+def check_names() -> Iterator[Finding]:
+    """Variables that look like settings and are none."""
+    known = {field.alias or f"AGENT_{name.upper()}" for name, field in Settings.model_fields.items()}
+    for name in sorted(os.environ):
+        if name.startswith("AGENT_") and not name.startswith("AGENT_TEST_") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            cure = f"{close[0]} is one" if close else "see .env.example, or leave it if it is your own"
+            yield Finding("warn", "settings", f"{name} is no setting of the template's", cure)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -231,8 +243,7 @@ def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Findin
     for name in ownership.get("ours", []):
         path = home / name
         if not path.is_file():
-            # an image holds the package and the documents, no tests and no docs
-            if name.startswith("src/") and (home / "src").is_dir():
+            if (home / "src").is_dir():  # an image holds the package and the documents, no tests and no docs
                 drifted = True
                 yield Finding("fail", "files", f"{name} is missing", f"restore it: `git checkout -- {name}`")
         elif name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
@@ -240,7 +251,7 @@ def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Findin
             cure = "move your change to persona.py or resources.py, or expect conflicts when you update"
             yield Finding("warn", "files", f"{name} is the template's and was changed", cure)
     if not drifted:
-        yield Finding("ok", "files", "the template's files are as they came")
+        yield Finding("ok", "files", "the template's files are there, and those without answers are as they came")
 
 
 def check_own_code(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:

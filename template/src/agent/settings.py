@@ -118,6 +118,14 @@ class Settings(BaseSettings):
     memory_seconds: float = Field(default=0.5, gt=0, description="How long the greeting waits for what is remembered.")
     knowledge_seconds: float = Field(default=0.5, gt=0, description="How long an answer waits for the documents.")
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _home_is_a_folder(cls, value: str | Path) -> Path:
+        home = Path(value).expanduser().resolve() if str(value) else find_home()
+        if not home.is_dir():
+            raise ValueError(f"there is no folder {home}: correct it, or leave it out")
+        return home
+
     @field_validator("livekit_url")
     @classmethod
     def _url_is_websocket(cls, value: str) -> str:
