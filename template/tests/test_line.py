@@ -17,15 +17,18 @@ from agent.line import Caller, JobLine
 from agent.settings import load_settings
 
 
-def person(identity: str, why: rtc.DisconnectReason.ValueType | None = None) -> rtc.RemoteParticipant:
+def person(
+    identity: str, why: rtc.DisconnectReason.ValueType | None = None, *, phone: bool = False
+) -> rtc.RemoteParticipant:
     """Somebody in a room, or leaving it for a reason."""
+    standard, sip = rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD, rtc.ParticipantKind.PARTICIPANT_KIND_SIP
     return cast(
         rtc.RemoteParticipant,
         SimpleNamespace(
             identity=identity,
             name=identity,
             sid=identity,
-            kind=rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
+            kind=sip if phone else standard,
             state=rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE,
             attributes={},
             track_publications={},
@@ -58,15 +61,15 @@ class Job:
     def shutdown(self, reason: str) -> None:
         self.ended_with.append(reason)
 
-    def join(self, identity: str) -> None:
-        somebody = person(identity)
+    def join(self, identity: str, *, phone: bool = False) -> None:
+        somebody = person(identity, phone=phone)
         self.room._remote_participants[identity] = somebody
         self.room.emit("participant_connected", somebody)
         self.room.emit("participant_active", somebody)
 
-    def leave(self, identity: str, why: rtc.DisconnectReason.ValueType) -> None:
+    def leave(self, identity: str, why: rtc.DisconnectReason.ValueType, *, phone: bool = False) -> None:
         self.room._remote_participants.pop(identity, None)
-        self.room.emit("participant_disconnected", person(identity, why))
+        self.room.emit("participant_disconnected", person(identity, why, phone=phone))
 
 
 class Watched(JobLine):
@@ -188,17 +191,36 @@ async def test_a_caller_who_leaves_in_the_moment_of_joining_is_noticed(
     assert await ended(call) == Reason.CALLER_LEFT
 
 
-async def test_a_caller_who_hangs_up_before_anybody_answers_is_not_waited_for(
+async def opens_for_ever(call: Call) -> None:
+    async with call.step(1, "open infrastructure"):
+        await asyncio.Event().wait()
+
+
+async def test_a_phone_that_hangs_up_before_anybody_answers_is_not_waited_for(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = Watched(job, monkeypatch)
-    call, waiting = Call(line, load_settings()), asyncio.Event()
+    call = Call(Watched(job, monkeypatch), load_settings())
+    await call.begin(opens_for_ever)
+    job.join("sip_1", phone=True)
+    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
+    assert await ended(call) == Reason.CALLER_LEFT
+
+
+async def test_a_browser_that_reloads_before_anybody_answers_is_waited_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, ready = Watched(job, monkeypatch), asyncio.Event()
+    call = Call(line, load_settings())
 
     async def slow(call: Call) -> None:
-        async with call.step(1, "open infrastructure"):
-            await waiting.wait()
+        await ready.wait()
+        await talk(call)
 
     await call.begin(slow)
     job.join("ann")
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    job.join("ann")
+    ready.set()
+    assert await call.talking()
     job.leave("ann", REASONS.CLIENT_INITIATED)
     assert await ended(call) == Reason.CALLER_LEFT

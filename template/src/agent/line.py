@@ -105,14 +105,15 @@ class JobLine:
             rtc.DisconnectReason.USER_REJECTED,
             rtc.DisconnectReason.USER_UNAVAILABLE,
             rtc.DisconnectReason.PARTICIPANT_REMOVED,
-            rtc.DisconnectReason.DUPLICATE_IDENTITY,
         }
 
         def left(participant: rtc.RemoteParticipant) -> None:
             reason = participant.disconnect_reason
-            if self._caller is None and reason in on_purpose and not self._people():
-                listener.caller_gone(on_purpose=True)  # whoever called did not wait to be answered
-            if self._caller is None or participant.identity != self._caller.identity:
+            if self._caller is None:  # a phone that did not wait to be answered; a browser may only be reloading
+                if participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_SIP and not self._people():
+                    listener.caller_gone(on_purpose=True)
+                return
+            if participant.identity != self._caller.identity:
                 return
             if reason in ended:
                 listener.room_gone(removed=False)
