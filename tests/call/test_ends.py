@@ -26,7 +26,11 @@ SLOW_TOOL = '''
     async def slow(self) -> str:
         """Take eight seconds."""
         logging.getLogger("agent.mine").info("the slow tool began")
-        await asyncio.sleep(8)
+        try:
+            await asyncio.sleep(8)
+        except asyncio.CancelledError:
+            logging.getLogger("agent.mine").info("the slow tool was cancelled")
+            raise
         return "done"
 '''
 STUCK_TOOL = '''
@@ -107,11 +111,10 @@ async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(running: 
     room = new_room()
     async with Caller(livekit, room, AGENT) as caller:
         await caller.hear_text_with("help")
-        began = asyncio.get_running_loop().time()
         await caller.write("/tool slow {}")
         await running.wait_for(lambda record: record.get("room") == room and record["message"] == "the slow tool began")
     await expect(running, room, "caller left")
-    assert asyncio.get_running_loop().time() - began < 8  # the length of the tool, not a measure of speed
+    assert "the slow tool was cancelled" in [record["message"] for record in running.of(room)]
 
 
 async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(running: Worker, livekit: LiveKit) -> None:

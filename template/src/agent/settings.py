@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         default=60, gt=0, description="Silence after which the caller is asked, and as much again ends the call."
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
-    goodbye_seconds: float = Field(default=5, gt=0, le=8, description="How long the last sentence may take.")
+    goodbye_seconds: float = Field(default=8, gt=0, le=15, description="How long the last sentence may take.")
     close_seconds: float = Field(
         default=6, gt=0, le=8, description="How long everything a call opened may take to close, together."
     )
