@@ -6,6 +6,8 @@ import asyncio
 import signal
 import sys
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -16,6 +18,14 @@ from tests.support.templates import ROOT
 from tests.support.worker import Worker, worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
+
+
+@asynccontextmanager
+async def alone(project: Project, livekit: LiveKit, **environment: str) -> AsyncIterator[tuple[Worker, str, str]]:
+    """A worker with an agent name of its own; that name, and a room nobody has been in."""
+    room, agent = f"room-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
+    async with worker(project.path, project.agent, livekit, AGENT_NAME=agent, **environment) as running:
+        yield running, agent, room
 
 
 async def vanish(running: Worker, livekit: LiveKit, room: str, agent: str) -> None:
@@ -32,10 +42,7 @@ async def vanish(running: Worker, livekit: LiveKit, room: str, agent: str) -> No
 
 
 async def test_a_caller_whose_process_dies_and_who_never_comes_back(default_project: Project, livekit: LiveKit) -> None:
-    room, agent = f"room-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
-    async with worker(
-        default_project.path, default_project.agent, livekit, AGENT_NAME=agent, AGENT_REJOIN_SECONDS="1"
-    ) as running:
+    async with alone(default_project, livekit, AGENT_REJOIN_SECONDS="1") as (running, agent, room):
         await vanish(running, livekit, room, agent)
         end = await running.wait_for(lambda r: r.get("room") == room and "reason" in r and "turns" in r, seconds=90)
         assert end["reason"] == "caller dropped"
@@ -46,10 +53,7 @@ async def test_a_caller_whose_process_dies_and_who_never_comes_back(default_proj
 async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting(
     default_project: Project, livekit: LiveKit
 ) -> None:
-    room, agent = f"room-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
-    async with worker(
-        default_project.path, default_project.agent, livekit, AGENT_NAME=agent, AGENT_REJOIN_SECONDS="60"
-    ) as running:
+    async with alone(default_project, livekit, AGENT_REJOIN_SECONDS="60") as (running, agent, room):
         await vanish(running, livekit, room, agent)
         await running.wait_for(lambda r: "connection broke" in str(r.get("message")), seconds=90)
         async with Caller(livekit, room, identity="ann") as caller:
@@ -62,10 +66,7 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
 async def test_a_drain_deadline_that_passes_ends_the_call_with_a_goodbye(
     default_project: Project, livekit: LiveKit
 ) -> None:
-    room, agent = f"room-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
-    async with worker(
-        default_project.path, default_project.agent, livekit, AGENT_NAME=agent, AGENT_DRAIN_SECONDS="2"
-    ) as running:
+    async with alone(default_project, livekit, AGENT_DRAIN_SECONDS="2") as (running, agent, room):
         async with Caller(livekit, room, agent) as caller:
             await caller.hear_text_with("help")
             running.process.send_signal(signal.SIGTERM)
