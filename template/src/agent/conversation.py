@@ -9,21 +9,27 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from livekit import rtc
 from livekit.agents import (
     Agent,
     AgentSession,
+    APIError,
     CloseEvent,
     ConversationItemAddedEvent,
+    ErrorEvent,
+    ModelSettings,
     RunContext,
     StopResponse,
     UserStateChangedEvent,
     function_tool,
 )
 from livekit.agents.llm import (
+    ChatChunk,
+    ChatContext,
     ChatMessage,
     FunctionTool,
     RawFunctionTool,
@@ -33,9 +39,11 @@ from livekit.agents.llm import (
     find_function_tools,
 )
 from livekit.agents.llm.async_toolset import AsyncToolset
+from livekit.agents.types import FlushSentinel
 
+from agent.failures import Patience, in_time, tones
 from agent.knowledge import KnowledgeUnavailable
-from agent.lifecycle import Call, Reason
+from agent.lifecycle import Call, Reason, describe
 from agent.line import Caller
 from agent.memory import Profile, Turn
 from agent.models import Models
@@ -44,6 +52,7 @@ log = logging.getLogger("agent.call")
 
 GREETING_SECONDS = 15.0  # a longer greeting goes on, but nothing waits for it any more
 PLAYOUT_TAIL_SECONDS = 0.3  # what is still on its way to the caller when the agent's own queue has run empty
+MOST_FAILURES = 3  # replies in a row that a model has failed; then the call ends, with an apology
 NOTHING_FOUND = "Nothing in the documents answers that."
 
 
@@ -60,6 +69,7 @@ class CallAgent(Agent):
 
     def __init__(self, call: Call, *, instructions: str, tools: Sequence[Tool | Toolset] = (), **options: Any) -> None:
         self.call = call
+        self._failures: dict[str, int] = {}  # in a row, by kind of model
         self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
         own = {tool.id for tool in [*tools, *find_function_tools(self)]}
         given = [tool for tool in [*_knowledge_tools(call), _end_call(call)] if tool.id not in own]
@@ -100,6 +110,14 @@ class CallAgent(Agent):
         """What is asked after `max_silence_seconds` of silence, once."""
         return "Are you still there?"
 
+    def sorry(self) -> str:
+        """What is said instead of a reply that the language model failed, or failed to finish."""
+        return "I am sorry, I cannot answer that just now. Please try once more."
+
+    def cannot_hear(self) -> str:
+        """What is said when the caller's words can no longer be recognised."""
+        return "I am sorry, I cannot hear you at the moment."
+
     async def welcome(self, profile: Profile | None) -> None:
         """Take in what is known of the caller, greet, and answer what was written before anybody listened."""
         if profile and profile.turns:
@@ -127,6 +145,53 @@ class CallAgent(Agent):
             self.call.fail(RuntimeError("the session closed by itself"))
         if self.call.can_speak and self.call.reason is not None:
             await say_bounded(self.session, self.goodbye(self.call.reason), self.call.settings.goodbye_seconds)
+
+    # the models, each of which may fail or hang: whatever happens, the caller hears something
+
+    async def llm_node(
+        self, chat_ctx: ChatContext, tools: list[Tool], model_settings: ModelSettings
+    ) -> AsyncGenerator[ChatChunk | str | FlushSentinel, None]:
+        """The model's reply, or what there is of it and an apology."""
+        reply = Agent.default.llm_node(self, chat_ctx, tools, model_settings)
+        try:
+            async for chunk in in_time(reply, Patience(self.call.settings.reply_seconds)):
+                yield chunk
+            self._failures["language model"] = 0
+        except Exception as error:
+            if self._failed("language model", error):
+                yield self.sorry()
+
+    async def tts_node(
+        self, text: AsyncIterable[str], model_settings: ModelSettings
+    ) -> AsyncGenerator[rtc.AudioFrame, None]:
+        """The voice, or what there is of it and three tones that need none."""
+        patience = Patience(self.call.settings.reply_seconds, begun=False)
+
+        async def words() -> AsyncIterator[str]:
+            async for part in text:
+                patience.begin()  # until then it is the words that are waited for
+                yield part
+            patience.begin(to_the_end=True)
+
+        try:
+            async for frame in in_time(Agent.default.tts_node(self, words(), model_settings), patience):
+                yield frame
+            self._failures["voice"] = 0
+        except Exception as error:
+            self._failed("voice", error)
+            for frame in tones():
+                yield frame
+
+    def _failed(self, model: str, error: Exception) -> bool:
+        """Take down that a model has failed; False if it has been too often, and the call ends now."""
+        if self.call.reason is not None:
+            return False
+        self._failures[model] = self._failures.get(model, 0) + 1
+        log.warning("the %s failed: %s", model, describe(error), extra=self.call.about(failures=self._failures[model]))
+        if self._failures[model] < MOST_FAILURES:
+            return True
+        self.call.fail(RuntimeError(f"the {model} has failed {MOST_FAILURES} times in a row"))
+        return False
 
 
 async def say_bounded(session: AgentSession[None], sentence: str, seconds: float) -> None:
@@ -278,7 +343,22 @@ def build_session(call: Call, models: Models) -> CallSession:
     def closed(event: CloseEvent) -> None:  # an agent that is no CallAgent has no on_exit to say so
         call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
 
+    def model_failed(event: ErrorEvent) -> None:
+        """Of the three models only the ears are left to us here: the others fail inside a reply, see CallAgent."""
+        error = event.error
+        if getattr(error, "type", "") != "stt_error" or getattr(error, "recoverable", True) or call.reason is not None:
+            return
+        cause = getattr(error, "error", None)
+        log.warning("the ears failed: %s", describe(cause or RuntimeError("unknown")), extra=call.about())
+        if isinstance(cause, APIError):  # the SDK begins anew, and closes the session when it has had enough of that
+            agent = session.current_agent
+            if isinstance(agent, CallAgent):
+                session.say(agent.cannot_hear())
+        else:  # the SDK stops listening, and says nothing
+            call.fail(RuntimeError("nobody listens to the caller any more"))
+
     session.on("conversation_item_added", turn_finished)
+    session.on("error", model_failed)
     session.on("close", closed)
     if silence is not None:
         _watch_silence(call, session, silence)

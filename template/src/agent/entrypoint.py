@@ -7,17 +7,20 @@ import importlib
 import logging
 import math
 import os
+import time
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
 from livekit.agents import AgentServer, JobContext, JobProcess
+from livekit.agents.ipc.job_executor import JobExecutor
+from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption
 
 from agent import telemetry
 from agent.conversation import CallAgent, build_session, conversation
 from agent.knowledge import KnowledgeUnavailable, index_of, knowledge_of
-from agent.lifecycle import Call, OpenFailed, Reason
-from agent.line import JobLine
+from agent.lifecycle import HANG_UP_SECONDS, Call, OpenFailed, Reason, describe
+from agent.line import JobLine, end_room
 from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
 from agent.models import ModelsUnavailable, models_of
 from agent.settings import load_settings
@@ -105,6 +108,10 @@ class Server(AgentServer):
     failed = False
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
+        self._burying: set[asyncio.Task[None]] = set()
+        self._ledger = telemetry.Ledger(counting=settings.metrics_port != 0)
+        logging.getLogger().addHandler(self._ledger)
+        self.on("worker_started", self._watch_jobs)
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0  # livekit-server itself sends no call to a worker that reports 1.0
         telemetry.format_root(readable=devmode if settings.log_format == "auto" else settings.log_format == "readable")
@@ -114,12 +121,41 @@ class Server(AgentServer):
             self.failed = True
             raise
 
+    def _watch_jobs(self) -> None:
+        self._proc_pool.on("process_closed", self._job_closed)  # private; tests/test_sdk.py tells when it changes
+
+    def _job_closed(self, process: JobExecutor) -> None:
+        """A job that died, killed or crashed, has closed nothing: its caller sits in silence until we end the room."""
+        if process.running_job is None:
+            return
+        job = process.running_job.job.id
+        if job in self._ledger.ended:
+            self._ledger.ended.discard(job)
+        elif getattr(process, "exitcode", 0) != 0:
+            task = asyncio.create_task(bury(process.running_job), name="bury")
+            self._burying.add(task)
+            task.add_done_callback(self._burying.discard)
+
+
+async def bury(running: RunningJobInfo) -> None:
+    """The end of a call whose process is gone, in the log and for whoever is still in its room."""
+    call = {"call": running.job.id, "room": running.job.room.name}
+    seconds = round(time.time() - running.launched_at, 3)
+    try:
+        async with asyncio.timeout(HANG_UP_SECONDS):
+            await end_room(running.job.room.name, None)
+    except Exception as error:
+        log.warning("the caller could not be hung up: %s", describe(error), extra={"fields": call})
+    fields = {"reason": Reason.JOB_DIED, "seconds": seconds, "turns": None, **call}
+    log.error("call ended: %s", Reason.JOB_DIED, extra={"fields": fields})
+
 
 settings = load_settings()
 
 
 def prewarm(process: JobProcess) -> None:
     """Import in an idle process what the first call would otherwise wait for."""
+    telemetry.export_spans()
     for name in ("agent.persona", "agent.resources", "agent.early", "numpy.fft"):
         with suppress(ImportError):  # said by `agent start` before, and by the call that needs it
             importlib.import_module(name)
@@ -133,6 +169,7 @@ server = Server(
     setup_fnc=prewarm,
     preload_modules=["agent.entrypoint"],
     port=settings.port,
+    prometheus_port=settings.metrics_port or None,
     drain_timeout=settings.drain_seconds,
     num_idle_processes=ServerEnvOption(dev_default=1, prod_default=min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)),
     load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
@@ -151,6 +188,3 @@ async def entrypoint(ctx: JobContext) -> None:
     """Connect and return; the call goes on in its own task, so no end of it ever waits for this function."""
     call = calls[ctx.job.id] = Call(JobLine(ctx), settings)
     await call.begin(answer)
-
-
-__all__ = ["Reason", "answer", "entrypoint", "server"]

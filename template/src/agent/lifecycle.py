@@ -13,6 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from livekit.agents.telemetry import tracer
+from opentelemetry import trace
+
 from agent.line import Caller, Line
 from agent.memory import CallRecord
 from agent.settings import Settings
@@ -59,6 +62,8 @@ class Reason:
     ROOM_CLOSED = "room closed"
     REMOVED = "removed"
     WORKER_STOPPED = "worker stopped"
+    WORKER_DIED = "worker died"  # its jobs notice, close everything and end their rooms
+    JOB_DIED = "job died"  # the worker notices, and ends the room: see agent.entrypoint.Server
 
     @staticmethod
     def error(step: int, name: str) -> str:
@@ -67,7 +72,14 @@ class Reason:
 
 
 NOBODY_LISTENS = frozenset(
-    {Reason.CALLER_LEFT, Reason.CALLER_DROPPED, Reason.NO_SHOW, Reason.ROOM_CLOSED, Reason.REMOVED}
+    {
+        Reason.CALLER_LEFT,
+        Reason.CALLER_DROPPED,
+        Reason.NO_SHOW,
+        Reason.ROOM_CLOSED,
+        Reason.REMOVED,
+        Reason.WORKER_DIED,  # somebody does, but whatever could speak has been cancelled
+    }
 )
 
 
@@ -87,9 +99,15 @@ class Keeper(Generic[T]):
     """
 
     def __init__(
-        self, name: str, manager: AbstractAsyncContextManager[T], open_seconds: float, close_seconds: float
+        self,
+        name: str,
+        manager: AbstractAsyncContextManager[T],
+        open_seconds: float,
+        close_seconds: float,
+        cut: Callable[[], None],
     ) -> None:
         self.name, self.open_seconds, self.close_seconds = name, open_seconds, close_seconds
+        self._cut = cut  # called when the whole process ends, before the first keeper leaves
         self.outcome = "opening"  # then "open", and in the end: ok, error, timeout, cut, or "never opened"
         self.problem = ""  # what the resource raised
         self.younger: list[Keeper[Any]] = []
@@ -117,6 +135,7 @@ class Keeper(Generic[T]):
                     await self._release.wait()
                 except asyncio.CancelledError:  # the whole process is ending
                     self.outcome = "cut"
+                    self._cut()
                     if rest := [keeper.task for keeper in self.younger if not keeper.task.done()]:
                         await asyncio.wait(rest, timeout=CLOSE_SECONDS)
             if self.outcome == "open":
@@ -166,7 +185,8 @@ class Call:
         self._tools: set[asyncio.Timeout] = set()
         self._window: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
-        self._recorded = False
+        self._recorded, self._taken_along = False, False
+        self._span: trace.Span = trace.INVALID_SPAN
         self._over, self._talking = asyncio.Event(), asyncio.Event()
         self._steps: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -178,8 +198,9 @@ class Call:
 
         The job's entrypoint has to return early: while it runs, the SDK holds every end of the call back for 15 s.
         """
+        self._span = tracer.start_span("call", attributes={"call": self.line.call_id, "room": self.line.room_name})
         self.line.listen(self)
-        room = self._register("room", self.line.room(), STEP_SECONDS[2], CLOSE_SECONDS)
+        room = self._register("room", self._room(), STEP_SECONDS[2], CLOSE_SECONDS)
         self._steps = asyncio.create_task(self._walk(steps), name="call_steps")
         over = asyncio.create_task(self._over.wait(), name="call_over")
         either: list[asyncio.Future[Any]] = [room.ready, over]
@@ -187,6 +208,14 @@ class Call:
         if not room.ready.done() or room.ready.cancelled() or room.ready.exception():
             await over
         over.cancel()
+
+    @asynccontextmanager
+    async def _room(self) -> AsyncIterator[None]:
+        async with self.line.room():
+            try:
+                yield
+            finally:  # the door has done it; here it is for a dying worker, which runs no door
+                await self._take_along(time.monotonic() + HANG_UP_SECONDS)
 
     async def _walk(self, steps: Callable[[Call], Awaitable[None]]) -> None:
         try:
@@ -205,6 +234,7 @@ class Call:
     async def step(self, number: int, name: str) -> AsyncIterator[None]:
         """One of the eight steps: named, within its deadline, and one record in the log when it is done."""
         self._step, outcome = (number, name), "ok"
+        span = self._start_span(f"step {number}: {name}", step=number)
         if number == 7:
             self._talking.set()
         try:
@@ -225,6 +255,8 @@ class Call:
             outcome = "error"
             raise
         finally:
+            span.set_attribute("outcome", outcome)
+            span.end()
             self._log_step(number, name, outcome)
 
     def _log_step(self, number: int, name: str, outcome: str) -> None:
@@ -250,7 +282,7 @@ class Call:
     def _register(
         self, name: str, manager: AbstractAsyncContextManager[T], open_seconds: float, close_seconds: float
     ) -> Keeper[T]:
-        keeper = Keeper(name, manager, open_seconds, close_seconds)
+        keeper = Keeper(name, manager, open_seconds, close_seconds, self._cut)
         for older in self._keepers:
             older.younger.append(keeper)
         self._keepers.append(keeper)
@@ -310,7 +342,7 @@ class Call:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("background task %s: %s", task.get_name(), describe(error), exc_info=error, extra=self._extra())
+            log.error("background task %s: %s", task.get_name(), describe(error), exc_info=error, extra=self.about())
 
     @contextmanager
     def tool_scope(self, deadline: asyncio.Timeout) -> Iterator[None]:
@@ -330,6 +362,8 @@ class Call:
         if self.reason is not None:
             return
         self.reason = reason
+        self._record(f"ending: {reason}", ending=reason, ms=self._age_ms())
+        self._span.add_event("ending", {"reason": reason})
         for timer in (self._window, self._limit):
             if timer is not None:
                 timer.cancel()
@@ -345,11 +379,15 @@ class Call:
         """End the call because the step it is in failed; after the end an error is only a consequence."""
         if self.reason is None:
             number, name = self._step
-            log.error("step %d (%s) failed: %s", number, name, describe(error), exc_info=error, extra=self._extra())
+            log.error("step %d (%s) failed: %s", number, name, describe(error), exc_info=error, extra=self.about())
             self.end(Reason.error(number, name))
 
     async def hang_up(self) -> None:
         """Say goodbye and end the call for everybody in it; returns at once, the door does the rest."""
+        self.end(Reason.AGENT_HUNG_UP)
+
+    def shut_down(self) -> None:
+        """The owner's code, or a tool of the SDK's, ended the job: `ctx.shutdown()`."""
         self.end(Reason.AGENT_HUNG_UP)
 
     def caller_gone(self, *, on_purpose: bool) -> None:
@@ -361,14 +399,14 @@ class Call:
         elif self._window is None:
             loop = asyncio.get_running_loop()
             self._window = loop.call_later(self.settings.rejoin_seconds, self.end, Reason.CALLER_DROPPED)
-            log.info("the caller's connection broke", extra=self._extra(window_seconds=self.settings.rejoin_seconds))
+            log.info("the caller's connection broke", extra=self.about(window_seconds=self.settings.rejoin_seconds))
 
     def caller_back(self) -> None:
         """The caller whose connection broke came back in time."""
         if self._window is not None and self.reason is None:
             self._window.cancel()
             self._window = None
-            log.info("the caller is back", extra=self._extra())
+            log.info("the caller is back", extra=self.about())
 
     def room_gone(self, *, removed: bool) -> None:
         """The agent is no longer in the room."""
@@ -402,10 +440,11 @@ class Call:
         try:
             await self._leave_all()
         except Exception as error:
-            log.error("the door: %s", describe(error), exc_info=error, extra=self._extra())
+            log.error("the door: %s", describe(error), exc_info=error, extra=self.about())
 
     async def _leave_all(self) -> None:
         """Steps and tools stop, the session says goodbye, the caller is taken along, then the rest in reverse order."""
+        door = self._start_span("step 8: clean up and exit", step=8)
         if self._steps is not None and self._steps is not asyncio.current_task():
             if self._step[0] != 7:
                 self._steps.cancel()
@@ -420,18 +459,37 @@ class Call:
                 await settling
                 self._write_record()
             allowed = keeper.close_seconds + (goodbye if keeper is self._talk else 0)
+            span = self._start_span(f"close {keeper.name}", door)
             seconds = await keeper.leave(min(allowed, until - time.monotonic()))
+            span.set_attribute("outcome", keeper.outcome)
+            span.end()
             if keeper.outcome != "never opened":
                 self.closed.append((keeper.name, keeper.outcome))
                 what = f"closed {keeper.name}"
                 self._record(what, resource=keeper.name, outcome=keeper.outcome, ms=round(seconds * 1000))
             if keeper.outcome == "error":
-                log.warning("%s failed to close: %s", keeper.name, keeper.problem, extra=self._extra())
+                log.warning("%s failed to close: %s", keeper.name, keeper.problem, extra=self.about())
             if keeper is self._talk:  # the goodbye has been said
                 await self._take_along(until)
+        door.end()
         self._log_step(8, "clean up and exit", "ok")
+        self._end_record()
+
+    def _end_record(self) -> None:
+        """The last word on the call, in its log and its trace."""
         seconds = round(self._age_ms() / 1000, 3)
         self._record(f"call ended: {self.reason}", reason=self.reason, seconds=seconds, turns=self.turns)
+        self._span.set_attributes({"reason": self.reason or "", "seconds": seconds, "turns": self.turns})
+        self._span.end()
+
+    def _cut(self) -> None:
+        """The worker was killed: the SDK cancels every task and runs no callback, so each keeper unwinds by itself."""
+        if self.reason is None:
+            self.reason = Reason.WORKER_DIED
+            self._over.set()
+            self.line.guard_exit(EXIT_SECONDS)
+            self._end_record()  # for the trace: the log went to the worker
+        self._write_record()
 
     def _write_record(self) -> None:
         """Have memory keep the call, once: when its last sentence has been said, and before anything else is closed."""
@@ -451,8 +509,9 @@ class Call:
 
     async def _take_along(self, until: float) -> None:
         """An end the caller did not cause ends the room too: an agent that merely leaves strands a phone in silence."""
-        if self.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
+        if self._taken_along or self.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
             return
+        self._taken_along = True
         try:
             async with asyncio.timeout(max(min(HANG_UP_SECONDS, until - time.monotonic()), LAST_CHANCE_SECONDS)):
                 await self.line.take_along(self.caller)
@@ -460,7 +519,7 @@ class Call:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the whole process is ending; else it is a library's own cancelled future
-            log.warning("the caller could not be hung up: %s", describe(error), extra=self._extra())
+            log.warning("the caller could not be hung up: %s", describe(error), extra=self.about())
 
     async def _settle_tasks(self, until: float) -> None:
         """Background tasks may finish while what they use is still open; those that do not are cancelled."""
@@ -468,7 +527,7 @@ class Call:
             patience = min(CLOSE_SECONDS, until - time.monotonic())
             _, late = await asyncio.wait(tasks, timeout=max(patience, LAST_CHANCE_SECONDS))
             for task in late:
-                log.warning("background task %s was cancelled", task.get_name(), extra=self._extra())
+                log.warning("background task %s was cancelled", task.get_name(), extra=self.about())
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=LAST_CHANCE_SECONDS)
@@ -484,11 +543,17 @@ class Call:
     def _age_ms(self) -> int:
         return round((time.monotonic() - self.line.began) * 1000)
 
-    def _extra(self, **fields: object) -> dict[str, Any]:
+    def about(self, **fields: object) -> dict[str, Any]:
+        """`extra=` of a record about this call."""
         return {"fields": {**fields, "call": self.line.call_id, "room": self.line.room_name}}
 
+    def _start_span(self, name: str, within: trace.Span | None = None, **attributes: str | int) -> trace.Span:
+        """A span in the SDK's own trace; never the current one, or each task that begins in it would hang on it."""
+        context = trace.set_span_in_context(within or self._span)
+        return tracer.start_span(name, context=context, attributes=attributes)
+
     def _record(self, message: str, **fields: object) -> None:
-        log.info(message, extra=self._extra(**fields))
+        log.info(message, extra=self.about(**fields))
 
 
 def describe(error: BaseException) -> str:

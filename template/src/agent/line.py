@@ -39,6 +39,7 @@ class Listener(Protocol):
     def caller_gone(self, *, on_purpose: bool) -> None: ...
     def caller_back(self) -> None: ...
     def room_gone(self, *, removed: bool) -> None: ...
+    def shut_down(self) -> None: ...
     async def job_ending(self) -> None: ...
 
 
@@ -134,6 +135,16 @@ class JobLine:
         self._room.on("participant_connected", joined)
         self._room.on("disconnected", gone)
 
+        end_job = self._ctx.shutdown
+
+        def shut_down(
+            reason: str = "",
+        ) -> None:  # of owners' code: the SDK itself tells it from a stopping worker too late
+            listener.shut_down()
+            end_job(reason)
+
+        self._ctx.shutdown = shut_down  # type: ignore[method-assign]
+
         async def job_is_ending() -> None:  # the SDK's last word to a job, after its uploads
             await listener.job_ending()
 
@@ -212,25 +223,9 @@ class JobLine:
         return await self._early.texts(self._caller.identity) + self._typed
 
     async def take_along(self, caller: Caller | None) -> None:
-        from livekit import api
-        from livekit.protocol import models
 
-        if self._ctx.is_fake_job():
-            return
-        people = {models.ParticipantInfo.STANDARD, models.ParticipantInfo.SIP, models.ParticipantInfo.CONNECTOR}
-        rooms = self._ctx.api.room
-        try:
-            present = await rooms.list_participants(api.ListParticipantsRequest(room=self.room_name))
-            here = [person.identity for person in present.participants if person.kind in people]
-            if caller is not None and caller.identity in here:
-                here.remove(caller.identity)
-            elif caller is None:  # the call ended before anybody was: whoever is alone here was calling
-                here = here[1:]
-            if not here:
-                await rooms.delete_room(api.DeleteRoomRequest(room=self.room_name))
-        except api.TwirpError as error:
-            if error.code != api.TwirpErrorCode.NOT_FOUND:  # already gone is as good as ended
-                raise
+        if not self._ctx.is_fake_job():
+            await end_room(self.room_name, caller.identity if caller else None)
 
     def finish(self, reason: str) -> None:
         self._ctx.shutdown(reason)
@@ -250,6 +245,30 @@ class JobLine:
         timer = threading.Timer(seconds, end_process)
         timer.daemon = True
         timer.start()
+
+
+async def end_room(room: str, caller: str | None) -> None:
+    """Delete the room, unless somebody besides the caller is in it; without a caller, besides whoever is alone there.
+
+    Asks the server over a connection of its own: in a dying job the SDK's is closed already. Raises api.TwirpError.
+    """
+    from livekit import api
+    from livekit.protocol import models
+
+    people = {models.ParticipantInfo.STANDARD, models.ParticipantInfo.SIP, models.ParticipantInfo.CONNECTOR}
+    async with api.LiveKitAPI() as server:
+        try:
+            present = await server.room.list_participants(api.ListParticipantsRequest(room=room))
+            here = [person.identity for person in present.participants if person.kind in people]
+            if caller in here:
+                here.remove(caller)
+            elif caller is None:
+                here = here[1:]
+            if not here:
+                await server.room.delete_room(api.DeleteRoomRequest(room=room))
+        except api.TwirpError as error:
+            if error.code != api.TwirpErrorCode.NOT_FOUND:  # already gone is as good as ended
+                raise
 
 
 class TerminalLine:

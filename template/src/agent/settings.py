@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=find_home, description="The project's root.")
     data_dir: Path = Field(default=Path("data"), description="Where the agent writes; a volume in containers.")
     port: int = Field(default=8081, ge=0, le=65535, description="Port of the worker's health endpoint.")
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of the worker's Prometheus metrics; 0: none."
+    )
     max_load: float = Field(
         default=0.7, gt=0, description="CPU load, 1 being all cores, above which no call is taken; inf: take all."
     )
@@ -104,6 +107,9 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(default=3600, gt=0, description="The longest call; then the agent says goodbye.")
     max_silence_seconds: float = Field(
         default=60, gt=0, description="Silence after which the caller is asked, and as much again ends the call."
+    )
+    reply_seconds: float = Field(
+        default=10, gt=0, description="How long a model may keep the caller waiting before the agent apologises."
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
     goodbye_seconds: float = Field(default=8, gt=0, le=15, description="How long the last sentence may take.")

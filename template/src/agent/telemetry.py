@@ -1,15 +1,22 @@
-"""Logs: JSON lines for machines, one readable line for people. The contract is in docs/agent/logs.md.
+"""Logs, metrics and traces. The contract of all three is in docs/agent/logs.md.
 
-A job's records travel to the worker and are formatted there, so what a record carries in `fields` is plain data.
+A job's records travel to the worker and are formatted there, so what a record carries in `fields` is plain data; and
+they are counted there: a metric of a job's own would have to survive its process, which lives for one call.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import threading
 from datetime import UTC, datetime
+from multiprocessing import util
 from typing import Any, TextIO
+
+FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
+BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields", "taskName"}
 
@@ -69,3 +76,70 @@ def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("agent").setLevel(level)
+
+
+# ---------------------------------------------------------------------- metrics
+
+
+class Ledger(logging.Handler):
+    """Reads, in the worker, what its jobs log of their calls: which have ended, and for Prometheus how and how long."""
+
+    def __init__(self, *, counting: bool) -> None:
+        super().__init__()
+        self.ended: set[str] = set()  # by job, until its process has closed too
+        self._counts = _Counts() if counting else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take down the end of a call, or the close of a resource; every other record is none of ours."""
+        if record.name != "agent.call":
+            return
+        fields = getattr(record, "fields", {})
+        if "reason" in fields:
+            self.ended.add(fields["call"])
+        if self._counts is not None:
+            self._counts.count(fields)
+
+
+class _Counts:
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Histogram
+
+        self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
+        self._seconds = Histogram("agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS)
+        self._turns = Counter("agent_turns", "Finished turns of both sides.")
+        self._closes = Counter("agent_closes", "Closed resources, by outcome.", ["resource", "outcome"])
+
+    def count(self, fields: dict[str, Any]) -> None:
+        if "resource" in fields:
+            self._closes.labels(fields["resource"], fields["outcome"]).inc()
+        elif "reason" in fields:
+            self._calls.labels(fields["reason"]).inc()
+            self._seconds.observe(fields["seconds"])
+            self._turns.inc(fields["turns"] or 0)
+
+
+# ---------------------------------------------------------------------- traces
+
+
+def export_spans() -> None:
+    """Send this job's spans wherever OTEL_EXPORTER_OTLP_ENDPOINT says, without what was said in the call.
+
+    The names are OpenTelemetry's own; LIVEKIT_TELEMETRY_ALLOW_PII=true, the SDK's, adds the conversation.
+    """
+    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+        return
+    from livekit.agents.telemetry import set_tracer_provider
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    set_tracer_provider(provider, allow_pii=None if "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ else False)
+
+    def flush() -> None:  # a collector that does not answer may not hold the worker's slot
+        flushing = threading.Thread(target=provider.shutdown, daemon=True)
+        flushing.start()
+        flushing.join(FLUSH_SECONDS)
+
+    util.Finalize(None, flush, exitpriority=10)  # job processes run no atexit handlers
