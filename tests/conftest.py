@@ -13,6 +13,8 @@ from tests.support.projects import CALLED, Answers, Project, render
 from tests.support.server import LiveKit, livekit_server
 from tests.support.templates import Template, isolated_environment, make_template
 
+pytest.register_assert_rewrite("tests.call.scene")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, tests of one project, one worker or one image stay in one process: they share what is expensive."""

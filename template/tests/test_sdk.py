@@ -132,13 +132,13 @@ def test_the_deadlines_of_the_worker_are_those_of_its_jobs() -> None:
     }, changed(f"a job's deadlines come from {given}", look)
 
 
-def test_a_stopped_worker_kills_a_job_only_so_long_after_its_session_has_ended() -> None:
-    """The request has to be acknowledged; then everything up to ShuttingDown has its own time; only then it counts."""
+def test_a_job_that_is_asked_to_close_is_killed_only_so_long_after_its_session_has_ended() -> None:
+    """It has to acknowledge; then everything up to ShuttingDown has its own time; only from there it is counted."""
     waits = timeouts(SupervisedProc.aclose)
     assert waits == [
         ("self._shutdown_ack_fut", "self._opts.close_timeout"),
         ("asyncio.shield(self._supervise_atask)", "self._opts.close_timeout"),
-    ], changed(f"a worker that stops now waits for {waits}", "SDK_KILL_SECONDS, and Call.job_ending")
+    ], changed(f"a job that is asked to close is now waited for so: {waits}", "SDK_KILL_SECONDS, and Call.job_ending")
     problem = disorder(
         SupervisedProc.aclose,
         "wait_for(self._shutdown_ack_fut",
@@ -149,7 +149,10 @@ def test_a_stopped_worker_kills_a_job_only_so_long_after_its_session_has_ended()
 
 
 def test_nothing_but_a_stopping_worker_the_server_and_a_failed_start_asks_a_job_to_close() -> None:
-    """So on ordinary ends nobody kills a job that is stuck in its exit: our own guard has to."""
+    """The server asks when the agent has left the room, so nearly every end has that kill behind it.
+
+    It does not ask in the first seconds of a call: there a job that is stuck in its exit is killed by our guard alone.
+    """
     asked = {
         function.name
         for tree in (code(sdk_worker), code(sdk_pool))
@@ -157,7 +160,8 @@ def test_nothing_but_a_stopping_worker_the_server_and_a_failed_start_asks_a_job_
         if isinstance(function, ast.AsyncFunctionDef) and calls(function, "proc.aclose")
     }
     assert asked == {"_handle_termination", "launch_job", "_proc_spawn_task", "_main_task"}, changed(
-        f"a job is asked to close by {sorted(asked)}", "Line.guard_exit, which may no longer be needed"
+        f"a job is asked to close by {sorted(asked)}",
+        "EXIT_SECONDS in agent/lifecycle.py, which has to stay below the kill",
     )
 
 

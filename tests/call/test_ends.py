@@ -1,262 +1,499 @@
-"""Every way a call can end, on a real server: the reason is right, everything is closed, the slot is free."""
+"""Every way a call can end, on a real server, as docs/agent/ends.md of the rendered project has them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
-import uuid
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
 from livekit import api
 
+from tests.call.scene import ALL_STEPS, OPENED, Scene, cut_off, measured, new_room, scene, troubled
 from tests.support.caller import Caller
-from tests.support.projects import PAIRS, Project, render
-from tests.support.server import LiveKit
+from tests.support.ends import ENDS, End, ends, proven_in
+from tests.support.projects import Project, clean_environment
+from tests.support.server import LiveKit, free_port
 from tests.support.templates import Template
-from tests.support.worker import SDK_WARNINGS, Worker, worker
+from tests.support.terminal import terminal
+from tests.support.worker import SDK_WARNINGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-AGENT = "front-desk"
-EVERYTHING = {"session", "http", "knowledge", "memory", "room"}
-SLOW_TOOL = '''
-    @function_tool
-    async def slow(self) -> str:
-        """Take eight seconds."""
-        logging.getLogger("agent.mine").info("the slow tool began")
-        try:
-            await asyncio.sleep(8)
-        except asyncio.CancelledError:
-            logging.getLogger("agent.mine").info("the slow tool was cancelled")
-            raise
-        return "done"
-'''
-STUCK_TOOL = '''
-    @function_tool
-    async def stuck(self) -> str:
-        """Hang in a thread that nothing can stop."""
-        logging.getLogger("agent.mine").info("the stuck tool began")
-        await asyncio.to_thread(time.sleep, 120)
-        return "done"
-'''
-BROKEN_RESOURCE = """
-    if call.line.room_name.startswith("broken"):
-        raise ConnectionError("the database is down")
-"""
+QUICK = {"AGENT_CALLER_WAIT_SECONDS": "2", "AGENT_REPLY_SECONDS": "2", "AGENT_TOOL_SECONDS": "2"}
 
 
 @pytest.fixture(scope="module")
-def laboured(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose owner has added a slow tool, and a resource that is down in some rooms."""
-    project = render(template, tmp_path_factory.mktemp("laboured") / "front-desk", PAIRS[0])
-    persona = project.read("src/agent/persona.py").replace(
-        "from datetime", "import asyncio\nimport logging\nimport time\nfrom datetime", 1
-    )
-    project.write("src/agent/persona.py", persona + SLOW_TOOL + STUCK_TOOL)
-    resources = project.read("src/agent/resources.py")
-    last = "    return Resources("
-    project.write("src/agent/resources.py", resources.replace(last, BROKEN_RESOURCE.lstrip("\n") + last))
-    project.install()
-    return project
+def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return troubled(template, tmp_path_factory.mktemp("troubled"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def running(laboured: Project, livekit: LiveKit) -> AsyncIterator[Worker]:
+async def stage(project: Project, livekit: LiveKit) -> AsyncIterator[Scene]:
     """A worker for every end that needs no settings of its own."""
-    async with worker(laboured.path, laboured.agent, livekit, AGENT_CALLER_WAIT_SECONDS="2") as started:
+    async with scene(project, livekit, **QUICK) as started:
         yield started
-        assert [r for r in started.records if any(said in str(r.get("message")) for said in SDK_WARNINGS)] == []
+        warned = [r for r in started.running.records if any(said in str(r.get("message")) for said in SDK_WARNINGS)]
+        assert warned == []
 
 
-def new_room(prefix: str = "room") -> str:
-    """A room nobody has been in."""
-    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+async def test_every_end_of_the_table_is_proven_where_it_says(template: Template) -> None:
+    here, rendered = Path(__file__).parent, Path(__file__).parents[2] / "template" / "tests"
+    assert proven_in(here) == {name for name, end in ENDS.items() if "server" in end.proven}
+    assert proven_in(rendered) == {name for name, end in ENDS.items() if "here" in end.proven}
 
 
-async def expect(running: Worker, room: str, reason: str, *, steps: list[int] | None = None) -> None:
-    """The call in `room` has ended as it should have: reason, steps, closes, and a free slot."""
-    end = await running.ended(room)
-    assert end["reason"] == reason
-    closed = running.closed(room)
-    assert {outcome for _, outcome in closed} == {"ok"}
-    names = [name for name, _ in closed]
-    assert len(names) == len(set(names))
-    assert running.steps(room) == (steps or [1, 2, 3, 4, 5, 6, 7, 8])
-    if steps is None:
-        assert set(names) == EVERYTHING
-        assert (names[0], names[-1]) == ("session", "room")
-    await running.free()
+# ---------------------------------------------------------------------- the caller
 
 
-async def test_the_caller_hangs_up_while_the_agent_speaks(running: Worker, livekit: LiveKit) -> None:
+@ends("leaves-listening")
+async def test_the_caller_hangs_up_while_the_agent_listens(end: End, stage: Scene) -> None:
     room = new_room()
-    async with Caller(livekit, room, AGENT) as caller:
+    async with stage.caller(room):
+        await stage.step(room, 6)
+    await stage.expect(end, room)
+
+
+@ends("leaves-greeting")
+async def test_the_caller_hangs_up_while_the_agent_greets(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
         await caller.hear_sound()
-    end = await running.ended(room)
-    assert end["reason"] == "caller left"
-    assert {outcome for _, outcome in running.closed(room)} == {"ok"}
-    await running.free()
+    await stage.running.ended(room)
+    greeted = 7 in stage.running.steps(room)  # the server tells of a hang-up after about a second
+    await stage.expect(end, room, steps=ALL_STEPS if greeted else [1, 2, 3, 4, 5, 6, 8])
 
 
-async def test_the_caller_hangs_up_while_the_agent_listens(running: Worker, livekit: LiveKit) -> None:
+@ends("leaves-thinking")
+async def test_the_caller_hangs_up_while_the_model_thinks(end: End, stage: Scene) -> None:
     room = new_room()
-    async with Caller(livekit, room, AGENT):
-        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
-    await expect(running, room, "caller left")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.write("llm hang")
+        await stage.said(room, "the model was asked")
+    await stage.expect(end, room)
 
 
-async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(running: Worker, livekit: LiveKit) -> None:
+@ends("leaves-in-tool")
+async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(end: End, stage: Scene) -> None:
     room = new_room()
-    async with Caller(livekit, room, AGENT) as caller:
+    async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
         await caller.write("/tool slow {}")
-        await running.wait_for(lambda record: record.get("room") == room and record["message"] == "the slow tool began")
-    await expect(running, room, "caller left")
-    assert "the slow tool was cancelled" in [record["message"] for record in running.of(room)]
+        await stage.said(room, "the slow tool began")
+    await stage.expect(end, room)
+    assert "the slow tool was cancelled" in [record["message"] for record in stage.running.of(room)]
 
 
-async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(running: Worker, livekit: LiveKit) -> None:
+@ends("phone-leaves-early", "browser-leaves-early")
+async def test_a_caller_who_leaves_before_anybody_answers(end: End, stage: Scene) -> None:
+    room = new_room("open-is-slow")
+    async with stage.caller(room, kind="sip" if end.name.startswith("phone") else "standard") as caller:
+        async with asyncio.timeout(10):
+            await caller.agent_here.wait()
+    kept = [name for name in OPENED if name != "session"]
+    if end.name.startswith("phone"):  # which ends the call before its pool has opened
+        await stage.expect(end, room, steps=[1, 8], opened=[name for name in kept if name != "pool"])
+    else:
+        await stage.expect(end, room, steps=[1, 2, 3, 4, 8], opened=kept)
+
+
+@ends("company-leaves")
+async def test_somebody_else_who_joins_and_leaves_is_not_the_caller(end: End, stage: Scene) -> None:
     room = new_room()
-    async with Caller(livekit, room, AGENT) as caller:
+    async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
-        await caller.write("/tool stuck {}")
-        await running.wait_for(lambda record: record.get("room") == room and "stuck tool" in record["message"])
-    await expect(running, room, "caller left")  # and the slot is free, long before the thread would end
-    assert any("ended by force" in record["message"] for record in running.of(room))
+        async with stage.caller(room, identity="supervisor"):
+            pass
+        await caller.ask("Where can I park my bicycle?", "bicycle")
+    await stage.expect(end, room)
 
 
-async def test_the_room_is_deleted(running: Worker, livekit: LiveKit) -> None:
+@ends("company-stays")
+async def test_the_room_stays_with_whoever_is_still_in_it_when_the_caller_hangs_up(end: End, stage: Scene) -> None:
     room = new_room()
-    async with Caller(livekit, room, AGENT) as caller, livekit.api() as server:
-        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
-        await server.room.delete_room(api.DeleteRoomRequest(room=room))
-        await expect(running, room, "room closed")
-        await caller.cut_off.wait()
-
-
-async def test_the_agent_is_removed_and_takes_its_caller_along(running: Worker, livekit: LiveKit) -> None:
-    room = new_room()
-    async with Caller(livekit, room, AGENT) as caller, livekit.api() as server:
-        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
-        (agent,) = caller.room.remote_participants
-        await server.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=agent))
-        await expect(running, room, "removed")
-        async with asyncio.timeout(10):
-            await caller.cut_off.wait()
-
-
-async def test_the_agent_hangs_up_after_a_goodbye_that_is_heard_to_its_end(running: Worker, livekit: LiveKit) -> None:
-    room = new_room()
-    async with Caller(livekit, room, AGENT) as caller:
-        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
-        before = caller.loud_seconds
-        await caller.ask("goodbye", "Goodbye!")
-        async with asyncio.timeout(10):
-            await caller.cut_off.wait()
-        assert caller.loud_seconds > before
-        assert await present(livekit, room) == []
-    await expect(running, room, "agent hung up")
-
-
-async def test_somebody_else_in_the_room_keeps_it_when_the_agent_hangs_up(running: Worker, livekit: LiveKit) -> None:
-    room = new_room()
-    async with Caller(livekit, room, AGENT) as caller:
+    async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
-        async with Caller(livekit, room, identity="supervisor"):
-            await caller.write("goodbye")
-            await expect(running, room, "agent hung up")
-            assert sorted(await present(livekit, room)) == ["ann", "supervisor"]
+        async with stage.caller(room, identity="supervisor") as supervisor:
+            await caller.hang_up()
+            await stage.expect(end, room)
+            assert await stage.present(room) == ["supervisor"]
+            assert not supervisor.cut_off.is_set()
 
 
-async def test_nobody_comes(running: Worker, livekit: LiveKit) -> None:
+@ends("no-show")
+async def test_nobody_comes(end: End, stage: Scene) -> None:
     room = new_room()
-    async with livekit.api() as server:
-        await server.agent_dispatch.create_dispatch(api.CreateAgentDispatchRequest(agent_name=AGENT, room=room))
-    await expect(running, room, "no-show", steps=[1, 2, 3, 4, 8])
+    await stage.dispatch(room)
+    kept = [name for name in OPENED if name != "session"]
+    await stage.expect(end, room, steps=[1, 2, 3, 4, 8], opened=kept)
 
 
-async def test_a_resource_that_is_down_ends_the_call_before_the_greeting(running: Worker, livekit: LiveKit) -> None:
-    room = new_room("broken")
-    async with Caller(livekit, room, AGENT) as caller:
-        await expect(running, room, "error in step 1 (open infrastructure)", steps=[1, 8])
-        async with asyncio.timeout(10):
-            await caller.cut_off.wait()  # nobody is left waiting for an agent that will not speak
-
-
-async def test_a_call_that_is_too_long_ends_with_a_goodbye(laboured: Project, livekit: LiveKit) -> None:
-    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
-    async with worker(laboured.path, laboured.agent, livekit, AGENT_NAME=agent, AGENT_MAX_CALL_SECONDS="4") as running:
-        async with Caller(livekit, room, agent) as caller:
-            await caller.hear_text_with("as long as I can")
-            async with asyncio.timeout(10):
-                await caller.cut_off.wait()
-        await expect(running, room, "too long")
-
-
-async def test_silence_is_asked_about_once_and_then_ends_the_call(laboured: Project, livekit: LiveKit) -> None:
-    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
-    async with worker(
-        laboured.path, laboured.agent, livekit, AGENT_NAME=agent, AGENT_MAX_SILENCE_SECONDS="2"
-    ) as running:
-        async with Caller(livekit, room, agent) as caller:
+@ends("too-silent")
+async def test_silence_is_asked_about_once_and_then_ends_the_call(end: End, project: Project, livekit: LiveKit) -> None:
+    room = new_room()
+    async with scene(project, livekit, AGENT_MAX_SILENCE_SECONDS="2") as stage:
+        async with stage.caller(room) as caller:
             await caller.hear_text_with("still there")
             await caller.hear_text_with("cannot hear you")
-        await expect(running, room, "too silent")
+            await cut_off(caller)
+        await stage.expect(end, room)
+
+
+# ---------------------------------------------------------------------- the agent, the server and the worker
+
+
+@ends("room-deleted")
+async def test_the_room_is_deleted(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller, stage.livekit.api() as server:
+        await stage.step(room, 6)
+        await server.room.delete_room(api.DeleteRoomRequest(room=room))
+        await stage.expect(end, room)
+        await cut_off(caller)
+
+
+@ends("agent-removed")
+async def test_the_agent_is_removed_and_takes_its_caller_along(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller, stage.livekit.api() as server:
+        await stage.step(room, 6)
+        (agent,) = caller.room.remote_participants
+        await server.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=agent))
+        await stage.expect(end, room)
+        await cut_off(caller)
+
+
+@ends("agent-hangs-up", "job-shut-down", "three-at-once")
+async def test_the_agent_hangs_up_after_a_goodbye_that_is_heard_to_its_end(end: End, stage: Scene) -> None:
+    room = new_room()
+    words = {"job-shut-down": "/tool shut_job_down {}", "three-at-once": "/tool end_three_times {}"}
+    async with stage.caller(room) as caller:
+        await stage.step(room, 6)
+        before = caller.loud_seconds
+        await caller.ask(words.get(end.name, "goodbye"), "Goodbye!")
+        await cut_off(caller)
+        assert caller.loud_seconds > before
+        assert await stage.present(room) == []
+    await stage.expect(end, room)
+
+
+@ends("agent-hangs-up-in-company")
+async def test_somebody_else_in_the_room_keeps_it_when_the_agent_hangs_up(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        async with stage.caller(room, identity="supervisor"):
+            await caller.ask("goodbye", "Goodbye!")
+            await stage.expect(end, room)
+            assert sorted(await stage.present(room)) == ["ann", "supervisor"]
+
+
+@ends("too-long")
+async def test_a_call_that_is_too_long_ends_with_a_goodbye(end: End, project: Project, livekit: LiveKit) -> None:
+    room = new_room()
+    async with scene(project, livekit, AGENT_MAX_CALL_SECONDS="4") as stage:
+        async with stage.caller(room) as caller:
+            await caller.hear_text_with("as long as I can")
+            await cut_off(caller)
+        await stage.expect(end, room)
+
+
+@ends("drain")
+async def test_a_worker_in_production_lets_its_live_call_go_on(end: End, project: Project, livekit: LiveKit) -> None:
+    room = new_room()
+    async with scene(project, livekit) as stage:
+        async with stage.caller(room) as caller:
+            await caller.hear_text_with("help")
+            stage.running.process.send_signal(signal.SIGTERM)
+            await stage.running.wait_for(lambda record: "draining" in str(record.get("message")))
+            await caller.ask("Where can I park my bicycle?", "bicycle")
+            async with stage.caller(new_room()) as late:
+                await caller.ask("What does a puncture cost?", "euros")
+                assert not late.agent_here.is_set()  # no new call is taken
+        async with asyncio.timeout(30):
+            assert await stage.running.process.wait() == 0
+        record = await stage.running.ended(room)
+        assert record["reason"] == end.reason
+        stage.remembered(end, record)
 
 
 @pytest.mark.parametrize("phase", ["waiting", "greeting", "listening"])
+@ends("dev-stop")
 async def test_a_dev_worker_that_is_stopped_ends_its_call_in_order(
-    phase: str, laboured: Project, livekit: LiveKit
+    end: End, phase: str, project: Project, livekit: LiveKit
 ) -> None:
-    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
-    async with worker(
-        laboured.path, laboured.agent, livekit, AGENT_NAME=agent, verb="dev", AGENT_LOG_FORMAT="json"
-    ) as running:
+    room = new_room()
+    async with scene(project, livekit, "dev") as stage:
         if phase == "waiting":
-            async with livekit.api() as server:
-                await server.agent_dispatch.create_dispatch(api.CreateAgentDispatchRequest(agent_name=agent, room=room))
-            await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 3)
-            assert await running.stop(signal.SIGTERM) == 0
-            await expect_closed(running, room, [1, 2, 3, 4, 8])
-            return
-        async with Caller(livekit, room, agent) as caller:
-            await caller.hear_sound()
-            if phase == "listening":
-                await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 6)
-            assert await running.stop(signal.SIGTERM) == 0
-            await caller.hear_text_with("I have to go now")
-            async with asyncio.timeout(10):
-                await caller.cut_off.wait()
-        await expect_closed(running, room, [1, 2, 3, 4, 5, 6, *([7] if phase == "listening" else []), 8])
+            await stage.dispatch(room)
+            await stage.step(room, 3)
+            assert await timed_stop(end, stage) == 0
+        else:
+            async with stage.caller(room) as caller:
+                await caller.hear_sound()
+                if phase == "listening":
+                    await stage.step(room, 6)
+                assert await timed_stop(end, stage) == 0
+                await caller.hear_text_with("I have to")
+                await cut_off(caller)
+        assert (await stage.running.ended(room))["reason"] == end.reason
+        assert {outcome for _, outcome in stage.running.closed(room)} == {"ok"}
+        steps = {"waiting": [1, 2, 3, 4, 8], "greeting": [1, 2, 3, 4, 5, 6, 8], "listening": ALL_STEPS}
+        assert stage.running.steps(room) == steps[phase]
 
 
-async def expect_closed(running: Worker, room: str, steps: list[int]) -> None:
-    """A call that its worker did not outlive."""
-    assert (await running.ended(room))["reason"] == "worker stopped"
-    assert running.steps(room) == steps
-    assert {outcome for _, outcome in running.closed(room)} == {"ok"}
+async def timed_stop(end: End, stage: Scene) -> int:
+    """Stop the worker; the exit code."""
+    began = time.monotonic()
+    code = await stage.running.stop(signal.SIGTERM)
+    measured(end, time.monotonic() - began)
+    return code
 
 
-async def test_a_worker_in_production_lets_its_live_call_go_on(laboured: Project, livekit: LiveKit) -> None:
-    room, agent = new_room(), new_room("agent")  # an agent of its own: workers of one name share its calls
-    async with worker(laboured.path, laboured.agent, livekit, AGENT_NAME=agent) as running:
+@ends("dev-ctrl-c")
+async def test_ctrl_c_at_a_terminal_ends_the_call_in_order(end: End, project: Project, livekit: LiveKit) -> None:
+    """There the interrupt goes to every process in the foreground at once: uv, the worker and its jobs."""
+    room, agent = new_room(), "agent-at-a-terminal"
+    keyless = {"AGENT_MODELS": "scripted", "AGENT_PORT": str(free_port()), "AGENT_LOG_FORMAT": "json"}
+    environment = clean_environment(**livekit.environment, **keyless, AGENT_NAME=agent)
+    async with terminal([*project.agent, "dev"], project.path, environment) as shown:
+        await shown.shows("registered worker")
         async with Caller(livekit, room, agent) as caller:
             await caller.hear_text_with("help")
-            running.process.send_signal(signal.SIGTERM)
-            await running.wait_for(lambda record: "draining" in str(record.get("message")))
+            pressed = time.monotonic()
+            shown.press(b"\x03")
+            await caller.hear_text_with("I have to")
+            await cut_off(caller)
+        async with asyncio.timeout(10):
+            assert await shown.process.wait() == 0
+        measured(end, time.monotonic() - pressed)
+        records = shown.records()
+        assert [r["reason"] for r in records if "turns" in r] == [end.reason]
+        assert {r["outcome"] for r in records if "resource" in r} == {"ok"}
+
+
+@ends("job-killed")
+async def test_a_killed_job_loses_no_finished_turn_and_strands_nobody(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room, identity="ben") as caller:
+        await caller.hear_text_with("help")
+        await caller.ask("Where can I park my bicycle?", "bicycle")
+        told = await stage.step(room, 6)
+        await until(lambda: stage.turns(told["call"]) == 3)
+        os.kill(told["pid"], signal.SIGKILL)
+        await cut_off(caller)
+    record = await stage.running.ended(room)
+    assert (record["reason"], record["turns"]) == (end.reason, None)
+    await stage.running.free()
+    await stage.counted(end)
+    again = new_room()
+    async with stage.caller(again, identity="ben") as caller:
+        await caller.hear_text_with("welcome back")
+    await stage.expect(ENDS["leaves-listening"], again)
+
+
+@ends("worker-killed")
+async def test_jobs_that_outlive_their_worker_close_everything_and_leave(
+    end: End, project: Project, livekit: LiveKit
+) -> None:
+    room = new_room()
+    async with scene(project, livekit) as stage:
+        async with stage.caller(room) as caller:
+            await caller.hear_text_with("help")
             await caller.ask("Where can I park my bicycle?", "bicycle")
-        async with asyncio.timeout(30):
-            assert await running.process.wait() == 0
-        assert (await running.ended(room))["reason"] == "caller left"
+            told = await stage.step(room, 6)
+            await until(lambda: stage.turns(told["call"]) == 3)  # the answer has been said to its end
+            worker = psutil.Process(told["pid"]).parents()[1]  # between them is the SDK's fork server
+            family = [worker, *worker.children(recursive=True)]
+            worker.kill()
+            await cut_off(caller)
+            assert await stage.present(room) == []
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=20)
+        assert alive == []
+        span = await stage.spans.call(room)
+        assert span.attributes["reason"] == end.reason
+        stage.remembered(end, {"call": told["call"], "turns": 3})
 
 
-async def present(livekit: LiveKit, room: str) -> list[str]:
-    """Who is in a room, agents aside."""
-    async with livekit.api() as server:
-        try:
-            listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
-        except api.TwirpError:
-            return []
-    return [p.identity for p in listed.participants if p.kind != api.ParticipantInfo.Kind.AGENT]
+# ---------------------------------------------------------------------- something fails or hangs
+
+
+WITHOUT_SESSION = [name for name in OPENED if name != "session"]
+
+
+@ends("step-1-fails", "step-1-hangs", "step-3-fails", "step-5-hangs")
+async def test_a_call_that_cannot_begin_ends_at_once_and_for_its_caller_too(end: End, stage: Scene) -> None:
+    troubles = {
+        "step-1-fails": ("open-fails", [1, 8], ["room", "memory", "knowledge", "http"]),
+        "step-1-hangs": ("open-hangs", [1, 8], ["room", "memory", "knowledge", "http"]),
+        "step-3-fails": ("persona-fails", [1, 2, 3, 8], WITHOUT_SESSION),
+        "step-5-hangs": ("start-hangs", [1, 2, 3, 4, 5, 8], WITHOUT_SESSION),
+    }
+    trouble, steps, opened = troubles[end.name]
+    room = new_room(trouble)
+    async with stage.caller(room) as caller:
+        await cut_off(caller, 30)
+    await stage.expect(end, room, steps=steps, opened=opened)
+
+
+@ends("step-4-fails")
+async def test_the_room_is_deleted_while_the_caller_is_awaited(end: End, stage: Scene) -> None:
+    room = new_room()
+    await stage.dispatch(room)
+    await stage.step(room, 3)
+    async with stage.livekit.api() as server:
+        await server.room.delete_room(api.DeleteRoomRequest(room=room))
+    await stage.expect(end, room, steps=[1, 2, 3, 4, 8], opened=WITHOUT_SESSION)
+
+
+@ends("step-6-fails", "step-6-hangs")
+async def test_a_greeting_that_fails_or_never_comes(end: End, stage: Scene) -> None:
+    room = new_room("greeting-fails" if end.name == "step-6-fails" else "greeting-hangs")
+    async with stage.caller(room) as caller:
+        await stage.step(room, 5)
+        async with asyncio.timeout(40):  # the step has 20 s
+            while "something went wrong" not in await caller.sentences.get():
+                pass
+        await cut_off(caller)
+    await stage.expect(end, room, steps=[1, 2, 3, 4, 5, 6, 8])
+
+
+@ends("llm-fails", "llm-hangs", "llm-breaks-off")
+async def test_a_reply_that_the_language_model_fails_is_an_apology(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        words = {"llm-fails": "llm fail", "llm-hangs": "llm hang", "llm-breaks-off": "llm break off"}
+        before = caller.loud_seconds
+        await caller.ask(words[end.name], "I am sorry, I cannot answer that just now.")
+        assert caller.loud_seconds > before
+        await caller.ask("Where can I park my bicycle?", "bicycle")
+    await stage.expect(end, room)
+
+
+@ends("llm-fails-for-good")
+async def test_a_language_model_that_fails_again_and_again_ends_the_call(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.ask("llm fail", "I cannot answer")
+        await caller.ask("llm fail", "I cannot answer")
+        await caller.ask("llm fail", "something went wrong")
+        await cut_off(caller)
+    await stage.expect(end, room)
+
+
+@ends("tts-fails", "tts-hangs")
+async def test_a_voice_that_fails_is_three_tones(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await stage.step(room, 6)
+        before = caller.loud_seconds
+        text = json.dumps({"text": "voice hang" if end.name == "tts-hangs" else "voice fail"})
+        await caller.write(f"/tool say {text}")
+        await stage.said(room, "the voice failed")
+        await until(lambda: caller.loud_seconds >= before + 0.6)  # three times a quarter of a second
+        await caller.ask("Where can I park my bicycle?", "bicycle")
+    await stage.expect(end, room)
+
+
+@ends("tts-fails-for-good")
+async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        for failure in range(1, 4):
+            await caller.write('/tool say {"text": "voice fail"}')
+            await stage.running.wait_for(lambda r, n=failure: r.get("room") == room and r.get("failures") == n)  # type: ignore[misc]
+        await cut_off(caller)
+    await stage.expect(end, room)
+
+
+@ends("stt-fails")
+async def test_ears_that_lose_their_connection_are_spoken_of(end: End, stage: Scene) -> None:
+    room = new_room("ears-fail")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("I cannot hear you at the moment")
+    await stage.expect(end, room)
+
+
+@ends("stt-crashes")
+async def test_ears_that_nothing_mends_end_the_call(end: End, stage: Scene) -> None:
+    room = new_room("ears-crash")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("something went wrong")
+        await cut_off(caller)
+    record = await stage.running.ended(room)
+    greeted = 7 in stage.running.steps(room)
+    assert record["reason"] == (end.reason if greeted else ENDS["step-6-fails"].reason)
+    await stage.expect(end if greeted else ENDS["step-6-fails"], room, steps=stage.running.steps(room))
+
+
+@ends("tool-fails", "tool-hangs")
+async def test_a_tool_that_fails_or_hangs_is_spoken_of(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        if end.name == "tool-fails":
+            await caller.ask("/tool fail {}", "error")
+        else:
+            await caller.ask("/tool hang {}", "No answer within 2 s")
+        await caller.ask("Where can I park my bicycle?", "bicycle")
+    await stage.expect(end, room)
+
+
+@ends("close-hangs", "close-raises", "close-clings", "close-is-slow")
+async def test_a_close_that_goes_wrong_does_not_keep_the_others_from_it(end: End, stage: Scene) -> None:
+    room = new_room(end.name)
+    async with stage.caller(room):
+        await stage.step(room, 6)
+    outcomes = {"close-hangs": "timeout", "close-raises": "error", "close-clings": "timeout", "close-is-slow": "ok"}
+    await stage.expect(end, room, badly={"pool": outcomes[end.name]})
+
+
+@ends("task-hangs", "callback-raises")
+async def test_what_an_owner_leaves_behind_does_not_hold_the_call(end: End, stage: Scene) -> None:
+    room = new_room(end.name)
+    async with stage.caller(room):
+        await stage.step(room, 6)
+    await stage.expect(end, room)
+
+
+@ends("thread-hangs")
+async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.write("/tool stuck {}")
+        await stage.said(room, "the stuck tool began")
+    record = await stage.running.ended(room)
+    assert record["reason"] == end.reason
+    await stage.running.free()  # long before the thread would end
+    assert any("ended by force" in record["message"] for record in stage.running.of(room))
+    stage.remembered(end, record)
+
+
+@ends("loop-blocked")
+async def test_code_that_blocks_the_event_loop_is_warned_of_by_name(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.ask('/tool block {"seconds": 1.5}', "was blocked")
+    await stage.expect(end, room)
+    warned = [r for r in stage.running.records if "event loop" in str(r.get("message")) and r.get("room") == room]
+    assert any("persona.py" in json.dumps(r) for r in warned)
+
+
+async def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for something that no event tells of."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)

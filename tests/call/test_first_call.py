@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.caller import Caller
 from tests.support.engines import redis_for
-from tests.support.projects import CALLED, Answers, Project
+from tests.support.projects import CALLED, SDK, Answers, Project
 from tests.support.server import LiveKit
 from tests.support.worker import SDK_WARNINGS, Worker, worker
 
@@ -49,6 +49,7 @@ def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tm
 @pytest.mark.asyncio(loop_scope="session")
 async def test_it_takes_a_call_and_knows_the_caller_the_second_time(project: Project, livekit: LiveKit) -> None:
     async with worker(project.path, project.agent, livekit, AGENT_NAME="front-desk", **redis_for(project)) as running:
+        assert SDK in {None, await running.sdk()}  # the canary's calls are taken by the version that it asked for
         first, second = await call(running, livekit, project), await call(running, livekit, project)
         remembered = project.chosen.memory != "none"
         assert "welcome back" not in first.lower()

@@ -125,6 +125,11 @@ class Caller:
         async with asyncio.timeout(PATIENCE):
             await self.sound.wait()
 
+    async def heard_more(self) -> None:
+        """Wait until some more sound has been heard."""
+        self.sound.clear()
+        await self.sound.wait()
+
     async def write(self, text: str) -> None:
         """Write to the agent, as a front end's chat box does."""
         await self.room.local_participant.send_text(text, topic="lk.chat")

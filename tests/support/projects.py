@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.support import templates
 
 UV = Path(sys.executable).with_name("uv")
+SDK = os.environ.get("CANARY_SDK")  # the livekit-agents that every project gets, see tools/canary.py; None: the newest
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,15 @@ class Project(templates.Project):
         return done
 
     def install(self) -> None:
-        """`uv sync`."""
-        self.run("uv", "sync", "--quiet")
+        """`uv sync`; the version that the canary asks for goes into the project's lock, where `uv run` leaves it."""
+        self.run("uv", "sync", "--quiet", *(["--upgrade-package", f"livekit-agents=={SDK}"] if SDK else []))
+        if SDK and self.sdk() != SDK:
+            raise AssertionError(f"the project was to have livekit-agents {SDK} and has {self.sdk()}")
+
+    def sdk(self) -> str:
+        """The version of livekit-agents that its commands run with."""
+        code = "import importlib.metadata; print(importlib.metadata.version('livekit-agents'))"
+        return self.run("uv", "run", "python", "-c", code).stdout.strip()
 
     @property
     def agent(self) -> list[str]:

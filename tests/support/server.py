@@ -82,6 +82,7 @@ class LiveKit:
 
     port: int
     log: Path
+    config: Path
     process: asyncio.subprocess.Process
     api_key: str = "devkey"
     api_secret: str = "a-secret-for-tests-of-more-than-32-bytes"
@@ -89,6 +90,20 @@ class LiveKit:
 
     def __post_init__(self) -> None:
         self.url = f"ws://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Start the server, or start it again after `kill`, at the same address; return when it answers."""
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                str(require_binary()), "--config", str(self.config), stdout=log, stderr=log
+            )
+        await _ready(self)
+
+    async def kill(self) -> None:
+        """End the server at once; its first gentle signal would wait for participants."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,12 +131,12 @@ class LiveKit:
 @asynccontextmanager
 async def livekit_server(folder: Path | None = None) -> AsyncIterator[LiveKit]:
     """A server of its own on free loopback ports, ended on exit."""
-    binary = require_binary()
+    require_binary()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
         port = free_port()
-        server = LiveKit(port=port, log=home / "livekit-server.log", process=None)  # type: ignore[arg-type]
-        config = home / "livekit.yaml"
+        log, config = home / "livekit-server.log", home / "livekit.yaml"
+        server = LiveKit(port=port, log=log, config=config, process=None)  # type: ignore[arg-type]
         config.write_text(
             f"""port: {port}
 bind_addresses: ["127.0.0.1"]
@@ -137,17 +152,11 @@ logging: {{ level: info, json: true }}
 """,
             encoding="utf-8",
         )
-        with server.log.open("wb") as log:
-            server.process = await asyncio.create_subprocess_exec(
-                str(binary), "--config", str(config), stdout=log, stderr=log
-            )
         try:
-            await _ready(server)
+            await server.start()
             yield server
         finally:
-            if server.process.returncode is None:
-                server.process.kill()  # its first signal waits for participants
-            await server.process.wait()
+            await server.kill()
 
 
 async def _ready(server: LiveKit) -> None:

@@ -77,10 +77,10 @@ class Worker:
             tail = "\n".join([*self.other[-10:], *(json.dumps(r) for r in self.records[-30:])])
             raise AssertionError(f"the worker never logged what was waited for; its log ends with:\n{tail}") from None
 
-    async def ended(self, room: str) -> Record:
+    async def ended(self, room: str, seconds: float = 40.0) -> Record:
         """The record of the end of the call in `room`."""
         return await self.wait_for(
-            lambda record: record.get("room") == room and "reason" in record and "turns" in record
+            lambda record: record.get("room") == room and "reason" in record and "turns" in record, seconds
         )
 
     def of(self, room: str) -> list[Record]:
@@ -107,10 +107,19 @@ class Worker:
             )
         ]
 
+    async def about(self) -> Record:
+        """What the worker says of itself."""
+        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.port}/worker") as answer:
+            found: Record = await answer.json()
+            return found
+
     async def active_jobs(self) -> int:
         """How many jobs the worker says it has."""
-        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.port}/worker") as answer:
-            return int((await answer.json()).get("active_jobs", 0))
+        return int((await self.about()).get("active_jobs", 0))
+
+    async def sdk(self) -> str:
+        """The version of livekit-agents that the worker says it runs."""
+        return str((await self.about())["sdk_version"])
 
     async def free(self, seconds: float = 15.0) -> None:
         """Wait until the worker has no job."""

@@ -100,7 +100,7 @@ class CallAgent(Agent):
             case Reason.TOO_SILENT:
                 return "I cannot hear you, so I am hanging up now. Goodbye!"
             case Reason.WORKER_STOPPED:
-                return "I am sorry, I have to go now. Please call again in a moment. Goodbye!"
+                return "I have to go now. Please call again in a moment. Goodbye!"
             case Reason.AGENT_HUNG_UP:
                 return "Goodbye!"
             case _:
@@ -144,7 +144,7 @@ class CallAgent(Agent):
         if self.call.reason is None:  # nobody asked for it, so a model failed for good
             self.call.fail(RuntimeError("the session closed by itself"))
         if self.call.can_speak and self.call.reason is not None:
-            await say_bounded(self.session, self.goodbye(self.call.reason), self.call.settings.goodbye_seconds)
+            await say_bounded(self.session, self.goodbye(self.call.reason), self.call.goodbye_seconds)
 
     # the models, each of which may fail or hang: whatever happens, the caller hears something
 
@@ -197,12 +197,18 @@ class CallAgent(Agent):
 async def say_bounded(session: AgentSession[None], sentence: str, seconds: float) -> None:
     """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
     try:
+        said = session.say(sentence, allow_interruptions=False)
+    except RuntimeError as error:  # the session can no longer speak
+        log.warning("the last sentence was not said: %s", error)
+        return
+    try:
         async with asyncio.timeout(seconds):
-            await session.say(sentence, allow_interruptions=False).wait_for_playout()
+            await said.wait_for_playout()
             if session.output.audio is not None:
                 await asyncio.sleep(PLAYOUT_TAIL_SECONDS)  # no event tells when the last packet has been heard
-    except (TimeoutError, RuntimeError) as error:  # RuntimeError: the session can no longer speak
-        log.warning("the last sentence was not said to its end: %s", str(error) or f"it took over {seconds:g} s")
+    except TimeoutError:
+        said.interrupt(force=True)  # or closing the session would wait for the rest of it
+        log.info("the last sentence was cut short after %g s", seconds)
 
 
 # ---------------------------------------------------------------------- tools

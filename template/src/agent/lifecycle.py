@@ -104,10 +104,10 @@ class Keeper(Generic[T]):
         manager: AbstractAsyncContextManager[T],
         open_seconds: float,
         close_seconds: float,
-        cut: Callable[[], None],
+        dying: Callable[[], bool],
     ) -> None:
         self.name, self.open_seconds, self.close_seconds = name, open_seconds, close_seconds
-        self._cut = cut  # called when the whole process ends, before the first keeper leaves
+        self._dying = dying  # asked when this task is cancelled: is it every task, or only this one?
         self.outcome = "opening"  # then "open", and in the end: ok, error, timeout, cut, or "never opened"
         self.problem = ""  # what the resource raised
         self.younger: list[Keeper[Any]] = []
@@ -131,25 +131,38 @@ class Keeper(Generic[T]):
                 self.outcome = "open"
                 if not self.ready.done():
                     self.ready.set_result(value)
-                try:
-                    await self._release.wait()
-                except asyncio.CancelledError:  # the whole process is ending
-                    self.outcome = "cut"
-                    self._cut()
-                    if rest := [keeper.task for keeper in self.younger if not keeper.task.done()]:
-                        await asyncio.wait(rest, timeout=CLOSE_SECONDS)
+                await self._hold()
             if self.outcome == "open":
                 self.outcome = "ok"
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as error:
             if self.outcome == "opening":
                 self.outcome = "never opened"
                 if not self.ready.done():
                     self.ready.set_exception(OpenFailed(f"{self.name} did not open: {describe(error)}"))
             elif self.outcome == "open":
-                self.outcome = "cut" if isinstance(error, asyncio.CancelledError) else "error"
+                cut = isinstance(error, asyncio.CancelledError) and self.task.cancelling()  # else a library's future
+                self.outcome = "cut" if cut else "error"
             self.problem = describe(error)
+            if self.outcome == "error" and not self._release.is_set():
+                log.warning("%s broke, and the call goes on without it: %s", self.name, self.problem, exc_info=error)
         finally:
             self._patience.cancel()
+
+    async def _hold(self) -> None:
+        """Until it is time to leave: the door says so, the process ends, or the resource itself breaks."""
+        if self._release.is_set():
+            return
+        if not (self.task.cancelling() and self._dying()):  # else it has opened although it was cancelled
+            try:
+                await self._release.wait()
+                return
+            except asyncio.CancelledError:
+                if not self._dying():  # anyio tells the task that holds a task group of a failure by cancelling it
+                    self.outcome = "error"
+                    raise
+        self.outcome = "cut"
+        if rest := [keeper.task for keeper in self.younger if not keeper.task.done()]:
+            await asyncio.wait(rest, timeout=CLOSE_SECONDS + LAST_CHANCE_SECONDS * len(rest))  # each has its turn
 
     async def leave(self, within: float) -> float:
         """Let go of the resource and wait at most `within` seconds; how many seconds it took."""
@@ -185,7 +198,7 @@ class Call:
         self._tools: set[asyncio.Timeout] = set()
         self._window: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
-        self._recorded, self._taken_along = False, False
+        self._recorded, self._taken_along, self._guarded = False, False, False
         self._span: trace.Span = trace.INVALID_SPAN
         self._over, self._talking = asyncio.Event(), asyncio.Event()
         self._steps: asyncio.Task[None] | None = None
@@ -282,7 +295,7 @@ class Call:
     def _register(
         self, name: str, manager: AbstractAsyncContextManager[T], open_seconds: float, close_seconds: float
     ) -> Keeper[T]:
-        keeper = Keeper(name, manager, open_seconds, close_seconds, self._cut)
+        keeper = Keeper(name, manager, open_seconds, close_seconds, self._is_dying)
         for older in self._keepers:
             older.younger.append(keeper)
         self._keepers.append(keeper)
@@ -317,9 +330,11 @@ class Call:
     async def talking(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
         waits = [asyncio.create_task(event.wait()) for event in (self._talking, self._over)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         return self.reason is None
 
     async def over(self) -> None:
@@ -426,6 +441,7 @@ class Call:
     async def job_ending(self) -> None:
         """The SDK has done with the job, its uploads included, and is about to leave the process."""
         await self.stopped()
+        self._guarded = True
         self.line.guard_exit(EXIT_SECONDS)
 
     # ------------------------------------------------------------------ the door
@@ -433,8 +449,8 @@ class Call:
     async def finished(self) -> None:
         """Wait until the door has closed behind the call; ends the call if nothing else did."""
         await self.stopped()
-        assert self._closing is not None
-        await asyncio.shield(self._closing)
+        if self._closing is not None:  # a dying process has no door, and is not waited for
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         try:
@@ -449,7 +465,7 @@ class Call:
             if self._step[0] != 7:
                 self._steps.cancel()
             await asyncio.wait([self._steps], timeout=UNWIND_SECONDS)
-        goodbye = self.settings.goodbye_seconds if self.can_speak else 0
+        goodbye = self.goodbye_seconds if self.can_speak else 0
         until = time.monotonic() + self.settings.close_seconds + goodbye
         settling = asyncio.create_task(self._settle_tasks(until), name="call_settle")
         if self._talk is None:
@@ -459,11 +475,10 @@ class Call:
                 await settling
                 self._write_record()
             allowed = keeper.close_seconds + (goodbye if keeper is self._talk else 0)
-            span = self._start_span(f"close {keeper.name}", door)
+            began = time.time_ns()
             seconds = await keeper.leave(min(allowed, until - time.monotonic()))
-            span.set_attribute("outcome", keeper.outcome)
-            span.end()
             if keeper.outcome != "never opened":
+                self._start_span(f"close {keeper.name}", door, began, outcome=keeper.outcome).end()
                 self.closed.append((keeper.name, keeper.outcome))
                 what = f"closed {keeper.name}"
                 self._record(what, resource=keeper.name, outcome=keeper.outcome, ms=round(seconds * 1000))
@@ -482,14 +497,23 @@ class Call:
         self._span.set_attributes({"reason": self.reason or "", "seconds": seconds, "turns": self.turns})
         self._span.end()
 
-    def _cut(self) -> None:
-        """The worker was killed: the SDK cancels every task and runs no callback, so each keeper unwinds by itself."""
+    def _is_dying(self) -> bool:
+        """Whether the whole process is ending, as when the worker was killed; if so, do what the door no longer can.
+
+        There the SDK cancels every task at once and runs no callback, so each keeper unwinds by itself.
+        """
+        task = self._closing or self._steps
+        if task is not None and not task.done() and not task.cancelling():
+            return False
         if self.reason is None:
             self.reason = Reason.WORKER_DIED
             self._over.set()
-            self.line.guard_exit(EXIT_SECONDS)
             self._end_record()  # for the trace: the log went to the worker
+        if not self._guarded:
+            self._guarded = True
+            self.line.guard_exit(EXIT_SECONDS)
         self._write_record()
+        return True
 
     def _write_record(self) -> None:
         """Have memory keep the call, once: when its last sentence has been said, and before anything else is closed."""
@@ -518,7 +542,8 @@ class Call:
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise  # the whole process is ending; else it is a library's own cancelled future
+                self._taken_along = False  # the whole process is ending, and the room's keeper is next to try
+                raise  # else it is a library's own cancelled future
             log.warning("the caller could not be hung up: %s", describe(error), extra=self.about())
 
     async def _settle_tasks(self, until: float) -> None:
@@ -538,6 +563,12 @@ class Call:
         """Whether somebody is there to hear a last sentence."""
         return self.caller is not None and self._window is None and self.reason not in NOBODY_LISTENS
 
+    @property
+    def goodbye_seconds(self) -> float:
+        """How long a last sentence may take."""
+        stopped = self.reason == Reason.WORKER_STOPPED
+        return self.settings.stop_goodbye_seconds if stopped else self.settings.goodbye_seconds
+
     # ------------------------------------------------------------------ records
 
     def _age_ms(self) -> int:
@@ -547,10 +578,12 @@ class Call:
         """`extra=` of a record about this call."""
         return {"fields": {**fields, "call": self.line.call_id, "room": self.line.room_name}}
 
-    def _start_span(self, name: str, within: trace.Span | None = None, **attributes: str | int) -> trace.Span:
+    def _start_span(
+        self, name: str, within: trace.Span | None = None, began: int | None = None, **attributes: str | int
+    ) -> trace.Span:
         """A span in the SDK's own trace; never the current one, or each task that begins in it would hang on it."""
         context = trace.set_span_in_context(within or self._span)
-        return tracer.start_span(name, context=context, attributes=attributes)
+        return tracer.start_span(name, context=context, start_time=began, attributes=attributes)
 
     def _record(self, message: str, **fields: object) -> None:
         log.info(message, extra=self.about(**fields))

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
     goodbye_seconds: float = Field(default=8, gt=0, le=15, description="How long the last sentence may take.")
+    stop_goodbye_seconds: float = Field(
+        default=8, gt=0, le=15, description="The same when the worker stops; `agent dev` makes it 0.5."
+    )
     close_seconds: float = Field(
         default=6, gt=0, le=8, description="How long everything a call opened may take to close, together."
     )

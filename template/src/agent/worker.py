@@ -150,6 +150,8 @@ def start(*, dev: bool) -> int:
     for warning in warn_connection(settings) + warn_models(settings):
         tell(warning)
     prepare_documents(settings)
+    if dev:
+        os.environ.setdefault("AGENT_STOP_GOODBYE_SECONDS", "0.5")  # for the jobs: Ctrl-C at a terminal means now
     server = load_server()
     run_sdk("start", "--log-level", settings.log_level, *(["--dev"] if dev else []))
     return 1 if server.failed else 0  # the SDK logs the failure and would exit 0, so that no supervisor restarts it

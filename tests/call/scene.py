@@ -1,0 +1,183 @@
+"""What the tests of ends share: a worker with every trouble, and everything that a call owes when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import aiohttp
+from livekit import api
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.caller import Caller
+from tests.support.collector import Collector, collector
+from tests.support.ends import End
+from tests.support.projects import PAIRS, Project, render
+from tests.support.server import LiveKit, free_port
+from tests.support.templates import ROOT, Template
+from tests.support.worker import Record, Worker, worker
+
+ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
+OPENED = ["room", "memory", "knowledge", "http", "pool", "session"]
+MEASURED = os.environ.get("ENDS_MEASURED")  # a file for the seconds of every end, for benchmarks/ends.py
+
+
+def troubled(template: Template, folder: Path) -> Project:
+    """A project, with knowledge and memory, whose owner has made every mistake."""
+    project = render(template, folder / "front-desk", PAIRS[0])
+    for name in ("persona.py", "resources.py"):
+        shutil.copy(ROOT / "tests" / "support" / "troubled" / name, project.path / "src" / "agent" / name)
+    project.install()
+    return project
+
+
+def measured(end: End, seconds: float) -> None:
+    """Keep how long an end took, where somebody has asked for it."""
+    if MEASURED:
+        with Path(MEASURED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"end": end.name, "seconds": round(seconds, 3)}) + "\n")
+
+
+def new_room(trouble: str = "none") -> str:
+    """A room nobody has been in."""
+    return f"{trouble}--{uuid.uuid4().hex[:8]}"
+
+
+@dataclass
+class Scene:
+    """A running worker, its agent's name, where its spans and metrics go."""
+
+    running: Worker
+    livekit: LiveKit
+    project: Project
+    agent: str
+    spans: Collector
+    metrics_port: int
+
+    def caller(self, room: str, **options: str) -> Caller:
+        """Somebody who calls this worker's agent."""
+        return Caller(self.livekit, room, self.agent, **options)
+
+    async def dispatch(self, room: str) -> None:
+        """Send the agent into an empty room."""
+        async with self.livekit.api() as server:
+            request = api.CreateAgentDispatchRequest(agent_name=self.agent, room=room)
+            await server.agent_dispatch.create_dispatch(request)
+
+    async def said(self, room: str, message: str) -> Record:
+        """Wait until the call in `room` has logged `message`."""
+        return await self.running.wait_for(lambda r: r.get("room") == room and message in str(r.get("message")))
+
+    async def step(self, room: str, number: int) -> Record:
+        """Wait until the call in `room` has done a step."""
+        return await self.running.wait_for(lambda r: r.get("room") == room and r.get("step") == number)
+
+    async def expect(
+        self,
+        end: End,
+        room: str,
+        *,
+        steps: list[int] | None = None,
+        opened: list[str] | None = None,
+        badly: Mapping[str, str] | None = None,
+        seconds: float = 40,
+    ) -> Record:
+        """The call in `room` has ended as the table says, and has left nothing behind.
+
+        `steps` and `opened` are those of a call that got as far as the conversation, unless given; `badly` names
+        the resources that are not closed well, and how that went.
+        """
+        steps, badly = steps or ALL_STEPS, badly or {}
+        opened = OPENED if opened is None else opened
+        record = await self.running.ended(room, seconds)
+        assert record["reason"] == end.reason
+        assert self.running.steps(room) == steps
+        closed = dict(self.running.closed(room))
+        if steps == [1, 8] and "room" not in closed:  # a failure quicker than the connection
+            opened = [name for name in opened if name != "room"]
+        assert closed == {name: badly.get(name, "ok") for name in opened}
+        assert len(closed) == len(self.running.closed(room))
+        assert [*closed][:1] == (["session"] if "session" in opened else [*closed][:1])
+        assert [name for name in opened if name == "room"] == [*closed][-1:] or "room" not in opened
+        await self.running.free()
+        self._measure(end, room)
+        await self._traced(end, room, steps, closed)
+        await self.counted(end)
+        if "memory" in opened and 5 in steps:
+            self.remembered(end, record)
+        return record
+
+    def remembered(self, end: End, record: Record) -> None:
+        """Memory has the call's reason, and every turn that was finished."""
+        with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
+            assert db.execute("SELECT reason, turns FROM calls WHERE call = ?", (record["call"],)).fetchall() == [
+                (end.reason, record["turns"])
+            ]
+            assert self.turns(record["call"]) == record["turns"]
+
+    def turns(self, call: str) -> int:
+        """How many turns of a call are in memory."""
+        with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
+            return int(db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0])
+
+    def _measure(self, end: End, room: str) -> None:
+        """From the moment the agent knew to the free slot; the worker is asked every 50 ms."""
+        (known,) = [r for r in self.running.of(room) if "ending" in r]
+        measured(end, time.time() - datetime.fromisoformat(known["time"]).timestamp())
+
+    async def _traced(self, end: End, room: str, steps: list[int], closed: Mapping[str, str]) -> None:
+        call = await self.spans.call(room)
+        assert call.attributes["reason"] == end.reason
+        inside = [span for span in self.spans.spans if span.trace == call.trace]
+        assert [s.attributes["step"] for s in inside if "step" in s.attributes] == steps
+        closes = {s.name.removeprefix("close "): s.attributes["outcome"] for s in inside if s.name.startswith("close ")}
+        assert closes == closed
+
+    async def counted(self, end: End) -> None:
+        """The metric has as many ends of this reason as the log."""
+        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
+            families = text_string_to_metric_families(await answer.text())
+        counted = {
+            sample.labels["reason"]: sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "agent_calls_total"
+        }
+        logged = [r for r in self.running.records if "turns" in r and r.get("reason") == end.reason]
+        assert counted[end.reason] == len(logged)
+
+    async def present(self, room: str) -> list[str]:
+        """Who is in a room, agents aside."""
+        async with self.livekit.api() as server:
+            try:
+                listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
+            except api.TwirpError:
+                return []
+        return [p.identity for p in listed.participants if p.kind != api.ParticipantInfo.Kind.AGENT]
+
+
+@asynccontextmanager
+async def scene(project: Project, livekit: LiveKit, verb: str = "start", **environment: str) -> AsyncIterator[Scene]:
+    """A worker with an agent name of its own: workers of one name share their calls."""
+    agent, port = f"agent-{uuid.uuid4().hex[:8]}", free_port()
+    ours = {"AGENT_NAME": agent, "AGENT_METRICS_PORT": str(port), "AGENT_LOG_FORMAT": "json"}
+    async with collector() as spans:
+        settings = {**ours, **spans.environment, **environment}
+        async with worker(project.path, project.agent, livekit, verb=verb, **settings) as running:
+            yield Scene(running, livekit, project, agent, spans, port)
+
+
+async def cut_off(caller: Caller, seconds: float = 10) -> None:
+    """Wait until the server has ended the caller's connection: nobody is left in a silent room."""
+    async with asyncio.timeout(seconds):
+        await caller.cut_off.wait()

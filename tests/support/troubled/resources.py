@@ -1,0 +1,58 @@
+"""An owner's resources that make trouble where the room's name asks for it: a room is called TROUBLE--anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+
+from agent.lifecycle import Call
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What tools use."""
+
+    http: aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that behaves."""
+    async with aiohttp.ClientSession() as client:
+        yield client
+
+
+@asynccontextmanager
+async def pool(trouble: str) -> AsyncIterator[None]:
+    """A pool that does not."""
+    if trouble == "open-fails":
+        raise ConnectionError("the database is down")
+    if trouble == "open-hangs":
+        await asyncio.Event().wait()
+    if trouble == "open-is-slow":
+        await asyncio.sleep(6)
+    yield
+    if trouble == "close-hangs":
+        await asyncio.Event().wait()
+    if trouble == "close-raises":
+        raise ConnectionError("the connection was lost")
+    if trouble == "close-is-slow":
+        await asyncio.sleep(1)
+    until = asyncio.get_running_loop().time() + 30
+    while trouble == "close-clings" and asyncio.get_running_loop().time() < until:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            continue
+
+
+async def open_resources(call: Call) -> Resources:
+    """Open a client and a pool."""
+    client = await call.open("http", http_client())
+    trouble = call.line.room_name.partition("--")[0]
+    await call.open("pool", pool(trouble), open_seconds=7 if trouble == "open-is-slow" else 2)
+    return Resources(client)
