@@ -9,7 +9,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -169,9 +169,8 @@ class CallAgent(Agent):
 
         async def words() -> AsyncIterator[str]:
             async for part in text:
-                patience.begin()  # until then it is the words that are waited for
                 yield part
-            patience.begin(to_the_end=True)
+            patience.begin()  # until then it may be for the next words that a voice waits
 
         try:
             async for frame in in_time(Agent.default.tts_node(self, words(), model_settings), patience):
@@ -214,24 +213,51 @@ async def say_bounded(session: AgentSession[None], sentence: str, seconds: float
 # ---------------------------------------------------------------------- tools
 
 
-def guard(tool: Tool | Toolset, call: Call, patient: frozenset[str] = frozenset()) -> Tool | Toolset:
+def guard(tool: Tool | Toolset, call: Call, patient: Container[str] = ()) -> Tool | Toolset:
     """`tool` with a deadline of `tool_seconds`, cancelled at once when the call ends; a toolset with all its tools.
 
-    Those named in `patient` have no deadline but the end of the call.
-    An AsyncToolset is left alone: its tools are meant to outlive a turn, and the SDK cancels them itself.
+    Those named in `patient` have no deadline but the end of the call, nor have those of an AsyncToolset, which are
+    meant to outlive a turn; an MCPToolset is one only by descent, and its tools have the deadline.
     """
     if isinstance(tool, FunctionTool | RawFunctionTool):
         seconds = None if tool.info.name in patient else call.settings.tool_seconds
         return type(tool)(_with_deadline(tool, call, seconds), tool.info)  # type: ignore[arg-type]
-    if isinstance(tool, Toolset) and not isinstance(tool, AsyncToolset):
-        return _GuardedToolset(tool, call, patient)
-    return tool
+    if isinstance(tool, AsyncToolset):
+        return _guard_in_place(tool, call, patient)
+    return _GuardedToolset(tool, call, patient) if isinstance(tool, Toolset) else tool
+
+
+class _Every:
+    """The names of all tools."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _guard_in_place(toolset: AsyncToolset, call: Call, patient: Container[str]) -> AsyncToolset:
+    """The very object, its tools guarded from now on: the SDK knows it by its class, and keeps in it what it runs."""
+    kind: Any = type(toolset)
+    known: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
+    mcp = any(
+        base.__name__ == "MCPToolset" for base in kind.__mro__
+    )  # which cannot be imported without the mcp package
+    waits = patient if mcp else _Every()
+
+    class Guarded(kind):  # type: ignore[misc]
+        @property
+        def tools(self) -> list[Tool | Toolset]:
+            for tool in super().tools:
+                known.setdefault(id(tool), (tool, guard(tool, call, waits)))
+            return [known[id(tool)][1] for tool in super().tools]
+
+    toolset.__class__ = Guarded
+    return toolset
 
 
 class _GuardedToolset(Toolset):
     """A toolset whose tools have deadlines; opened and closed as the one it stands for."""
 
-    def __init__(self, inner: Toolset, call: Call, patient: frozenset[str]) -> None:
+    def __init__(self, inner: Toolset, call: Call, patient: Container[str]) -> None:
         super().__init__(id=inner.id)
         self._inner, self._call, self._patient = inner, call, patient
         self._known: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}

@@ -14,39 +14,34 @@ T = TypeVar("T")
 
 
 class Patience:
-    """How long the next part of a stream may take, in seconds.
-
-    One that has begun counts until the stream ends. One that has not begun counts from each `begin` to the next part.
-    """
+    """How long each part of a stream may take, in seconds, once counting has begun."""
 
     def __init__(self, seconds: float, *, begun: bool = True) -> None:
         self.seconds = seconds
-        self._to_the_end = False
         self._until: float | None = None
         self._waiting: asyncio.Timeout | None = None
         if begun:
-            self.begin(to_the_end=True)
+            self.begin()
 
-    def begin(self, *, to_the_end: bool = False) -> None:
-        """Count from now, until the next part or until the stream ends."""
-        self._to_the_end = self._to_the_end or to_the_end
+    def begin(self) -> None:
+        """Count from now."""
         self._until = asyncio.get_running_loop().time() + self.seconds
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self._until)
 
     async def next_of(self, stream: AsyncGenerator[T, None]) -> T:
         """The stream's next part. Raises TimeoutError, StopAsyncIteration, and what the stream raises."""
+        deadline = asyncio.timeout_at(self._until)
         try:
-            async with asyncio.timeout_at(self._until) as self._waiting:
+            async with deadline as self._waiting:
                 part = await anext(stream)
         except TimeoutError as error:
-            if self._waiting is not None and self._waiting.expired():
+            if deadline.expired():
                 raise TimeoutError(f"nothing for {self.seconds:g} s") from error
             raise
         finally:
             self._waiting = None
-        self._until = None
-        if self._to_the_end:
+        if self._until is not None:
             self.begin()
         return part
 

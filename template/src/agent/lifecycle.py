@@ -104,10 +104,10 @@ class Keeper(Generic[T]):
         manager: AbstractAsyncContextManager[T],
         open_seconds: float,
         close_seconds: float,
-        dying: Callable[[], bool],
+        call: Call,
     ) -> None:
         self.name, self.open_seconds, self.close_seconds = name, open_seconds, close_seconds
-        self._dying = dying  # asked when this task is cancelled: is it every task, or only this one?
+        self._call = call
         self.outcome = "opening"  # then "open", and in the end: ok, error, timeout, cut, or "never opened"
         self.problem = ""  # what the resource raised
         self.younger: list[Keeper[Any]] = []
@@ -144,7 +144,8 @@ class Keeper(Generic[T]):
                 self.outcome = "cut" if cut else "error"
             self.problem = describe(error)
             if self.outcome == "error" and not self._release.is_set():
-                log.warning("%s broke, and the call goes on without it: %s", self.name, self.problem, exc_info=error)
+                sentence = "%s broke, and the call goes on without it: %s"
+                log.warning(sentence, self.name, self.problem, exc_info=error, extra=self._call.about())
         finally:
             self._patience.cancel()
 
@@ -152,12 +153,12 @@ class Keeper(Generic[T]):
         """Until it is time to leave: the door says so, the process ends, or the resource itself breaks."""
         if self._release.is_set():
             return
-        if not (self.task.cancelling() and self._dying()):  # else it has opened although it was cancelled
+        if not (self.task.cancelling() and self._call.dying()):  # else it has opened although it was cancelled
             try:
                 await self._release.wait()
                 return
             except asyncio.CancelledError:
-                if not self._dying():  # anyio tells the task that holds a task group of a failure by cancelling it
+                if not self._call.dying():  # anyio tells the task that holds a task group of a failure by cancelling it
                     self.outcome = "error"
                     raise
         self.outcome = "cut"
@@ -295,7 +296,7 @@ class Call:
     def _register(
         self, name: str, manager: AbstractAsyncContextManager[T], open_seconds: float, close_seconds: float
     ) -> Keeper[T]:
-        keeper = Keeper(name, manager, open_seconds, close_seconds, self._is_dying)
+        keeper = Keeper(name, manager, open_seconds, close_seconds, self)
         for older in self._keepers:
             older.younger.append(keeper)
         self._keepers.append(keeper)
@@ -497,7 +498,7 @@ class Call:
         self._span.set_attributes({"reason": self.reason or "", "seconds": seconds, "turns": self.turns})
         self._span.end()
 
-    def _is_dying(self) -> bool:
+    def dying(self) -> bool:
         """Whether the whole process is ending, as when the worker was killed; if so, do what the door no longer can.
 
         There the SDK cancels every task at once and runs no callback, so each keeper unwinds by itself.
@@ -535,16 +536,15 @@ class Call:
         """An end the caller did not cause ends the room too: an agent that merely leaves strands a phone in silence."""
         if self._taken_along or self.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
             return
-        self._taken_along = True
         try:
             async with asyncio.timeout(max(min(HANG_UP_SECONDS, until - time.monotonic()), LAST_CHANCE_SECONDS)):
                 await self.line.take_along(self.caller)
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                self._taken_along = False  # the whole process is ending, and the room's keeper is next to try
-                raise  # else it is a library's own cancelled future
+                raise  # the whole process is ending, and the room's keeper is next to try; else a library's own future
             log.warning("the caller could not be hung up: %s", describe(error), extra=self.about())
+        self._taken_along = True
 
     async def _settle_tasks(self, until: float) -> None:
         """Background tasks may finish while what they use is still open; those that do not are cancelled."""

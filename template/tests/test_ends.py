@@ -1,0 +1,459 @@
+"""The table of docs/agent/ends.md, without a server: whatever happens, one reason, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from livekit.agents import APIConnectOptions, APIStatusError, ModelSettings, function_tool, llm, tts, utils
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
+
+from agent import entrypoint, lifecycle
+from agent.conversation import CallAgent
+from agent.lifecycle import Call
+from agent.memory import CallRecord, Profile, Turn
+from agent.models.scripted import ScriptedLLM, ScriptedTTS
+from agent.settings import Settings, load_settings
+from tests.ends import ENDS, End, ends, proven_in
+from tests.line import TestLine
+
+OPENED = ["room", "memory", "pool", "session"]  # knowledge aside, which not every project has
+FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=False)
+
+
+# ---------------------------------------------------------------------- parts that make trouble
+
+
+class Store:
+    """A store of callers in memory."""
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.records: list[CallRecord] = []
+
+    async def check(self) -> None: ...
+
+    async def recall(self, caller: str) -> Profile | None:
+        return None
+
+    async def remember(self, caller: str, turn: Turn) -> None:
+        self.turns.append(turn)
+
+    async def record(self, caller: str, call: CallRecord) -> None:
+        self.records.append(call)
+
+    async def forget(self, caller: str) -> int:
+        return 0
+
+
+class TroubledLLM(ScriptedLLM):
+    """Fails, hangs or breaks off where the caller's last words say so."""
+
+    def chat(self, *, chat_ctx: llm.ChatContext, **options: Any) -> llm.LLMStream:
+        said = [item for item in chat_ctx.items if isinstance(item, llm.ChatMessage) and item.role == "user"]
+        words = (said[-1].text_content or "") if said else ""
+        if not words.startswith("llm "):
+            return super().chat(chat_ctx=chat_ctx, **options)
+        conn_options: APIConnectOptions = options.get("conn_options", DEFAULT_API_CONNECT_OPTIONS)
+        return TroubledStream(words, self, chat_ctx=chat_ctx, tools=[], conn_options=conn_options)
+
+
+class TroubledStream(llm.LLMStream):
+    def __init__(self, words: str, *args: Any, **options: Any) -> None:
+        self._words = words
+        super().__init__(*args, **options)
+
+    async def _run(self) -> None:
+        if "hang" in self._words:
+            await asyncio.Event().wait()
+        if "break off" in self._words:
+            delta = llm.ChoiceDelta(role="assistant", content="The answer is ")
+            self._event_ch.send_nowait(llm.ChatChunk(id=utils.shortuuid(), delta=delta))
+            await asyncio.sleep(0)
+        raise FATAL
+
+
+class TroubledTTS(ScriptedTTS):
+    """Fails or hangs where the text says so."""
+
+    def synthesize(
+        self, text: str, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS
+    ) -> tts.ChunkedStream:
+        if "voice" not in text:
+            return super().synthesize(text, conn_options=conn_options)
+        return TroubledVoice(tts=self, input_text=text, conn_options=conn_options)
+
+
+class TroubledVoice(tts.ChunkedStream):
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        if "hang" in self.input_text:
+            await asyncio.Event().wait()
+        raise FATAL
+
+
+class NeverConnects(llm.Toolset):
+    def __init__(self) -> None:
+        super().__init__(id="never connects")
+
+    async def setup(self) -> NeverConnects:
+        await asyncio.Event().wait()
+        return self
+
+
+class Troubled(CallAgent):
+    """A persona with tools and a greeting for every trouble."""
+
+    def __init__(self, call: Call, trouble: str) -> None:
+        if trouble == "step-3-fails":
+            raise ValueError("no such persona")
+        self.trouble = trouble
+        tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "step-5-hangs" else []
+        super().__init__(call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools)
+        if trouble == "task-hangs":
+            call.spawn(asyncio.Event().wait(), name="never ends")
+
+    async def welcome(self, profile: Profile | None) -> None:
+        if self.trouble == "step-6-fails":
+            raise KeyError("no greeting")
+        if self.trouble == "step-6-hangs":
+            await asyncio.Event().wait()
+        await super().welcome(profile)
+
+    @function_tool
+    async def hang(self) -> str:
+        """Take for ever."""
+        await asyncio.Event().wait()
+        return ""
+
+    @function_tool
+    async def fail(self) -> str:
+        """Raise."""
+        raise ValueError("a mistake")
+
+    @function_tool
+    async def end_three_times(self) -> str:
+        """Three causes at one instant."""
+        await self.call.hang_up()
+        self.session.shutdown()
+        self.call.shut_down()
+        return ""
+
+
+@asynccontextmanager
+async def pool(trouble: str) -> AsyncIterator[None]:
+    """A resource that makes trouble."""
+    if trouble == "step-1-fails":
+        raise ConnectionError("the database is down")
+    if trouble == "step-1-hangs":
+        await asyncio.Event().wait()
+    yield
+    if trouble == "close-hangs":
+        await asyncio.Event().wait()
+    if trouble == "close-raises":
+        raise ConnectionError("lost")
+    if trouble == "close-is-slow":
+        await asyncio.sleep(0.1)
+    until = time.monotonic() + 1
+    while trouble == "close-clings" and time.monotonic() < until:
+        try:
+            await asyncio.sleep(1)
+        except asyncio.CancelledError:
+            continue
+
+
+# ---------------------------------------------------------------------- a call that is in trouble
+
+
+class Scene:
+    """A call with everything in it; `expect` is what every end owes."""
+
+    def __init__(self, end: End, patch: pytest.MonkeyPatch, *, connects: bool = True, **changes: object) -> None:
+        self.end, self.store, self.line = end, Store(), TestLine(connects=connects)
+        self.agent: Troubled
+
+        @asynccontextmanager
+        async def open_store(settings: Settings) -> AsyncIterator[Store]:
+            yield self.store
+
+        async def open_resources(call: Call) -> None:
+            await call.open("pool", pool(end.name), open_seconds=0.2, close_seconds=0.2)
+
+        def build_persona(call: Call) -> CallAgent:
+            self.agent = Troubled(call, end.name)
+            return self.agent
+
+        patch.setattr("agent.memory.call.open_memory_of", open_store)
+        patch.setattr(entrypoint, "open_resources", open_resources)
+        patch.setattr(entrypoint, "build_persona", build_persona)
+        quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
+        self.call = Call(self.line, load_settings().model_copy(update=quick))
+
+    async def begin(self, caller: str | None = "ann") -> None:
+        """The call begins, with a caller or without."""
+        if caller is not None:
+            self.line.arrive(caller)
+        await self.call.begin(entrypoint.answer)
+
+    async def talk(self) -> None:
+        """The call begins, and gets to its conversation."""
+        await self.begin()
+        assert await self.call.talking(), self.call.reason
+
+    async def say(self, words: str) -> str:
+        """Say something; what the agent has said since."""
+        assert self.call.session is not None
+        before = len(self.said)
+        run: asyncio.Future[Any] = asyncio.ensure_future(self.call.session.run(user_input=words))
+        over = asyncio.create_task(self.call.over())
+        await asyncio.wait([run, over], return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        run.cancel()
+        return " ".join(self.said[before:])
+
+    @property
+    def said(self) -> list[str]:
+        """What the agent has said."""
+        assert self.call.session is not None
+        return [m.text_content or "" for m in self.call.session.history.messages() if m.role == "assistant"]
+
+    async def expect(self, opened: list[str] | None = None, badly: Mapping[str, str] | None = None) -> None:
+        """The call ends as the table says: everything is closed, every turn in memory, the caller taken along."""
+        async with asyncio.timeout(20):
+            await self.call.over()
+            await self.call.finished()
+        assert self.call.reason == self.end.reason
+        assert self.line.finished_with == [self.end.reason]
+        closed = [(name, outcome) for name, outcome in self.call.closed if name != "knowledge"]
+        opened, badly = opened or OPENED, badly or {}
+        assert sorted(closed) == sorted((name, badly.get(name, "ok")) for name in opened)
+        assert not self.line.connected
+        known = self.call.caller is not None and self.call.caller.kind == "standard"  # phones only if the owner says so
+        assert len(self.store.turns) == (self.call.turns if known else 0)
+        if "memory" in opened and known:
+            assert [(record.reason, record.turns) for record in self.store.records] == [
+                (self.end.reason, self.call.turns)
+            ]
+        nobody_is_left = {"ended": self.line.taken_along == 1, "kept": self.line.taken_along == 0}
+        assert nobody_is_left.get(self.end.room, True)
+        if self.end.heard == "goodbye":
+            assert self.said[-1] == self.agent.goodbye(self.end.reason)
+
+
+def test_every_end_of_the_table_that_is_said_to_be_proven_here_is() -> None:
+    assert proven_in(Path(__file__).parent) == {name for name, end in ENDS.items() if "here" in end.proven}
+
+
+# ---------------------------------------------------------------------- the caller
+
+
+@ends("leaves-listening", "leaves-in-tool")
+async def test_the_caller_hangs_up(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch, tool_seconds=60)
+    await scene.talk()
+    asking = asyncio.create_task(scene.say("/tool hang {}" if end.name == "leaves-in-tool" else "hello"))
+    await asyncio.sleep(0.05)
+    scene.line.leave()
+    await scene.expect()
+    await asking
+
+
+@ends("dropped", "phone-dropped")
+async def test_the_connection_breaks_for_good(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch, rejoin_seconds=0.05)
+    scene.line.arrive(kind="sip" if end.name == "phone-dropped" else "standard")
+    await scene.call.begin(entrypoint.answer)
+    assert await scene.call.talking()
+    scene.line.drop()
+    await scene.expect()
+
+
+@ends("rejoins")
+async def test_the_caller_comes_back_twice(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch, rejoin_seconds=60)
+    await scene.talk()
+    greeted = scene.said
+    windows: list[asyncio.TimerHandle | None] = []
+    for _ in range(2):
+        scene.line.drop()
+        windows.append(scene.call._window)
+        scene.line.come_back()
+    first, second = windows
+    assert first is not None
+    assert second is not None
+    assert first.cancelled()
+    assert second.when() > first.when()  # a whole window again
+    assert scene.said == greeted
+    scene.line.leave()
+    await scene.expect()
+
+
+@ends("no-show")
+async def test_nobody_comes(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch, caller_wait_seconds=0.05)
+    await scene.begin(caller=None)
+    await scene.expect(opened=["room", "memory", "pool"])
+
+
+@ends("too-silent", "too-long")
+async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit: dict[str, Any] = {"max_call_seconds": 0.5} if end.name == "too-long" else {"max_silence_seconds": 0.2}
+    scene = Scene(end, monkeypatch, **limit)
+    await scene.begin()
+    await scene.expect()
+
+
+# ---------------------------------------------------------------------- the agent, the server and the worker
+
+
+@ends("room-deleted", "agent-removed")
+async def test_the_room_is_lost(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    scene.line.close_room(removed=end.name == "agent-removed")
+    await scene.expect()
+
+
+@ends("agent-hangs-up", "three-at-once")
+async def test_the_agent_hangs_up(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    await scene.say("goodbye" if end.name == "agent-hangs-up" else "/tool end_three_times {}")
+    await scene.expect()
+
+
+@ends("dev-stop")
+async def test_the_worker_is_stopped(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    assert scene.call.session is not None
+    await scene.call.session.aclose()  # what the SDK does first when a job is to end
+    await scene.expect()
+
+
+@ends("worker-killed")
+async def test_the_worker_is_killed(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the SDK cancels every task of a job at once, and runs no callback."""
+    scene = Scene(end, monkeypatch)
+    before = asyncio.all_tasks()
+    await scene.talk()
+    await scene.say("hello")
+    tasks = asyncio.all_tasks() - before
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert scene.call.reason == end.reason
+    assert (scene.line.connected, scene.line.taken_along) == (False, 1)
+    assert len(scene.store.turns) == scene.call.turns == 3
+    assert [record.reason for record in scene.store.records] == [end.reason]
+
+
+# ---------------------------------------------------------------------- something fails or hangs
+
+
+@ends("step-1-fails", "step-1-hangs", "step-2-fails", "step-3-fails", "step-5-hangs", "step-6-fails", "step-6-hangs")
+async def test_a_step_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lifecycle.STEP_SECONDS, 2, 0.2)
+    monkeypatch.setitem(lifecycle.STEP_SECONDS, 5, 1.0)
+    monkeypatch.setitem(lifecycle.STEP_SECONDS, 6, 1.0)
+    scene = Scene(end, monkeypatch, connects=end.name != "step-2-fails")
+    await scene.begin()
+    opened = {"1": ["room", "memory"], "2": ["memory", "pool"], "3": ["room", "memory", "pool"]}
+    opened["5"] = opened["3"]
+    await scene.expect(opened.get(end.name[5]))
+
+
+@ends("llm-fails", "llm-hangs", "llm-breaks-off")
+async def test_the_language_model_fails_one_reply(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    words = {"llm-fails": "llm fail", "llm-hangs": "llm hang", "llm-breaks-off": "llm break off"}
+    assert scene.agent.sorry() in await scene.say(words[end.name])
+    assert await scene.say("thank you") == "You are welcome."
+    scene.line.leave()
+    await scene.expect()
+
+
+@ends("llm-fails-for-good")
+async def test_the_language_model_fails_again_and_again(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    for _ in range(3):
+        await scene.say("llm fail")
+    await scene.expect()
+
+
+async def test_a_reply_that_succeeds_forgives_those_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(ENDS["llm-fails"], monkeypatch)
+    await scene.talk()
+    for words in ("llm fail", "llm fail", "thank you", "llm fail", "llm fail"):
+        await scene.say(words)
+    assert scene.call.reason is None
+    scene.line.leave()
+    await scene.expect()
+
+
+@ends("tts-fails", "tts-hangs", "tts-fails-for-good")
+async def test_the_voice_fails(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    for _ in range(3 if end.name == "tts-fails-for-good" else 1):
+        heard = [
+            frame
+            async for frame in scene.agent.tts_node(
+                words("voice hang" if "hang" in end.name else "voice"), ModelSettings()
+            )
+        ]
+        assert len(heard) == 3
+        assert all(any(frame.data) for frame in heard)
+    if end.name != "tts-fails-for-good":
+        heard = [frame async for frame in scene.agent.tts_node(words("All is well."), ModelSettings())]
+        assert sum(frame.duration for frame in heard) > 0
+        scene.line.leave()
+    await scene.expect()
+
+
+async def test_a_voice_may_wait_for_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is slow to write what is to be said is not the voice."""
+    scene = Scene(ENDS["tts-hangs"], monkeypatch)
+    await scene.talk()
+
+    async def slowly() -> AsyncIterator[str]:
+        for part in ("One sentence. ", "Another one."):
+            await asyncio.sleep(0.2)
+            yield part
+
+    heard = [frame async for frame in scene.agent.tts_node(slowly(), ModelSettings())]
+    assert {frame.samples_per_channel for frame in heard} != {12_000}  # not the tones
+    assert "voice" not in scene.agent._failures or scene.agent._failures["voice"] == 0
+    scene.line.leave()
+    await scene.expect()
+
+
+async def words(text: str) -> AsyncIterator[str]:
+    """What is to be spoken."""
+    yield text
+
+
+@ends("tool-fails", "tool-hangs")
+async def test_a_tool_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    heard = await scene.say("/tool fail {}" if end.name == "tool-fails" else "/tool hang {}")
+    assert ("error" if end.name == "tool-fails" else "No answer within 0.1 s") in heard
+    scene.line.leave()
+    await scene.expect()
+
+
+@ends("close-hangs", "close-raises", "close-clings", "close-is-slow", "task-hangs")
+async def test_a_close_goes_wrong(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "CLOSE_SECONDS", 0.5)
+    scene = Scene(end, monkeypatch)
+    await scene.talk()
+    scene.line.leave()
+    outcomes = {"close-hangs": "timeout", "close-raises": "error", "close-clings": "timeout"}
+    await scene.expect(badly={"pool": outcomes.get(end.name, "ok")})
