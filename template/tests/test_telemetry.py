@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 
-from agent.telemetry import JsonLines, Readable
+import pytest
+from prometheus_client import REGISTRY
+
+from agent.telemetry import JsonLines, Ledger, Readable
 
 
 def record(**attributes: object) -> logging.LogRecord:
@@ -34,3 +40,51 @@ def test_what_a_record_cannot_say_in_json_does_not_break_the_log() -> None:
 def test_a_person_reads_what_went_wrong_and_how_long_it_took() -> None:
     line = Readable().format(record(fields={"step": 2, "outcome": "error", "ms": 8500, "call": "job", "room": "room"}))
     assert line.endswith("step 2: connect  outcome=error  ms=8500")
+
+
+def test_the_worker_counts_calls_turns_and_closes_from_their_records() -> None:
+    ledger = Ledger(counting=True)
+    ledger.handle(record(fields={"resource": "memory", "outcome": "timeout", "ms": 2000, "call": "a", "room": "r"}))
+    ledger.handle(record(fields={"reason": "too long", "seconds": 90.0, "turns": 4, "call": "a", "room": "r"}))
+    ledger.handle(record(fields={"reason": "job died", "seconds": 2.0, "turns": None, "call": "b", "room": "r"}))
+    ledger.handle(record(fields={"ending": "too long", "ms": 1, "call": "c", "room": "r"}))
+    ledger.handle(record(name="livekit.agents", fields={"reason": "another logger's", "call": "d"}))
+    assert ledger.ended == {"a", "b"}
+    value = REGISTRY.get_sample_value
+    assert value("agent_calls_total", {"reason": "too long"}) == 1
+    assert value("agent_calls_total", {"reason": "job died"}) == 1
+    assert value("agent_turns_total") == 4
+    assert value("agent_call_seconds_sum") == 92.0
+    assert value("agent_closes_total", {"resource": "memory", "outcome": "timeout"}) == 1
+
+
+@pytest.mark.parametrize(("allow", "private"), [(None, False), ("true", True)])
+def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(allow: str | None, private: bool) -> None:
+    """In a process of its own, as a job is one: a tracer provider is for ever."""
+    code = """
+import http.server, threading, multiprocessing.util
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+import os
+got = []
+class Collector(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        got.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def log_message(self, *args): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from agent.telemetry import export_spans
+export_spans()
+from livekit.agents.telemetry import trace_types, tracer
+tracer.start_span("call", attributes={trace_types.ATTR_RESPONSE_TEXT: "something private"}).end()
+multiprocessing.util._exit_function()  # what ends a job's process
+(span,) = [s for m in got for r in m.resource_spans for o in r.scope_spans for s in o.spans]
+print(span.name, "something private" in str(span))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if allow:
+        environment["LIVEKIT_TELEMETRY_ALLOW_PII"] = allow
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["call", str(private)], done.stderr

@@ -74,15 +74,15 @@ def check_connection(settings: Settings) -> list[str]:
     return problems
 
 
-def check_port(port: int) -> list[str]:
-    """Whether the health endpoint can be served; the SDK serves it on all interfaces."""
+def check_port(port: int, name: str = "AGENT_PORT") -> list[str]:
+    """Whether an endpoint can be served on `port`, the value of `name`; the SDK serves it on all interfaces."""
     try:
         with contextlib.closing(socket.create_server(("", port))):
             return []
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return [f"port {port} is in use, perhaps by another worker: stop that, or set AGENT_PORT to a free port"]
-        return [f"port {port} cannot be used ({error.strerror}): set AGENT_PORT to another port"]
+            return [f"port {port} is in use, perhaps by another worker: stop that, or set {name} to a free port"]
+        return [f"port {port} cannot be used ({error.strerror}): set {name} to another port"]
 
 
 def warn_connection(settings: Settings) -> list[str]:
@@ -145,7 +145,10 @@ def prepare_documents(settings: Settings) -> None:
 def start(*, dev: bool) -> int:
     """Take calls until a signal; the exit code. Raises SettingsError, KnowledgeUnavailable before anything runs."""
     settings = load_settings()
-    if problems := check_connection(settings) + check_port(settings.port):
+    problems = check_connection(settings) + check_port(settings.port)
+    if settings.metrics_port:
+        problems += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
+    if problems:
         raise SettingsError(problems)
     for warning in warn_connection(settings) + warn_models(settings):
         tell(warning)
