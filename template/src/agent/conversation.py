@@ -60,10 +60,10 @@ class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
     Subclasses override `greeting`, `goodbye`, `still_there`, `sorry` and `cannot_hear`, and add tools with
-    `@function_tool`. Every tool, also of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call ends;
-    those in `patient_tools` may take as long as the call. A subclass that overrides `on_exit` (where the last sentence is
-    said), `llm_node` or `tts_node` calls `super()`'s. An agent that takes over by a hand-off should be a CallAgent too, or
-    nobody says goodbye.
+    `@function_tool`. Every tool, also of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call
+    ends; those in `patient_tools` may take as long as the call. A subclass that overrides `on_exit` (where the last
+    sentence is said), `llm_node` or `tts_node` calls `super()`'s. An agent that takes over by a hand-off should be a
+    CallAgent too, or nobody says goodbye.
     """
 
     patient_tools: frozenset[str] = frozenset()  # names, such as of a tool that awaits an AgentTask: a talk of its own
