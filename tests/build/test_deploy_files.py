@@ -67,8 +67,8 @@ def test_the_workflow_is_valid_and_safe(project: Project) -> None:
     assert "secrets." not in workflow.read_text(), "a fresh fork has none"
 
 
-def test_our_own_workflow_is_valid_and_safe() -> None:
-    workflow = ROOT / ".github/workflows/ci.yml"
+@pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+def test_our_own_workflow_is_valid_and_safe(workflow: Path) -> None:
     accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
     accepted("zizmor", "--offline", "--no-progress", workflow)
 

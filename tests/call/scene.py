@@ -167,13 +167,15 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(project: Project, livekit: LiveKit, verb: str = "start", **environment: str) -> AsyncIterator[Scene]:
+async def scene(
+    project: Project, livekit: LiveKit, verb: str = "start", command: list[str] | None = None, **environment: str
+) -> AsyncIterator[Scene]:
     """A worker with an agent name of its own: workers of one name share their calls."""
     agent, port = f"agent-{uuid.uuid4().hex[:8]}", free_port()
     ours = {"AGENT_NAME": agent, "AGENT_METRICS_PORT": str(port), "AGENT_LOG_FORMAT": "json"}
     async with collector() as spans:
         settings = {**ours, **spans.environment, **environment}
-        async with worker(project.path, project.agent, livekit, verb=verb, **settings) as running:
+        async with worker(project.path, command or project.agent, livekit, verb=verb, **settings) as running:
             yield Scene(running, livekit, project, agent, spans, port)
 
 

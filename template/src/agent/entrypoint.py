@@ -167,7 +167,7 @@ def prewarm(process: JobProcess) -> None:
 
 server = Server(
     setup_fnc=prewarm,
-    preload_modules=["agent.entrypoint"],
+    preload_modules=["agent.entrypoint", "agent.undisturbed"],
     port=settings.port,
     prometheus_port=settings.metrics_port or None,
     drain_timeout=settings.drain_seconds,

@@ -42,7 +42,7 @@ SDK_KILL_SECONDS = 10.0  # from ShuttingDown until the worker kills the job
 STEP_SECONDS = {1: 8.0, 2: 8.5, 3: 5.0, 5: 15.0, 6: 20.0}  # 4 waits for the caller, 7 for the end
 OPEN_SECONDS = 5.0  # one resource, unless it says otherwise
 CLOSE_SECONDS = 2.0  # one resource, unless it says otherwise
-ROOM_EVENT_SECONDS = 0.25  # how far the room's own word may come behind the job's end
+ROOM_EVENT_SECONDS = 0.25  # how far the room's own word may come behind what it leads to
 HANG_UP_SECONDS = 2.0  # deleting the room
 UNWIND_SECONDS = 1.0  # steps that were cancelled
 LAST_CHANCE_SECONDS = 0.1  # what a resource gets when the budget is spent
@@ -238,8 +238,10 @@ class Call:
             task = asyncio.current_task()
             if task is not None and task.cancelling():  # the door, or the whole process is ending
                 raise
+            await self._hear_the_room()
             self.fail(error)  # a library's cancelled future would otherwise end the call in silence
         except Exception as error:
+            await self._hear_the_room()
             self.fail(error)
         else:
             self.end(Reason.AGENT_HUNG_UP)
@@ -433,11 +435,15 @@ class Call:
 
         A server that deletes the room, or removes the agent, ends the job too, a moment before it says so in the room.
         """
+        await self._hear_the_room()
+        self.end(Reason.WORKER_STOPPED)
+
+    async def _hear_the_room(self) -> None:
+        """Before anything else is taken for the cause: what a lost room leads to may come before its own word."""
         if self.reason is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(ROOM_EVENT_SECONDS):
                     await self._over.wait()
-            self.end(Reason.WORKER_STOPPED)
 
     async def job_ending(self) -> None:
         """The SDK has done with the job, its uploads included, and is about to leave the process."""
