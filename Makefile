@@ -39,8 +39,19 @@ test-all: check  ## everything: the slow ends and every combination too
 	@$(PY) -m tests.support.server
 	@$(PY) -m pytest -n 2 --dist loadgroup
 
-bench: $(STAMP)  ## measure: copy time, time to first audio, hang-up to free slot
+canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents that a project takes
+	@$(PY) -m tests.support.server
+	@$(PY) tools/canary.py
+
+bench: $(STAMP)  ## measure: copy time, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
 	@$(PY) -m benchmarks.run
+	@$(PY) -m benchmarks.ends
+	@$(PY) -m benchmarks.shapes
+	@$(PY) -m benchmarks.plots
+
+bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers restarted while people call: 20 minutes
+	@$(PY) -m benchmarks.soak; soak=$$?; $(PY) -m benchmarks.rolling && rolling=0 || rolling=1; \
+		$(PY) -m benchmarks.plots && exit $$(( soak | rolling ))
 
 ownership: $(STAMP)  ## write template/.template.toml.jinja anew after files were added or removed
 	@$(PY) tools/ownership.py
@@ -59,4 +70,4 @@ constraints: $(UV)  ## resolve and pin the test environment anew
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo check test test-all bench ownership history release constraints clean
+.PHONY: help env demo check test test-all canary bench bench-long ownership history release constraints clean

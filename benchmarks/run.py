@@ -9,55 +9,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import random
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.calls import BARE_NAME, DELETING, OURS, Sample, measure_first_audio, measure_slots
 from benchmarks.copying import measure_copies
+from benchmarks.report import Progress, finish, has_server, machine, report, workshop
 from tests.support.projects import PAIRS, render
-from tests.support.server import Unavailable, find_binary, livekit_server
-from tests.support.templates import isolated_environment, make_template
-from tools.history import ROOT
+from tests.support.server import livekit_server
+from tests.support.templates import make_template
 
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- results: written by `make bench` -->", "<!-- end of results -->"
 GOALS = {"copy": 1.6, "join to sound": 1.05, "known to free": 0.3}  # ratios, and seconds
-
-
-def machine() -> dict[str, Any]:
-    """What a reader has to know of the machine."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
-        **{name: version(name) for name in ("copier", "livekit-agents")},
-        "livekit-server": subprocess.run([find_binary(), "--version"], capture_output=True, text=True).stdout.strip(),
-    }
 
 
 async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number, in seconds."""
-    told = time.monotonic()
-
-    def tell(what: str) -> None:
-        print(f"\n{time.monotonic() - told:6.1f} s  {what} ...", end="", file=sys.stderr, flush=True)
-
+    tell = Progress()
     tell("making a template and a project")
     template = make_template(scratch / "template")
     project = render(template, scratch / "bench-agent", PAIRS[0], project_name="Bench Agent")
@@ -71,8 +42,7 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
         tell("calling and hanging up")
         results["slot"] = await measure_slots(project, server, rounds=1 if quick else 5)
     tell("done")
-    results["machine"]["load_after"] = round(os.getloadavg()[0], 2)
-    results["seconds"] = round(time.monotonic() - told, 1)
+    finish(results, tell.seconds)
     return results
 
 
@@ -135,36 +105,16 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def keep(results: dict[str, Any], tables: str) -> None:
-    """Write the raw numbers and the page."""
-    RESULTS.mkdir(exist_ok=True)
-    name = re.sub(r"\W", "", results["machine"]["date"][:16])
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(f"{page[:before]}\n\n{tables}\n\n{page[after:]}", encoding="utf-8")
-
-
 def main() -> int:
     """Measure and report; 1 where no server can be had. Whether a goal is met is for the reader to judge."""
     parser = argparse.ArgumentParser(description="Measure copies and calls against plain rivals.")
     parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
     quick: bool = parser.parse_args().quick
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # make's; users have compiled modules
-    try:
-        find_binary()
-    except Unavailable as why:
-        print(f"bench: {why}: put livekit-server or Go on PATH", file=sys.stderr)
+    if not has_server():
         return 1
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(isolated_environment(Path(folder)))
-        results = asyncio.run(measure(Path(folder), quick=quick))
-    tables = table(results)
-    print(tables)
-    if quick:
-        print(json.dumps(results))
-    else:
-        keep(results, tables)
+    with workshop() as scratch:
+        results = asyncio.run(measure(scratch, quick=quick))
+    report("calls", results, table, quick=quick)
     return 0
 
 

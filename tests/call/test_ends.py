@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,7 +27,7 @@ from tests.support.worker import SDK_WARNINGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-QUICK = {"AGENT_CALLER_WAIT_SECONDS": "2", "AGENT_REPLY_SECONDS": "2", "AGENT_TOOL_SECONDS": "2"}
+QUICK: dict[str, Any] = {"AGENT_CALLER_WAIT_SECONDS": "2", "AGENT_REPLY_SECONDS": "2", "AGENT_TOOL_SECONDS": "2"}
 
 
 @pytest.fixture(scope="module")

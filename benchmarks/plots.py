@@ -1,0 +1,231 @@
+"""Draw the newest raw numbers of each long measurement into docs/plots/.
+
+python -m benchmarks.plots
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from benchmarks import shapes
+from benchmarks.report import PLOTS, Results, newest
+
+GREY, FAINT = "#57606a", "#d0d7de"
+COLOURS = {  # told apart by the colour-blind, too; ours stands out
+    shapes.OURS: "#0969da",
+    "one door": "#56b4e9",
+    "kept alive": "#009e73",
+    "starter, delete_room_on_close": "#e69f00",
+    "starter": "#d55e00",
+    "copied cure": "#8c8c8c",
+}
+WORKERS = ["#0969da", "#e69f00"]  # A and B
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "grid.color": FAINT,
+    "legend.frameon": False,
+    "figure.dpi": 110,
+}
+
+
+def caption(figure: Figure, results: Results) -> None:
+    """Where the numbers are from, below the plot."""
+    about = results["machine"]
+    text = f"{about['date'][:10]}, {about['system']}, {about['cpus']} CPUs, livekit-agents {about['livekit-agents']}"
+    figure.supxlabel(text, x=0.99, ha="right", size=8, color=GREY)
+
+
+def readable(seconds: float) -> str:
+    """A number of seconds, as short as it can be."""
+    return f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+
+
+# ---------------------------------------------------------------------- shapes
+
+
+def draw_shapes(results: Results) -> Figure:
+    """Grouped bars: an end each, a shape each, on a logarithmic scale."""
+    ends, names, limit = shapes.ALL_ENDS, shapes.SHAPES, results["limit"]
+    figure, axes = plt.subplots(1, 2, figsize=(12.5, 14), sharey=True, layout="constrained")
+    smallest = 0.01
+    for axis, title in zip(axes, ("until everything is closed", "until the slot is free"), strict=True):
+        axis.set_xscale("log")
+        axis.set_xlim(smallest, limit * 8)
+        axis.set_title(f"seconds {title}")
+        axis.set_xticks([0.01, 0.1, 1, 10, 60], ["0.01", "0.1", "1", "10", "60"])
+        axis.tick_params(axis="x", which="minor", length=0)
+        axis.grid(axis="x", zorder=0)
+        axis.axvline(limit, color=GREY, linewidth=0.8, linestyle=":")
+    thickness = 0.8 / len(names)
+    for place, end in enumerate(ends):
+        for number, name in enumerate(names):
+            at = place + (number - (len(names) - 1) / 2) * thickness
+            cleanup, free = shapes.medians(results, end, name)
+            cleaned, freed = shapes.in_words(results, end, name)
+            for axis, value, words in ((axes[0], cleanup, cleaned), (axes[1], free, freed)):
+                bar(axis, at, value, words, limit, smallest, thickness, COLOURS[name])
+    axes[0].set_yticks(range(len(ends)), [end.replace(" (", "\n(") for end in ends], color="black")
+    axes[0].set_ylim(len(ends) - 0.5, -0.5)
+    for axis in axes:
+        axis.tick_params(axis="y", length=0)
+        for place in range(1, len(ends)):
+            axis.axhline(place - 0.5, color=FAINT, linewidth=0.8)
+    handles = [Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def bar(
+    axis: Axes, at: float, value: float, words: str, limit: float, smallest: float, thickness: float, colour: str
+) -> None:
+    """One bar and its label; what never happened is hatched up to the limit, what happened before has no bar."""
+    style: dict[str, Any] = {"height": thickness * 0.9, "zorder": 2}
+    if math.isinf(value):
+        axis.barh(at, limit, facecolor="white", edgecolor=colour, hatch="////", linewidth=0.6, **style)
+        label, end = words, limit
+    elif value < 0:
+        label, end = "already closed", smallest
+    else:
+        axis.barh(at, max(value, smallest * 1.2), color=colour, **style)
+        label, end = words.replace(" s", "", 1), value
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the lines of the grid
+    axis.text(max(end, smallest) * 1.08, at, label, va="center", size=7.5, color="black", zorder=3, bbox=paper)
+
+
+# ---------------------------------------------------------------------- soak
+
+
+def draw_soak(results: Results) -> Figure:
+    """What the worker holds while calls go by."""
+    samples = results["samples"]
+    calls = [sample["calls"] for sample in samples]
+    figure, axes = plt.subplots(3, 1, figsize=(9, 9), sharex=True, layout="constrained")
+    together = ("pss MB, with children", "with all its children (PSS)", "#e69f00")
+    lines = [
+        ("memory, MB", [together, ("rss MB", "the worker alone", "#0969da")]),
+        ("processes", [("processes", "the worker and its children", "#009e73")]),
+        ("open files of the worker", [("fds", "all", "#0969da"), ("sockets", "sockets among them", "#d55e00")]),
+    ]
+    for axis, (title, series) in zip(axes, lines, strict=True):
+        axis.set_title(title)
+        axis.grid(axis="y")
+        for name, label, colour in series:
+            axis.plot(calls, [sample[name] for sample in samples], color=colour, linewidth=1.1, label=label)
+            ends = [results["before"][name], results["after"][name]]
+            axis.plot([0, calls[-1]], ends, "o", color=colour, markersize=7, markeredgecolor="black", clip_on=False)
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].set_xlabel("calls that have ended; the dots are before the first and after the last")
+    axes[-1].set_xlim(0, calls[-1])
+    took = results["seconds calling"]
+    figure.suptitle(f"{calls[-1]:g} calls through one worker in {took / 60:.0f} minutes, 4 at a time", weight="bold")
+    return figure
+
+
+# ---------------------------------------------------------------------- rolling
+
+
+def draw_rolling(results: Results) -> Figure:
+    """Every call as a line in the lane of the worker that answered it."""
+    workers, calls = results["workers"], results["calls"]
+    lanes = {one["name"]: place for place, one in enumerate(workers)}
+    began = workers[0]["started"]
+    figure, axis = plt.subplots(figsize=(11, 0.45 * len(workers) + 2), layout="constrained")
+    for one in workers:
+        lane, colour = lanes[one["name"]], WORKERS[one["name"].startswith("B")]
+        axis.barh(
+            lane,
+            one["stopping"] - one["registered"],
+            left=one["registered"] - began,
+            height=0.8,
+            color=colour,
+            alpha=0.18,
+        )
+        axis.barh(
+            lane, one["exited"] - one["stopping"], left=one["stopping"] - began, height=0.8, color=GREY, alpha=0.22
+        )
+        axis.plot([one["stopping"] - began] * 2, [lane - 0.4, lane + 0.4], color="#cf222e", linewidth=2)
+        free = [0.0, 0.0, 0.0, 0.0]  # when each line of the lane is free again
+        for call in calls:
+            if one["name"] not in call["workers"]:
+                continue
+            row = next((row for row, at in enumerate(free) if at <= call["joined"]), 0)
+            free[row] = call["over"]
+            y = lane - 0.27 + 0.18 * row
+            shown = "#cf222e" if call["problem"] else colour
+            span = [call["joined"] - began, call["over"] - began]
+            axis.plot(span, [y, y], color=shown, linewidth=2.4, solid_capstyle="butt")
+            if "greeted" in call:
+                axis.plot(call["greeted"] - began, y, "|", color="black", markersize=5)
+    axis.set_yticks(range(len(workers)), list(lanes))
+    axis.set_ylim(len(workers) - 0.4, -0.6)
+    axis.set_xlabel("seconds")
+    axis.set_xlim(left=0)
+    axis.grid(axis="x")
+    axis.set_axisbelow(True)
+    bad = sum(bool(call["problem"]) for call in calls)
+    axis.set_title(
+        f"{results['restarts']} restarts of two workers, {len(calls)} calls, {bad} of them dropped or unanswered"
+    )
+    handles = [
+        Line2D([], [], color=WORKERS[0], linewidth=2.4, label="a call (A)"),
+        Line2D([], [], color=WORKERS[1], linewidth=2.4, label="a call (B)"),
+        Line2D([], [], color="black", marker="|", linestyle="", label="greeted"),
+        Line2D([], [], color="#cf222e", linewidth=2, label="SIGTERM"),
+        Rectangle((0, 0), 1, 1, color=GREY, alpha=0.22, label="drains"),
+    ]
+    axis.legend(handles=handles, loc="upper right")  # restarts go down to the right: nothing is there
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[Results], Figure]] = {
+    "shapes": draw_shapes,
+    "soak": draw_soak,
+    "rolling": draw_rolling,
+}
+
+
+def main() -> int:
+    """Draw everything there are numbers of."""
+    PLOTS.mkdir(exist_ok=True)
+    plt.rcParams.update(STYLE)
+    for kind, draw in DRAWINGS.items():
+        results = newest(kind)
+        if results is None:
+            print(f"no plot of {kind}: nothing was measured yet", file=sys.stderr)
+            continue
+        figure = draw(results)
+        caption(figure, results)
+        file = PLOTS / f"{kind}.png"
+        figure.savefig(file, metadata={"Software": None})
+        plt.close(figure)
+        print(file.relative_to(PLOTS.parents[1]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""A real MCP server over stdio; `stubborn` as its argument makes it outstay its client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+
+from mcp.server import MCPServer
+
+server = MCPServer("door")
+
+
+@server.tool()
+def whoami() -> str:
+    """Tell the id of the server's process."""
+    return str(os.getpid())
+
+
+@server.tool()
+async def hang() -> str:
+    """Never answer."""
+    await asyncio.Event().wait()
+    return "never"
+
+
+if __name__ == "__main__":
+    server.run()
+    if "stubborn" in sys.argv:
+        threading.Event().wait()
