@@ -171,7 +171,9 @@ server = Server(
     port=settings.port,
     prometheus_port=settings.metrics_port or None,
     drain_timeout=settings.drain_seconds,
-    num_idle_processes=ServerEnvOption(dev_default=1, prod_default=min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)),
+    num_idle_processes=ServerEnvOption(
+        dev_default=1, prod_default=settings.idle_processes or min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)
+    ),
     load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
 )
 calls: dict[str, Call] = {}  # by job; one in a job process, several where jobs are threads

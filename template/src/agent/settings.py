@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     max_load: float = Field(
         default=0.7, gt=0, description="CPU load, 1 being all cores, above which no call is taken; inf: take all."
     )
+    idle_processes: int = Field(
+        default=0,
+        ge=0,
+        description="Processes kept ready for the next calls, about 100 MB each; 0: one a core, 4 at most.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
     log_format: Literal["auto", "json", "readable"] = Field(
         default="auto", description="auto: readable in dev, else JSON lines."
