@@ -517,3 +517,38 @@ async def test_work_that_heeds_no_interrupt_holds_up_no_closing(
 def test_commands_that_need_no_call_start_without_livekit() -> None:
     code = "import sys, agent.memory, agent.knowledge; sys.exit(any(n.split('.')[0] == 'livekit' for n in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("first", ["keeper", "writer"])
+async def test_a_dying_process_writes_the_record_in_whatever_order_its_tasks_are_cancelled(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[str] = []
+
+    class Store:
+        async def record(self, caller: str, call: CallRecord) -> None:
+            recorded.append(call.call)
+
+    @asynccontextmanager
+    async def open_store(settings: Settings) -> AsyncIterator[Store]:
+        yield Store()
+
+    monkeypatch.setattr("agent.memory.call.open_memory_of", open_store)
+    opened = asyncio.Event()
+
+    async def hold() -> None:
+        async with CallMemory.open(Settings()) as memory:
+            memory.know("ann")
+            opened.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                memory.record(ended())
+
+    holding = asyncio.create_task(hold(), name="keeper")
+    await opened.wait()
+    (writer,) = [task for task in asyncio.all_tasks() if task.get_name() == "memory writer"]
+    for task in sorted((holding, writer), key=lambda task: first not in task.get_name()):
+        task.cancel()
+    await holding
+    assert recorded == ["call-1"]

@@ -28,4 +28,4 @@ async def hang() -> str:
 if __name__ == "__main__":
     server.run()
     if "stubborn" in sys.argv:
-        threading.Event().wait()
+        threading.Event().wait(120)  # longer than a test takes, but not for ever if it fails

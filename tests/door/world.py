@@ -606,13 +606,9 @@ class World:
                 stubborn.add(resource.task)
         return [task for task in self._others() if task not in stubborn]
 
-    async def clean_up(self) -> None:
-        """Even the stubborn let go in the end."""
+    async def let_them_go(self) -> None:
+        """Even the stubborn, and what hangs in a dying process, come to their end."""
         self.let_go.set()
-        if others := self._others():
-            await asyncio.wait(others, timeout=PATIENCE)
-        for task in self._others():  # what swallowed its only cancellation while it was opening, and then opened
-            task.cancel()
         if others := self._others():
             await asyncio.wait(others, timeout=PATIENCE)
 

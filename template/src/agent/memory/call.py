@@ -51,7 +51,7 @@ class CallMemory:
             writer = asyncio.create_task(memory._write_all(), name="memory writer")
             try:
                 yield memory
-                if writer.done():  # cancelled with everything else: the worker was killed
+                if writer.done() or writer.cancelling():  # with everything else: the worker was killed
                     writer = asyncio.create_task(memory._write_all(), name="memory writer")
                 await memory.flush(LAST_SECONDS_IN_OUTAGE if memory._failing else LAST_SECONDS)
             finally:
