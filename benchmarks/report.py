@@ -161,11 +161,12 @@ def write_section(name: str, text: str) -> None:
 
 
 def report(kind: str, results: Results, tables: Callable[[Results], str], *, quick: bool) -> None:
-    """Print the tables; keep the numbers and fill in the page, unless it was only a quick look."""
+    """Keep the numbers, print the tables and fill in the page; a quick look only prints."""
+    if not quick:
+        print(f"\nraw numbers: {keep(kind, results)}", file=sys.stderr)
     text = tables(results)
     print(f"\n{text}")
     if quick:
         print(dump(results))
     else:
         write_section(kind, text)
-        print(f"\nraw numbers: {keep(kind, results)}", file=sys.stderr)

@@ -256,16 +256,7 @@ def table(results: Results) -> str:
         "| | before the first call | first quarter | last quarter | after the last call |",
         "|---|---|---|---|---|",
     ]
-    for name in (
-        "processes",
-        "threads",
-        "fds",
-        "sockets",
-        "rss MB",
-        "pss MB",
-        "pss MB, with children",
-        "pss MB a process",
-    ):
+    for name in NAMES:
         first, last = quarters(results["samples"], name)
         numbers = [results["before"][name], first, last, results["after"][name]]
         lines.append(f"| {NAMES[name]} | " + " | ".join(f"{number:.5g}" for number in numbers) + " |")

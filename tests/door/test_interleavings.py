@@ -103,6 +103,21 @@ def test_whatever_opened_is_closed_once_in_reverse_in_ten_thousand_calls(thousan
     run_virtually(_prove(script))
 
 
+# What ten thousand runs found, and two hundred may not.
+
+
+def test_whoever_waits_for_an_open_that_clings_and_then_fails_is_told() -> None:
+    clings = Part(opening=Deed(seconds=3.0, then="raises", stubborn=True))
+    acts = ((0, 0.0, Open(clings)), (0, 0.0, Happens("hangs up")))
+    run_virtually(_prove(Script(acts=acts, arrives=True)))
+
+
+def test_what_is_opened_by_steps_that_cling_to_a_dying_process_is_left() -> None:
+    room = Part(opening=Deed(turns=1))
+    greeting = Deed(turns=3, seconds=0.5, stubborn=True)
+    run_virtually(_prove(Script(room=room, greeting=greeting, late=Part(), acts=((3, 0.5, Kill()),), arrives=True)))
+
+
 async def _prove(script: Script) -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClock)

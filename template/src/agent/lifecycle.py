@@ -148,6 +148,8 @@ class Keeper(Generic[T]):
                 log.warning(sentence, self.name, self.problem, exc_info=error, extra=self._call.about())
         finally:
             self._patience.cancel()
+            if not self.ready.done():  # it failed after the door had given it up
+                self.ready.set_exception(OpenFailed(f"{self.name} did not open: {self.problem}"))
 
     async def _hold(self) -> None:
         """Until it is time to leave: the door says so, the process ends, or the resource itself breaks."""
@@ -162,6 +164,8 @@ class Keeper(Generic[T]):
                     self.outcome = "error"
                     raise
         self.outcome = "cut"
+        for keeper in self.younger:
+            keeper._release.set()  # one that was opened since then has not been cancelled
         if rest := [keeper.task for keeper in self.younger if not keeper.task.done()]:
             await asyncio.wait(rest, timeout=CLOSE_SECONDS + LAST_CHANCE_SECONDS * len(rest))  # each has its turn
 
