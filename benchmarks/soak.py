@@ -18,6 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from benchmarks.report import (
 )
 from tests.support.projects import Project
 from tests.support.server import LiveKit, livekit_server
-from tests.support.worker import Worker, worker
+from tests.support.worker import Record, Worker, worker
 
 Sample = dict[str, float]
 
@@ -141,7 +142,7 @@ async def soak(project: Project, server: LiveKit, calls: int) -> Results:
         **what_the_log_says(running, callers),
         **what_is_stored(data / "memory.db", callers),
         "callers said": callers.said[-20:],
-        "complaints": [str(record.get("message")) for record in running.complaints()][:50],
+        "complaints": [complaint(record, began) for record in running.complaints()][:50],
         "samples": samples,
         "calls": [in_short(call, began) for call in callers.calls],
     }
@@ -156,6 +157,12 @@ def in_short(call: dict[str, Any], began: float) -> dict[str, Any]:
         **times,
         **({"problem": call["problem"]} if call["problem"] else {}),
     }
+
+
+def complaint(record: Record, began: float) -> dict[str, Any]:
+    """A warning or an error, and when in the run it was logged."""
+    at = datetime.fromisoformat(record["time"]).timestamp() - began
+    return {"seconds": round(at, 1), **{name: record.get(name) for name in ("level", "message", "room", "pid")}}
 
 
 def what_the_log_says(running: Worker, callers: Callers) -> Results:
