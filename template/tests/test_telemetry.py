@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 import pytest
 from prometheus_client import REGISTRY
 
-from agent.telemetry import JsonLines, Ledger, Readable
+from agent.telemetry import JsonLines, Ledger, Readable, format_root
 
 
 def record(**attributes: object) -> logging.LogRecord:
@@ -88,3 +89,21 @@ print(span.name, "something private" in str(span))
         environment["LIVEKIT_TELEMETRY_ALLOW_PII"] = allow
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["call", str(private)], done.stderr
+
+
+def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, ledger = io.StringIO(), Ledger(counting=False)
+    root, calls = logging.getLogger(), logging.getLogger("agent.call")
+    monkeypatch.setattr(root, "handlers", [logging.StreamHandler(shown), ledger])
+    before = root.level, calls.level
+    root.setLevel(logging.WARNING)
+    try:
+        format_root(readable=False, level="WARNING")
+        fields = {"reason": "too long", "seconds": 1.0, "turns": 1, "call": "a", "room": "r"}
+        calls.info("call ended: too long", extra={"fields": fields})
+        calls.warning("the voice failed")
+    finally:
+        root.setLevel(before[0])
+        calls.setLevel(before[1])
+    assert ledger.ended == {"a"}
+    assert [json.loads(line)["message"] for line in shown.getvalue().splitlines()] == ["the voice failed"]

@@ -114,7 +114,8 @@ class Server(AgentServer):
         self.on("worker_started", self._watch_jobs)
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0  # livekit-server itself sends no call to a worker that reports 1.0
-        telemetry.format_root(readable=devmode if settings.log_format == "auto" else settings.log_format == "readable")
+        readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
+        telemetry.format_root(readable=readable, level=settings.log_level)
         try:
             await super().run(devmode=devmode, unregistered=unregistered)
         except Exception:

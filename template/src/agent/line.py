@@ -137,9 +137,7 @@ class JobLine:
 
         end_job = self._ctx.shutdown
 
-        def shut_down(
-            reason: str = "",
-        ) -> None:  # of owners' code: the SDK itself tells it from a stopping worker too late
+        def shut_down(reason: str = "") -> None:  # owners' code; the SDK tells it from a stopping worker, but too late
             listener.shut_down()
             end_job(reason)
 

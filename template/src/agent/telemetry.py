@@ -61,11 +61,18 @@ class Readable(logging.Formatter):
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
 
 
-def format_root(*, readable: bool) -> None:
-    """Give the handlers that the SDK installed in the worker our format."""
+def format_root(*, readable: bool, level: str = "INFO") -> None:
+    """Give the handlers that the SDK installed in the worker our format, and `level` to them instead of to calls.
+
+    The end of a call is counted whatever is shown, so what its jobs say of it has to reach the worker.
+    """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setFormatter(Readable() if readable else JsonLines())
+            handler.setLevel(level)
+    calls = logging.getLogger("agent.call")
+    if not calls.isEnabledFor(logging.INFO):
+        calls.setLevel(logging.INFO)
 
 
 def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
