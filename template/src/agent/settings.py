@@ -70,7 +70,12 @@ class Settings(BaseSettings):
     models: Literal["livekit", "scripted"] = Field(
         default="livekit", description="livekit, or scripted: keyless and deterministic."
     )
-    knowledge: Literal["sqlite", "none"] = Field(default="sqlite", description="Where documents are looked up.")
+    knowledge: Literal["sqlite", "pgvector", "none"] = Field(
+        default="sqlite", description="Where documents are looked up: sqlite, pgvector or none."
+    )
+    knowledge_url: SecretStr = Field(
+        default=SecretStr(""), description="PostgreSQL of pgvector, such as postgresql://user:password@host:5432/name."
+    )
     memory_url: str = Field(
         default="sqlite", description="Where callers are remembered: sqlite, none, or the URL of a shared store."
     )
@@ -102,6 +107,17 @@ class Settings(BaseSettings):
     tts_model: str = Field(default="cartesia/sonic-3", description="Text to speech, as LiveKit Inference names it.")
     tts_voice: str = Field(default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above.")
 
+    # what documents are found by, beside their words
+    embeddings: str = Field(
+        default="none",
+        description="none, local (a process beside the worker), or the /v1 address of an OpenAI-compatible server.",
+    )
+    embeddings_model: str = Field(
+        default="",
+        description="Its model; for local also a folder. Empty: all-MiniLM-L6-v2, or text-embedding-3-small.",
+    )
+    embeddings_key: SecretStr = Field(default=SecretStr(""), description="API key of that server, if it wants one.")
+
     # how long things may take
     caller_wait_seconds: float = Field(
         default=60, gt=0, description="How long an empty room is kept open for its caller."
@@ -130,7 +146,21 @@ class Settings(BaseSettings):
     remember_phone_numbers: bool = Field(default=False, description="Whether callers are remembered by phone number.")
     memory_days: int = Field(default=30, gt=0, description="How long a caller is remembered after their last call.")
     memory_seconds: float = Field(default=0.5, gt=0, description="How long the greeting waits for what is remembered.")
-    knowledge_seconds: float = Field(default=0.5, gt=0, description="How long an answer waits for the documents.")
+    keep_transcripts: bool = Field(
+        default=True, description="Whether what is said is kept; false: only facts, and that there was a call."
+    )
+    resume_seconds: float = Field(
+        default=120, ge=0, description="How long after a call that broke off its caller resumes it by calling again."
+    )
+
+    # knowledge
+    knowledge_lookup: Literal["before", "tool"] = Field(
+        default="before", description="before: documents are looked up before every reply; tool: when the model asks."
+    )
+    knowledge_seconds: float = Field(default=0.25, gt=0, description="How long an answer waits for the documents.")
+    knowledge_floor: float = Field(
+        default=0.3, ge=0, le=1, description="How relevant a passage must be to be used, 0 to 1; 0: any."
+    )
 
     @field_validator("home", mode="before")
     @classmethod
@@ -148,6 +178,22 @@ class Settings(BaseSettings):
                 f"{value!r} is no address: write one such as wss://my-project.livekit.cloud or ws://localhost:7880"
             )
         return value
+
+    @field_validator("knowledge_url")
+    @classmethod
+    def _knowledge_url_is_postgresql(cls, value: SecretStr) -> SecretStr:
+        if (url := value.get_secret_value()) and urlsplit(url).scheme not in {"postgresql", "postgres"}:
+            raise ValueError("write an address such as postgresql://user:password@localhost:5432/name")
+        return value
+
+    @field_validator("embeddings")
+    @classmethod
+    def _embeddings_are_known(cls, value: str) -> str:
+        if value not in {"none", "local"} and not (
+            urlsplit(value).scheme in {"http", "https"} and urlsplit(value).netloc
+        ):
+            raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
+        return value.rstrip("/")
 
     @field_validator("memory_url")
     @classmethod

@@ -18,6 +18,9 @@ from typing import Any, TextIO
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
+# what has to reach the worker from its jobs, whatever is shown
+COUNTED = {"agent.call": logging.INFO, "agent.memory": logging.WARNING, "agent.knowledge": logging.WARNING}
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields", "taskName"}
 
 
@@ -70,9 +73,9 @@ def format_root(*, readable: bool, level: str = "INFO") -> None:
         if isinstance(handler, logging.StreamHandler):
             handler.setFormatter(Readable() if readable else JsonLines())
             handler.setLevel(level)
-    calls = logging.getLogger("agent.call")
-    if not calls.isEnabledFor(logging.INFO):
-        calls.setLevel(logging.INFO)
+    for name, least in COUNTED.items():
+        if not (logger := logging.getLogger(name)).isEnabledFor(least):
+            logger.setLevel(least)
 
 
 def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
@@ -97,13 +100,11 @@ class Ledger(logging.Handler):
         self._counts = _Counts() if counting else None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take down the end of a call, or the close of a resource; every other record is none of ours."""
-        if record.name != "agent.call":
-            return
+        """Take down the end of a call, the close of a resource, a part that failed; no other record is ours."""
         fields = getattr(record, "fields", {})
-        if "reason" in fields:
+        if record.name == "agent.call" and "reason" in fields:
             self.ended.add(fields["call"])
-        if self._counts is not None:
+        if self._counts is not None and record.name.startswith("agent."):
             self._counts.count(fields)
 
 
@@ -115,9 +116,12 @@ class _Counts:
         self._seconds = Histogram("agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS)
         self._turns = Counter("agent_turns", "Finished turns of both sides.")
         self._closes = Counter("agent_closes", "Closed resources, by outcome.", ["resource", "outcome"])
+        self._degraded = Counter("agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"])
 
     def count(self, fields: dict[str, Any]) -> None:
-        if "resource" in fields:
+        if "degraded" in fields:
+            self._degraded.labels(fields["degraded"]).inc()
+        elif "resource" in fields:
             self._closes.labels(fields["resource"], fields["outcome"]).inc()
         elif "reason" in fields:
             self._calls.labels(fields["reason"]).inc()
