@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from agent.settings import Settings
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 # "module:factory"; a module that the project was made without is simply not there
-STORES = {"sqlite": "agent.knowledge.sqlite:SqliteIndex"}
+STORES = {"sqlite": "agent.knowledge.sqlite:SqliteIndex", "pgvector": "agent.knowledge.pgvector:PgvectorIndex"}
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document: `source` is its path below knowledge/, `title` the headings above it."""
+    """A piece of a document: `source` is its path below the folder it was read from, `title` the headings above it."""
 
     source: str
     title: str
     text: str
     score: float  # higher is better; comparable within one search only
+    relevance: float = 1.0  # from 0 to 1, comparable between questions: see knowledge/hybrid.py
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,37 @@ class IngestReport:
     documents: int
     passages: int
     skipped: list[Skipped] = field(default_factory=list)
+    unchanged: int = 0  # of the documents, those that the index had already
+    removed: int = 0  # documents that the index had and that are gone
+
+
+@dataclass(frozen=True)
+class About:
+    """What an index is made from; another model, or another way of cutting, makes every passage anew."""
+
+    schema: int  # of chunks: `agent.knowledge.chunks.SCHEMA`
+    model: str  # of the embeddings; empty: none
+    dimension: int  # of the embeddings; 0: none
+    roots: tuple[str, ...]  # the folders and files that were read, absolute
+    digests: Mapping[str, str]  # of every document by its source, also of those that could not be read
+
+    def fits(self, other: About) -> bool:
+        """Whether passages of the one may stay in the other."""
+        return (self.schema, self.model, self.dimension) == (other.schema, other.model, other.dimension)
 
 
 class KnowledgeUnavailable(Exception):
     """The index or the documents cannot be opened or read: which, where, what to do."""
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors; `agent.knowledge.embeddings` has them. Safe to cancel."""
+
+    model: str
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One row a text, each of length 1; raises KnowledgeUnavailable."""
+        ...
 
 
 class Knowledge(Protocol):
@@ -53,23 +85,33 @@ class Knowledge(Protocol):
         ...
 
 
-class Index(Protocol):
-    """What a store offers; its factory takes the settings and opens nothing."""
+class Writer(Protocol):
+    """One ingest. What is not named by `keep` or `add` is not in the index afterwards."""
 
-    def open(self) -> AbstractAsyncContextManager[Knowledge]:
+    async def keep(self, source: str) -> int:
+        """Leave a document of the old index as it is; its passages."""
+        ...
+
+    async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
+        """Put in the place of a document these passages, title and text each, a row of `vectors` for each."""
+        ...
+
+
+class Index(Protocol):
+    """What a store offers; its factory takes the settings and opens nothing. All may raise KnowledgeUnavailable."""
+
+    shared: bool  # whether several machines use it: then a worker's start leaves it alone
+
+    def open(self, embedder: Embedder | None) -> AbstractAsyncContextManager[Knowledge]:
         """Search until it is closed. Opening waits for nothing: a missing index is told by the first search."""
         ...
 
-    def ingest(self, report: Callable[[str], None]) -> IngestReport:
-        """Read every document into a new index and put it in the place of the old one, at once.
-
-        `report` gets a line for each document. Raises KnowledgeUnavailable if there is nothing to read or nowhere to
-        write; the old index then stays.
-        """
+    async def about(self) -> About | None:
+        """What the index is made from; None if there is none, or a damaged one."""
         ...
 
-    def stale(self) -> bool:
-        """Whether the documents are not the ones in the index, or the index is damaged."""
+    def rebuild(self, about: About) -> AbstractAsyncContextManager[Writer]:
+        """Make the index anew and put it in the place of the old one at once, unless it is left by an exception."""
         ...
 
 
@@ -91,21 +133,10 @@ def index_of(settings: Settings) -> Index | None:
 @asynccontextmanager
 async def knowledge_of(settings: Settings) -> AsyncIterator[Knowledge | None]:
     """Yield what the settings choose, closed on exit; raises KnowledgeUnavailable only for a missing module."""
+    from agent.knowledge.embeddings import embedder_of
+
     if (index := index_of(settings)) is None:
         yield None
         return
-    async with index.open() as knowledge:
+    async with embedder_of(settings) as embedder, index.open(embedder) as knowledge:
         yield knowledge
-
-
-def ingest(settings: Settings, report: Callable[[str], None] = lambda line: None) -> IngestReport:
-    """`Index.ingest` of what the settings choose."""
-    if (index := index_of(settings)) is None:
-        raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none), so there is nothing to ingest")
-    return index.ingest(report)
-
-
-def stale(settings: Settings) -> bool:
-    """`Index.stale` of what the settings choose; without an index nothing is."""
-    index = index_of(settings)
-    return index is not None and index.stale()

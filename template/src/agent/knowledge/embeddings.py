@@ -1,0 +1,89 @@
+"""Texts as vectors, from any server that speaks OpenAI's `/v1/embeddings`.
+
+The local model is such a server as well: one process beside the worker (embedder.py), on a Unix socket, for all of the
+worker's calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import aiohttp
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.knowledge import Embedder, KnowledgeUnavailable
+from agent.settings import Settings
+
+SOCKET = "_AGENT_EMBEDDER"  # where the worker tells its jobs the socket
+LOCAL_MODEL, SERVED_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "text-embedding-3-small"
+ANSWER_SECONDS = 60.0  # for a batch of an ingest; a call has a deadline of its own
+
+
+def model_of(settings: Settings) -> str:
+    """The name of the model that the settings choose; empty for none."""
+    if settings.embeddings == "none":
+        return ""
+    return settings.embeddings_model or (LOCAL_MODEL if settings.embeddings == "local" else SERVED_MODEL)
+
+
+@asynccontextmanager
+async def embedder_of(settings: Settings) -> AsyncIterator[Embedder | None]:
+    """Yield what the settings choose, None if they choose none; closed on exit. The first use connects."""
+    if settings.embeddings == "none":
+        yield None
+        return
+    socket = os.environ.get(SOCKET, "") if settings.embeddings == "local" else ""
+    connector = aiohttp.UnixConnector(socket) if socket else None
+    base = "http://embedder/v1" if settings.embeddings == "local" else settings.embeddings
+    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=5)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
+        yield HttpEmbedder(client, base, settings, reachable=bool(socket) or settings.embeddings != "local")
+
+
+class HttpEmbedder:
+    """An `Embedder`."""
+
+    def __init__(self, client: aiohttp.ClientSession, base: str, settings: Settings, *, reachable: bool) -> None:
+        self.model = model_of(settings)
+        self._client, self._url, self._reachable = client, f"{base}/embeddings", reachable
+        self._where = "the local embedder" if settings.embeddings == "local" else settings.embeddings
+        key = settings.embeddings_key.get_secret_value()
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Ask the server; vectors come back in any order, and are made as long as 1."""
+        if not self._reachable:
+            raise KnowledgeUnavailable("the local embedder is not running: `agent start`, `dev` and `chat` start it")
+        asked = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        try:
+            async with self._client.post(self._url, json=asked, headers=self._headers) as answer:
+                if answer.status != 200:
+                    raise KnowledgeUnavailable(self._refused(answer.status))
+                found = await answer.json(content_type=None)
+            rows = sorted(found["data"], key=lambda row: int(row["index"]))
+            vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise KnowledgeUnavailable(
+                f"{self._where} gives no embeddings ({type(error).__name__}): start it, or correct AGENT_EMBEDDINGS"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise KnowledgeUnavailable(
+                f"{self._where} does not answer as /v1/embeddings does: correct AGENT_EMBEDDINGS"
+            ) from error
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise KnowledgeUnavailable(f"{self._where} answers {len(vectors)} vectors for {len(texts)} texts")
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.maximum(lengths, 1e-12)  # type: ignore[no-any-return]
+
+    def _refused(self, status: int) -> str:
+        cure = {
+            401: "correct AGENT_EMBEDDINGS_KEY",
+            403: "correct AGENT_EMBEDDINGS_KEY",
+            404: "correct AGENT_EMBEDDINGS (it ends in /v1) or AGENT_EMBEDDINGS_MODEL",
+            429: "it has had too many requests",
+        }.get(status, "its own log says why")
+        return f"{self._where} refuses embeddings of {self.model} (HTTP {status}): {cure}"
