@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,11 +83,38 @@ def call(caller: As = None) -> None:
 
 
 @app.command()
-def ingest() -> None:
-    """Read knowledge/ into the index that answers are looked up in; a worker does it too when it starts."""
-    from agent.worker import ingest_documents
+def ingest(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Folders and files instead of knowledge/; remembered."),
+    ] = None,
+) -> None:
+    """Read the documents into the index that answers are looked up in; a worker does it too when it starts.
 
-    raise typer.Exit(ingest_documents())
+    Markdown, text, HTML and PDF; only what has changed is read again. Exit code 2 if a document had to be left out.
+    """
+    from agent.knowledge.commands import ingest_documents
+
+    raise typer.Exit(ingest_documents(paths or []))
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(help='JSON lines, such as {"question": "…", "source": "opening-hours.md"}.')],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure how often the documents that answer are found: recall at 1, 3 and 5, reciprocal rank, milliseconds."""
+    from agent.knowledge.commands import evaluate_file
+
+    raise typer.Exit(evaluate_file(file, as_json=as_json))
+
+
+@app.command()
+def download_files() -> None:
+    """Fetch the embedding model that AGENT_EMBEDDINGS=local needs into models/, for a start without a network."""
+    from agent.knowledge.commands import download_files
+
+    raise typer.Exit(download_files())
 
 
 @app.command()

@@ -10,15 +10,17 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agent import telemetry
+from agent.knowledge import KnowledgeUnavailable
+from agent.knowledge.beside import local_embedder
 from agent.lifecycle import Call, describe
 from agent.line import Caller, TerminalLine
 from agent.settings import Settings, load_settings
-from agent.worker import load_server, prepare_documents, tell, warn_models
+from agent.worker import load_server, tell, warn_models
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession, ConversationItemAddedEvent
@@ -38,6 +40,8 @@ def chat(name: str | None, *, verbose: bool) -> int:
         settings = settings.model_copy(update={"models": "scripted"})
     for warning in warn_models(settings):
         tell(warning)
+    from agent.knowledge.commands import prepare_documents
+
     prepare_documents(settings)
     load_server()
     telemetry.log_to(sys.stderr, level="INFO" if verbose else "WARNING")
@@ -103,12 +107,17 @@ class Chat(Talk):
         super().__init__()
         self._line = _HeardLine(caller, self._item_added)
         self._call = Call(self._line, settings)
+        self._beside = AsyncExitStack()
         self.ended = self._line.ended
 
     async def begin(self) -> str:
         """Go through the steps up to the greeting."""
         from agent.entrypoint import answer
 
+        try:
+            await self._beside.enter_async_context(local_embedder(self._call.settings, wait=True))
+        except KnowledgeUnavailable as error:
+            tell(str(error))
         with self.answering() as greeting:
             await self._call.begin(answer)
             await self._unless_ended(self._call.talking())
@@ -124,6 +133,7 @@ class Chat(Talk):
         """Leave through the call's door."""
         self._line.hang_up()
         await self._call.finished()
+        await self._beside.aclose()
         reason = self._call.reason or ""
         return reason if reason.startswith("error") else ""
 

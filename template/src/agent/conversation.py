@@ -42,7 +42,7 @@ from livekit.agents.llm.async_toolset import AsyncToolset
 from livekit.agents.types import FlushSentinel
 
 from agent.failures import Patience, in_time, tones
-from agent.knowledge import KnowledgeUnavailable
+from agent.knowledge.lookup import look_up, question_of
 from agent.lifecycle import Call, Reason, describe
 from agent.line import Caller
 from agent.memory import Profile, Turn
@@ -53,7 +53,6 @@ log = logging.getLogger("agent.call")
 GREETING_SECONDS = 15.0  # a longer greeting goes on, but nothing waits for it any more
 PLAYOUT_TAIL_SECONDS = 0.3  # what is still on its way to the caller when the agent's own queue has run empty
 MOST_FAILURES = 3  # replies in a row that a model has failed; then the call ends, with an apology
-NOTHING_FOUND = "Nothing in the documents answers that."
 
 
 class CallAgent(Agent):
@@ -71,6 +70,7 @@ class CallAgent(Agent):
     def __init__(self, call: Call, *, instructions: str, tools: Sequence[Tool | Toolset] = (), **options: Any) -> None:
         self.call = call
         self._failures: dict[str, int] = {}  # in a row, by kind of model
+        self._informed_of = "", ""  # the item that was looked up last, and what was found
         self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
         own = {tool.id for tool in [*tools, *find_function_tools(self)]}
         given = [tool for tool in [*_knowledge_tools(call), _end_call(call)] if tool.id not in own]
@@ -153,6 +153,8 @@ class CallAgent(Agent):
         self, chat_ctx: ChatContext, tools: list[Tool], model_settings: ModelSettings
     ) -> AsyncGenerator[ChatChunk | str | FlushSentinel, None]:
         """The model's reply, or what there is of it and an apology."""
+        if self.call.knowledge is not None and self.call.settings.knowledge_lookup == "before":
+            chat_ctx = await self._informed(chat_ctx)
         reply = Agent.default.llm_node(self, chat_ctx, tools, model_settings)
         try:
             async for chunk in in_time(reply, Patience(self.call.settings.reply_seconds)):
@@ -181,6 +183,19 @@ class CallAgent(Agent):
             self._failed("voice", error)
             for frame in tones():
                 yield frame
+
+    async def _informed(self, chat_ctx: ChatContext) -> ChatContext:
+        """What was said, with what the documents say of it before the caller's last words; for one reply only."""
+        said = [at for at, item in enumerate(chat_ctx.items) if item.type == "message" and item.role == "user"]
+        if not said:
+            return chat_ctx
+        asked = chat_ctx.items[said[-1]]
+        if self._informed_of[0] != asked.id:  # after a tool the same words are answered once more
+            question = question_of([chat_ctx.items[at].text_content or "" for at in said[-2:]])  # type: ignore[union-attr]
+            self._informed_of = asked.id, await look_up(self.call, question)
+        informed = chat_ctx.copy()
+        informed.items.insert(said[-1], ChatMessage(role="system", content=[self._informed_of[1]]))
+        return informed
 
     def _failed(self, model: str, error: Exception) -> bool:
         """Take down that a model has failed; False if it has been too often, and the call ends now."""
@@ -299,7 +314,7 @@ def _with_deadline(
 
 
 def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
-    if call.knowledge is None:
+    if call.knowledge is None or call.settings.knowledge_lookup != "tool":
         return []
 
     @function_tool
@@ -309,14 +324,7 @@ def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         Args:
             question: What the caller wants to know, in their own words.
         """
-        assert call.knowledge is not None
-        try:
-            async with asyncio.timeout(call.settings.knowledge_seconds):
-                passages = await call.knowledge.search(question)
-        except (TimeoutError, KnowledgeUnavailable) as error:
-            log.warning("the documents could not be searched: %s", error or "too slow")
-            return "The documents cannot be searched at the moment: say so, and answer only what you know for certain."
-        return "\n\n".join(f"[{p.source}] {p.title}\n{p.text}" for p in passages) or NOTHING_FOUND
+        return await look_up(call, question)
 
     return [search_knowledge]
 

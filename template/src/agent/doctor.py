@@ -177,27 +177,66 @@ def check_data(settings: Settings) -> Iterator[Finding]:
 
 
 def check_documents(settings: Settings) -> Iterator[Finding]:
-    """What would be indexed, read into an index that is thrown away, and whether the real one is the same."""
-    from agent.knowledge import KnowledgeUnavailable, ingest, stale
+    """What would be indexed, and whether the index is made from just that."""
+    from agent.knowledge import KnowledgeUnavailable
 
     if settings.knowledge == "none":
         yield Finding("ok", "documents", "AGENT_KNOWLEDGE=none: nothing is looked up")
         return
     try:
-        with busy("reading the documents"), tempfile.TemporaryDirectory() as scratch:
-            report = ingest(settings.model_copy(update={"data_dir": Path(scratch)}))
-            outdated = stale(settings)
+        with busy("reading the documents"):
+            yield from look_at_documents(settings)
+            yield from asyncio.run(look_at_index(settings))
     except KnowledgeUnavailable as error:
         yield finding("fail", "documents", str(error))
-        return
-    for skipped in report.skipped:
-        yield finding("warn", "documents", f"knowledge/{skipped.source} {skipped.reason}")
-    yield Finding("ok", "documents", f"{report.documents} in {settings.documents}, passages: {report.passages}")
-    if outdated:
-        cure = "run `agent ingest`; `start` and `chat` do it too"
-        yield Finding("warn", "index", "the index is missing or older than the documents", cure)
+
+
+def look_at_documents(settings: Settings) -> Iterator[Finding]:
+    """Every document is read; raises KnowledgeUnavailable if there is none."""
+    from agent.knowledge import KnowledgeUnavailable
+    from agent.knowledge.documents import KINDS, documents_in, roots_of
+
+    documents, passages = 0, 0
+    for document in documents_in(roots_of(settings, ())):
+        problem = document.problem
+        try:
+            passages += 0 if problem else len(document.passages())
+        except KnowledgeUnavailable as error:
+            problem = str(error)
+        documents += not problem
+        if problem:
+            yield finding("warn", "documents", f"knowledge/{document.source} {problem}")
+    if not documents:
+        raise KnowledgeUnavailable(
+            f"{settings.documents} has no document that can be read: put documents there ({KINDS})"
+        )
+    yield Finding("ok", "documents", f"{documents} in {settings.documents}, passages: {passages}")
+
+
+async def look_at_index(settings: Settings) -> list[Finding]:
+    """Whether it is up to date, and can be searched by meaning as well."""
+    from agent.knowledge import KnowledgeUnavailable
+    from agent.knowledge.beside import local_embedder
+    from agent.knowledge.embeddings import embedder_of
+    from agent.knowledge.ingest import stale
+
+    found = []
+    if await stale(settings):
+        cure = "run `agent ingest`" + ("" if settings.knowledge == "pgvector" else "; `start` and `chat` do it too")
+        found.append(Finding("warn", "index", "the index is missing or older than the documents", cure))
     else:
-        yield Finding("ok", "index", "up to date")
+        found.append(Finding("ok", "index", "up to date"))
+    if settings.embeddings == "none":
+        cost = "documents are found by their words alone: about one answer in five is missed that a model would find"
+        cure = "set AGENT_EMBEDDINGS=local or to a server's address (docs/agent/knowledge.md), or leave it"
+        return [*found, Finding("ok", "embedder", cost, cure)]
+    try:
+        async with local_embedder(settings, wait=True), embedder_of(settings) as embedder:
+            assert embedder is not None
+            dimension = (await embedder.embed(["Are you there?"])).shape[1]
+    except KnowledgeUnavailable as error:
+        return [*found, finding("fail", "embedder", str(error))]
+    return [*found, Finding("ok", "embedder", f"{embedder.model} answers with {dimension} numbers")]
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from livekit.agents.worker import ServerEnvOption
 from agent import telemetry
 from agent.conversation import CallAgent, build_session, conversation
 from agent.knowledge import KnowledgeUnavailable, index_of, knowledge_of
+from agent.knowledge.beside import local_embedder
 from agent.lifecycle import HANG_UP_SECONDS, Call, OpenFailed, Reason, describe
 from agent.line import JobLine, end_room
 from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
@@ -117,7 +118,8 @@ class Server(AgentServer):
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
         telemetry.format_root(readable=readable, level=settings.log_level)
         try:
-            await super().run(devmode=devmode, unregistered=unregistered)
+            async with local_embedder(settings):  # before there is a job, which learns from the environment where it is
+                await super().run(devmode=devmode, unregistered=unregistered)
         except Exception:
             self.failed = True
             raise

@@ -192,6 +192,7 @@ class Call:
         self.turns = 0  # finished turns of either side
         self.resources: Any = None  # what resources.py opened
         self.knowledge: Knowledge | None = None
+        self._degraded: set[str] = set()  # parts that this call has been warned of
         self.memory: CallMemory | None = None
         self.session: AgentSession[None] | None = None
         self.closed: list[tuple[str, str]] = []  # resource and outcome, in the order they were closed
@@ -587,6 +588,16 @@ class Call:
     def about(self, **fields: object) -> dict[str, Any]:
         """`extra=` of a record about this call."""
         return {"fields": {**fields, "call": self.line.call_id, "room": self.line.room_name}}
+
+    def took(self, name: str, began: int, **attributes: str | int) -> None:
+        """Add to the call's trace what began at `began` (time.time_ns) and ends now."""
+        self._start_span(name, None, began, **attributes).end()
+
+    def warn_once(self, part: str, logger: logging.Logger, sentence: str) -> None:
+        """Tell, and count, that the call goes on without a part of it; what follows of that part is for debugging."""
+        level = logging.DEBUG if part in self._degraded else logging.WARNING
+        logger.log(level, "%s", sentence, extra=self.about() if part in self._degraded else self.about(degraded=part))
+        self._degraded.add(part)
 
     def _start_span(
         self, name: str, within: trace.Span | None = None, began: int | None = None, **attributes: str | int

@@ -126,19 +126,6 @@ def where(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
 
 
-def prepare_documents(settings: Settings) -> None:
-    """Index the documents if they changed; raises KnowledgeUnavailable if there are none to read."""
-    from agent.knowledge import ingest, stale
-
-    with busy("reading the documents"):
-        if not stale(settings):
-            return
-        report = ingest(settings)
-    for skipped in report.skipped:
-        tell(f"knowledge/{skipped.source} is left out: it {skipped.reason}")
-    tell(f"documents indexed: {report.documents}, passages: {report.passages}")
-
-
 # ---------------------------------------------------------------------- the commands
 
 
@@ -150,6 +137,8 @@ def start(*, dev: bool) -> int:
         problems += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
     if problems:
         raise SettingsError(problems)
+    from agent.knowledge.commands import prepare_documents
+
     for warning in warn_connection(settings) + warn_models(settings):
         tell(warning)
     prepare_documents(settings)
@@ -176,6 +165,8 @@ def console(connect: str | None) -> int:
         )
     if problems:
         raise SettingsError(problems)
+    from agent.knowledge.commands import prepare_documents
+
     prepare_documents(settings)
     if connect is None:
         os.chdir(settings.home)
@@ -199,16 +190,6 @@ def run_sdk(*arguments: str) -> None:
     from livekit.agents.__main__ import main as sdk
 
     sdk([*arguments, str(ENTRYPOINT)])
-
-
-def ingest_documents() -> int:
-    """Index the documents, changed or not; 2 if some had to be left out. Raises KnowledgeUnavailable."""
-    from agent.knowledge import ingest
-
-    with busy("reading the documents"):
-        report = ingest(load_settings(), tell)
-    tell(f"documents indexed: {report.documents}, passages: {report.passages}")
-    return 2 if report.skipped else 0
 
 
 def forget_caller(caller: str) -> int:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
+from markdown_it import MarkdownIt
+
+SCHEMA = 2  # raise it when documents are cut in another way: every index is then built anew
 WORDS = 170  # a passage; questions find short passages better, and a model reads three of them
 OVERLAP = 30  # words that a passage repeats, so that a fact on the cut is whole in one of the two
 
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*")
-_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*")
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})(.*)")
-_BLOCK = re.compile(r"\s*(?:[-*+>|]|\d+[.)]\s|#)")  # a line that an underline cannot turn into a heading
+_MARKDOWN = MarkdownIt("commonmark")
+_LINE_END = re.compile(r"\r\n|\n|\r")  # what Markdown counts as the end of a line, so that its numbers of lines hold
 _WORD = re.compile(r"\S{1,24}")  # cut, because a script without spaces has words as long as its sentences
 
 
-def chunk(source: str, markdown: str) -> Iterator[tuple[str, str]]:
+class Section(NamedTuple):
+    """What is between two headings."""
+
+    level: int  # of the heading above it, 1 to 6; 0: there is none
+    heading: str
+    body: str
+
+
+def chunk(source: str, sections: Sequence[Section]) -> Iterator[tuple[str, str]]:
     """Title and text of each passage; the title is the path of headings, or the file's name above the first one."""
     path: list[tuple[int, str]] = []
-    sections = list(_sections(markdown))
     for number, (level, heading, body) in enumerate(sections):
         while path and path[-1][0] >= level:
             path.pop()
@@ -34,28 +44,16 @@ def chunk(source: str, markdown: str) -> Iterator[tuple[str, str]]:
             yield title, piece
 
 
-def _sections(markdown: str) -> Iterator[tuple[int, str, str]]:
-    """Level, heading and text of each section; level 0 has no heading."""
-    level, heading, fence = 0, "", ""
-    body: list[str] = []
-    for line in _without_front_matter(markdown.splitlines()):
-        mark = _FENCE.fullmatch(line)
-        if fence:  # in a code block a comment is no heading
-            if mark and mark[1].startswith(fence) and not mark[2].strip():
-                fence = ""
-        elif mark and not (mark[1][0] == "`" and "`" in mark[2]):
-            fence = mark[1]
-        elif found := _HEADING.fullmatch(line):
-            yield level, heading, "\n".join(body)
-            level, heading, body = len(found[1]), (found[2] or "").strip(), []
-            continue
-        elif (under := _UNDERLINE.fullmatch(line)) and body and body[-1].strip() and not _BLOCK.match(body[-1]):
-            name = body.pop().strip()
-            yield level, heading, "\n".join(body)
-            level, heading, body = (1 if under[1][0] == "=" else 2), name, []
-            continue
-        body.append(line)
-    yield level, heading, "\n".join(body)
+def sections_of(markdown: str) -> Iterator[Section]:
+    """The sections of a Markdown document, in their order."""
+    lines = _without_front_matter(_LINE_END.split(markdown))
+    tokens = _MARKDOWN.parse("\n".join(lines))
+    level, heading, begin = 0, "", 0
+    for opened, inline in pairwise(tokens):
+        if opened.type == "heading_open" and opened.level == 0 and opened.map:  # not one inside a list or a quotation
+            yield Section(level, heading, "\n".join(lines[begin : opened.map[0]]))
+            level, heading, begin = int(opened.tag[1:]), " ".join(inline.content.split()), opened.map[1]
+    yield Section(level, heading, "\n".join(lines[begin:]))
 
 
 def _without_front_matter(lines: list[str]) -> list[str]:

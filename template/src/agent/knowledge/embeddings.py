@@ -7,6 +7,7 @@ worker's calls.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,9 +16,13 @@ import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import Embedder, KnowledgeUnavailable
+from agent.failures import Breaker
+from agent.knowledge import About, Embedder, KnowledgeUnavailable
 from agent.settings import Settings
 
+log = logging.getLogger("agent.knowledge")
+
+SHARE = 0.6  # of what an answer waits for the documents, for the question's vector
 SOCKET = "_AGENT_EMBEDDER"  # where the worker tells its jobs the socket
 LOCAL_MODEL, SERVED_MODEL = "sentence-transformers/all-MiniLM-L6-v2", "text-embedding-3-small"
 ANSWER_SECONDS = 60.0  # for a batch of an ingest; a call has a deadline of its own
@@ -66,7 +71,7 @@ class HttpEmbedder:
                 found = await answer.json(content_type=None)
             rows = sorted(found["data"], key=lambda row: int(row["index"]))
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise KnowledgeUnavailable(
                 f"{self._where} gives no embeddings ({type(error).__name__}): start it, or correct AGENT_EMBEDDINGS"
             ) from error
@@ -87,3 +92,44 @@ class HttpEmbedder:
             429: "it has had too many requests",
         }.get(status, "its own log says why")
         return f"{self._where} refuses embeddings of {self.model} (HTTP {status}): {cure}"
+
+
+class Meaning:
+    """Questions of a call as vectors. Late, dead or of another model, the answer goes on by words alone."""
+
+    def __init__(self, embedder: Embedder | None, settings: Settings) -> None:
+        self._embedder, self._seconds = embedder, settings.knowledge_seconds * SHARE
+        self._breaker = Breaker(settings.data / "embedder.outage")
+        self._warned = False
+
+    async def of(self, question: str) -> NDArray[np.float32] | None:
+        """The question as a vector of length 1, None if there is none in time."""
+        if self._embedder is None or self._breaker.open:
+            return None
+        try:
+            async with asyncio.timeout(self._seconds):
+                (vector,) = await self._embedder.embed([question])
+        except (KnowledgeUnavailable, TimeoutError) as error:
+            self._breaker.failed()
+            self._warn(str(error) or f"no embedding within {self._seconds:g} s")
+            return None
+        self._breaker.worked()
+        return vector  # type: ignore[no-any-return]
+
+    def fits(self, about: About, vector: NDArray[np.float32]) -> bool:
+        """Whether the index was made with this model; told once if it was not."""
+        assert self._embedder is not None
+        if (about.model, about.dimension) == (self._embedder.model, len(vector)):
+            return True
+        made = f"{about.model} of {about.dimension} numbers" if about.model else "none"
+        self._warn(
+            f"the index was made with the embeddings of {made}, not {self._embedder.model} of {len(vector)}: "
+            "run `agent ingest`"
+        )
+        return False
+
+    def _warn(self, sentence: str) -> None:
+        level = logging.DEBUG if self._warned else logging.WARNING
+        degraded = {} if self._warned else {"fields": {"degraded": "embedder"}}
+        log.log(level, "documents are found by their words alone: %s", sentence, extra=degraded)
+        self._warned = True

@@ -6,8 +6,9 @@ worse there than vectors alone, this is better than both.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -48,6 +49,27 @@ def words_of(question: str) -> list[str]:
     """The words that say what is asked, in lower case, each once; empty if there is none but function words."""
     words = re.findall(r"[^\W_]+", question.lower())
     return [word for word in dict.fromkeys(words) if word not in FUNCTION_WORDS][:MOST_WORDS]
+
+
+def phrase_of(question: str) -> str:
+    """What a question of function words alone is looked up by: "Who are you?" is answered by what says just that."""
+    words = re.findall(r"[^\W_]+", question.lower())
+    return " ".join(words[:MOST_WORDS]) if len(words) > 1 else ""
+
+
+def coverage(
+    keys: Iterable[K], holding: Mapping[str, Container[K]], counts: Mapping[str, int], passages: int
+) -> dict[K, float]:
+    """Which share of the question's words each passage has, rare words counting more.
+
+    `holding` says which passages have a word, `counts` how many of all `passages` do.
+    """
+    weights = {word: math.log(1 + (passages - n + 0.5) / (n + 0.5)) for word, n in counts.items()}
+    total = sum(weights.values())
+    return {
+        key: sum(weight for word, weight in weights.items() if key in holding[word]) / total if total else 0.0
+        for key in keys
+    }
 
 
 def rank(candidates: Mapping[K, Found], limit: int) -> list[tuple[K, float, float]]:

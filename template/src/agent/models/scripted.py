@@ -1,9 +1,9 @@
 """Models without keys, network or chance: for first steps, demonstrations and tests.
 
-The language model follows a script. It looks every question up with a real call of `search_knowledge` and reads the
-best passage back; it greets, thanks, and ends the call with `end_call` when the caller says goodbye. `/tool NAME {"a":
-1}` as the caller's words calls any tool with these arguments. The voice hums: a soft tone for every syllable. Nobody
-listens to the microphone; callers type.
+The language model follows a script. It reads back the best passage of those that were looked up before its reply, or
+looks them up itself with a real call of `search_knowledge` where there is that tool; it greets, thanks, and ends the
+call with `end_call` when the caller says goodbye. `/tool NAME {"a": 1}` as the caller's words calls any tool with these
+arguments. The voice hums: a soft tone for every syllable. Nobody listens to the microphone; callers type.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from livekit.agents import llm, tts, utils
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, APIConnectOptions, NotGivenOr
 
+from agent.knowledge.lookup import FOUND, NOT_SEARCHED, NOTHING_FOUND
 from agent.models import Models
 from agent.settings import Settings
 
@@ -90,7 +91,7 @@ def respond(context: llm.ChatContext, tools: set[str]) -> str | llm.FunctionTool
     said = [item for item in said if not (item.type == "message" and item.role in ("system", "developer"))]
     match said[-1] if said else None:
         case llm.ChatMessage(role="user") as message:
-            return _to_caller(message.text_content or "", tools)
+            return _to_caller(message.text_content or "", tools, _informed(context))
         case llm.FunctionCallOutput() as output:
             return _from_tool(output, context)
         case llm.ChatMessage():
@@ -99,7 +100,22 @@ def respond(context: llm.ChatContext, tools: set[str]) -> str | llm.FunctionTool
             return "Hello! How can I help you?"
 
 
-def _to_caller(words: str, tools: set[str]) -> str | llm.FunctionToolCall:
+def _informed(context: llm.ChatContext) -> str:
+    """What the documents say of the caller's last words, if they were looked up before this reply."""
+    before = context.items[-2] if len(context.items) > 1 else None
+    text = (before.text_content or "") if before and before.type == "message" and before.role == "system" else ""
+    return text if text.startswith((FOUND, NOTHING_FOUND, NOT_SEARCHED)) else ""
+
+
+def _from_documents(text: str, question: str) -> str:
+    if text.startswith(NOTHING_FOUND):
+        return NOTHING_FOUND
+    if not text.startswith(FOUND):
+        return "I cannot look that up at the moment."
+    return best_sentences(re.split(r"\n\n(?=\[)", text)[1].partition("\n")[2], question)
+
+
+def _to_caller(words: str, tools: set[str], informed: str) -> str | llm.FunctionToolCall:
     words = words.strip()
     plain = words.strip(" .,!?")
     if command := TOOL.fullmatch(words):
@@ -115,6 +131,8 @@ def _to_caller(words: str, tools: set[str]) -> str | llm.FunctionToolCall:
         return "Sorry, I did not catch that."
     if "search_knowledge" in tools:
         return _call("search_knowledge", json.dumps({"question": words}))
+    if informed:
+        return _from_documents(informed, words)
     return f"I heard: {plain}. I have no documents to look things up in."
 
 
@@ -128,11 +146,8 @@ def _from_tool(output: llm.FunctionCallOutput, context: llm.ChatContext) -> str:
         return text or "Done."
     if output.is_error:
         return "I cannot look that up at the moment."
-    if not text.startswith("["):  # no passage, but a sentence for the model to go by
-        return text if text.startswith("Nothing") else "I cannot look that up at the moment."
     calls = [item for item in context.items if item.type == "function_call" and item.call_id == output.call_id]
-    question = str(json.loads(calls[-1].arguments).get("question", "")) if calls else ""
-    return best_sentences(re.split(r"\n\n(?=\[)", text)[0].partition("\n")[2], question)
+    return _from_documents(text, str(json.loads(calls[-1].arguments).get("question", "")) if calls else "")
 
 
 def best_sentences(passage: str, question: str) -> str:
@@ -146,7 +161,7 @@ def best_sentences(passage: str, question: str) -> str:
         if sentence
     ]
     if not sentences:
-        return "Nothing in the documents answers that."
+        return NOTHING_FOUND
     asked = _stems(question)
     best = max(range(len(sentences)), key=lambda at: (len(asked & _stems(sentences[at])), -at))
     return " ".join(sentences[best : best + 2])

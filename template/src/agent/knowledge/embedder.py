@@ -1,0 +1,137 @@
+"""The local embedding model: a process of its own that speaks OpenAI's `/v1/embeddings` on a Unix socket.
+
+`python -m agent.knowledge.embedder SOCKET`; it ends when its standard input does, and so with the worker, however
+that ends. Signals to the worker's group are not for it: calls that are still answered need it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from agent.knowledge import KnowledgeUnavailable
+from agent.knowledge.embeddings import model_of
+from agent.settings import Settings, load_settings
+
+BATCH = 16  # the library's own 256 takes 6 GB for passages of 150 words
+LONGEST_SECONDS = 30.0  # a batch that takes longer hangs, and so does the process
+
+
+def load(settings: Settings, *, download: bool = False) -> Any:
+    """The model, a folder or one that was fetched; raises KnowledgeUnavailable with what to do."""
+    try:
+        fastembed = import_module("fastembed")
+        description = import_module("fastembed.common.model_description")
+    except ModuleNotFoundError as error:
+        raise KnowledgeUnavailable(
+            f"AGENT_EMBEDDINGS=local, but {error.name} is not installed: run `uv sync --group local`"
+        ) from error
+    name = model_of(settings)
+    threads = max(1, (os.cpu_count() or 2) // 2)  # the calls need the others
+    folder = Path(name).expanduser()
+    folder = folder if folder.is_absolute() else settings.home / folder
+    try:
+        if folder.is_dir():
+            size, pooling, file = _described(folder)
+            fastembed.TextEmbedding.add_custom_model(
+                model=name,
+                pooling=description.PoolingType[pooling],
+                normalization=True,
+                sources=description.ModelSource(url="file://local"),
+                dim=size,
+                model_file=file,
+            )
+            return fastembed.TextEmbedding(name, specific_model_path=str(folder), threads=threads)
+        return fastembed.TextEmbedding(
+            name, cache_dir=str(models_folder(settings)), threads=threads, local_files_only=not download
+        )
+    except KnowledgeUnavailable:
+        raise
+    except Exception as error:  # the library, its hub and the runtime raise whatever they like
+        cure = "check the network and the name in AGENT_EMBEDDINGS_MODEL" if download else "run `agent download-files`"
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise KnowledgeUnavailable(f"the embedding model {name} cannot be loaded ({said}): {cure}") from error
+
+
+def models_folder(settings: Settings) -> Path:
+    """Where `agent download-files` puts models: beside the project, so that an image has them."""
+    return settings.home / "models"
+
+
+def _described(folder: Path) -> tuple[int, str, str]:
+    """Dimension, pooling and model file of a folder as hubs lay it out."""
+    try:
+        files = sorted(folder.glob("**/*.onnx"), key=lambda file: (file.name != "model.onnx", len(file.parts), file))
+        size = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"])
+        pooling = folder / "1_Pooling" / "config.json"
+        cls = pooling.is_file() and json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_cls_token")
+        return size, "CLS" if cls else "MEAN", files[0].relative_to(folder).as_posix()
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise KnowledgeUnavailable(
+            f"{folder} is no folder of a model: it needs an .onnx file, config.json with hidden_size, tokenizer.json, "
+            "tokenizer_config.json and special_tokens_map.json"
+        ) from error
+
+
+class _Server:
+    def __init__(self, model: Any, name: str) -> None:
+        self._model, self._name = model, name
+        self._thread = ThreadPoolExecutor(max_workers=1)  # one batch after another: more at once are not faster
+        self._since: float | None = None
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+        vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, texts)
+        data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
+        return web.json_response({"object": "list", "model": self._name, "data": data})
+
+    def _embed(self, texts: list[str]) -> list[list[float]]:
+        self._since = time.monotonic()
+        try:
+            return [vector.tolist() for vector in self._model.embed(texts, batch_size=BATCH)]
+        finally:
+            self._since = None
+
+    async def health(self, request: web.Request) -> web.Response:
+        hangs = self._since is not None and time.monotonic() - self._since > LONGEST_SECONDS
+        return web.json_response({"model": self._name}, status=503 if hangs else 200)
+
+
+async def serve(socket: str, settings: Settings) -> None:
+    """Answer until standard input ends; raises KnowledgeUnavailable if there is no model."""
+    server = _Server(load(settings), model_of(settings))
+    app = web.Application(client_max_size=64 * 1024 * 1024)
+    app.router.add_post("/v1/embeddings", server.embeddings)
+    app.router.add_get("/health", server.health)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.UnixSite(runner, socket).start()
+    await asyncio.to_thread(sys.stdin.buffer.read)
+    os._exit(0)  # a batch that is still running is nobody's any more
+
+
+def main() -> None:
+    """Run the process: exit code 2 and a sentence on standard error if it cannot serve."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    Path(sys.argv[1]).unlink(missing_ok=True)  # of one that was killed
+    try:
+        asyncio.run(serve(sys.argv[1], load_settings()))
+    except KnowledgeUnavailable as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What a reply takes from the documents: in time, relevant, or an honest word that there is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from agent.knowledge import KnowledgeUnavailable, Passage
+from agent.knowledge.hybrid import words_of
+from agent.lifecycle import Call, describe
+
+log = logging.getLogger("agent.knowledge")
+
+FOUND = "From our documents, for what the caller has just said:"
+NOTHING_FOUND = "Nothing in the documents answers that."
+NOT_SEARCHED = "The documents cannot be searched at the moment: say so, and answer only what you know for certain."
+HONEST = "If it was a question about us, say honestly that you do not know."
+FEW_WORDS = 3  # "And on Sundays?" is understood from the question before it
+
+
+async def look_up(call: Call, question: str) -> str:
+    """What the documents say, for a model; never raises, and never takes longer than `knowledge_seconds`."""
+    assert call.knowledge is not None
+    began, outcome, passages = time.time_ns(), "ok", list[Passage]()
+    try:
+        async with asyncio.timeout(call.settings.knowledge_seconds):
+            found = await call.knowledge.search(question)
+        passages = [passage for passage in found if passage.relevance >= call.settings.knowledge_floor]
+    except Exception as error:  # a store of the owner's may raise anything, and the reply must not wait for it
+        outcome = "late" if isinstance(error, TimeoutError) else "error"
+        said = str(error) if isinstance(error, KnowledgeUnavailable) else describe(error)
+        sentence = said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
+        call.warn_once("knowledge", log, f"answers go on without documents: {sentence}")
+    sources = [f"{passage.source} > {passage.title}" for passage in passages]
+    milliseconds = round((time.time_ns() - began) / 1e6)
+    log.info("looked up", extra=call.about(outcome=outcome, passages=sources, ms=milliseconds))
+    call.took("look up", began, outcome=outcome, passages="; ".join(sources))
+    if outcome != "ok":
+        return f"{NOT_SEARCHED} {HONEST}"
+    if not passages:
+        return f"{NOTHING_FOUND} {HONEST}"
+    return "\n\n".join([FOUND, *(f"[{p.source}] {p.title}\n{p.text}" for p in passages)])
+
+
+def question_of(said: Sequence[str]) -> str:
+    """The caller's last words; with those before them, if they are too few to look anything up by."""
+    return " ".join(said) if len(words_of(said[-1])) < FEW_WORDS else said[-1]
