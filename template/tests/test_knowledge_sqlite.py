@@ -12,17 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.knowledge import (
-    STORES,
-    Knowledge,
-    KnowledgeUnavailable,
-    index_of,
-    ingest,
-    knowledge_of,
-    sqlite,
-    stale,
-)
-from agent.knowledge.chunks import OVERLAP, WORDS, chunk
+from agent.knowledge import STORES, Knowledge, KnowledgeUnavailable, index_of, knowledge_of, sqlite
+from agent.knowledge.chunks import OVERLAP, WORDS, chunk, sections_of
+from agent.knowledge.ingest import ingest, stale
 from agent.settings import Settings
 
 DOCUMENTS = {
@@ -61,7 +53,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def knowledge(settings: Settings) -> AsyncIterator[Knowledge]:
-    ingest(settings)
+    await ingest(settings)
     async with knowledge_of(settings) as opened:
         assert opened is not None
         yield opened
@@ -121,7 +113,7 @@ async def test_a_word_in_a_heading_counts_more(settings: Settings) -> None:
         "a.md",
         "# Lamps\n\nEvery lantern is lit at dusk by the keeper.\n\n# Lantern\n\nIt is lit at dusk by hand.",
     )
-    ingest(settings)
+    await ingest(settings)
     async with knowledge_of(settings) as knowledge:
         assert knowledge is not None
         assert await titles(knowledge, "lantern") == ["Lantern", "Lamps"]
@@ -185,22 +177,22 @@ async def test_a_cancelled_search_leaves_the_next_one_alone(knowledge: Knowledge
 # ---------------------------------------------------------------------- documents
 
 
-def test_what_was_read_is_reported(settings: Settings) -> None:
+async def test_what_was_read_is_reported(settings: Settings) -> None:
     lines: list[str] = []
-    report = ingest(settings, lines.append)
+    report = await ingest(settings, progress=lambda line, done, total: lines.append(line) if line else None)
 
     assert (report.documents, report.passages, report.skipped) == (2, 5, [])
     assert lines == ["prices/tickets.md: 2 passages", "visit.md: 3 passages"]
 
 
-def test_bad_files_are_named_and_skipped(settings: Settings) -> None:
+async def test_bad_files_are_named_and_skipped(settings: Settings) -> None:
     write(settings, "latin.md", "Öffnungszeiten".encode("latin-1"))
     write(settings, "large.md", b"words " * 4_000_000)
     write(settings, "binary.md", b"PK\0\3")
     write(settings, "empty.md", " \n")
     (settings.documents / "broken.md").symlink_to("nowhere")
     lines: list[str] = []
-    report = ingest(settings, lines.append)
+    report = await ingest(settings, progress=lambda line, done, total: lines.append(line) if line else None)
 
     assert report.documents == 2
     assert [(skipped.source, skipped.reason.split(":")[0]) for skipped in report.skipped] == [
@@ -211,14 +203,14 @@ def test_bad_files_are_named_and_skipped(settings: Settings) -> None:
         ("latin.md", "is not UTF-8 (byte 0)"),
     ]
     assert all(any(skipped.source in line for line in lines) for skipped in report.skipped)
-    assert not stale(settings)
+    assert not await stale(settings)
 
 
-def test_hidden_and_other_files_are_left_out(settings: Settings) -> None:
+async def test_hidden_and_other_files_are_left_out(settings: Settings) -> None:
     write(settings, ".drafts/secret.md", "# Secret\n\nNot for callers.")
     write(settings, "picture.png", b"\x89PNG")
 
-    assert ingest(settings).documents == 2
+    assert (await ingest(settings)).documents == 2
 
 
 @pytest.mark.parametrize(
@@ -229,9 +221,9 @@ async def test_nothing_to_read_is_one_sentence_and_the_old_index_stays(
 ) -> None:
     replace_documents(settings, only)
 
-    with pytest.raises(KnowledgeUnavailable, match=r"knowledge.* put (your documents|Markdown files) \(\.md\) there"):
-        ingest(settings)
-    assert stale(settings)
+    with pytest.raises(KnowledgeUnavailable, match=r"knowledge.* put (your )?documents there"):
+        await ingest(settings)
+    assert await stale(settings)
     assert await titles(knowledge, "parking") == ["Visiting us > Parking"]
 
 
@@ -246,12 +238,12 @@ def replace_documents(settings: Settings, only: dict[str, bytes] | None) -> None
 # ---------------------------------------------------------------------- the index
 
 
-def test_an_index_is_stale_when_documents_change_and_only_then(settings: Settings) -> None:
-    assert stale(settings)
-    ingest(settings)
-    assert not stale(settings)
+async def test_an_index_is_stale_when_documents_change_and_only_then(settings: Settings) -> None:
+    assert await stale(settings)
+    await ingest(settings)
+    assert not await stale(settings)
     os.utime(settings.documents / "visit.md", (1, 1))
-    assert not stale(settings)
+    assert not await stale(settings)
     for change in (
         lambda: write(settings, "visit.md", DOCUMENTS["visit.md"].replace("Twelve", "Eleven")),
         lambda: write(settings, "new.md", "# New\n\nSomething."),
@@ -259,15 +251,15 @@ def test_an_index_is_stale_when_documents_change_and_only_then(settings: Setting
         lambda: (settings.documents / "renamed.md").unlink(),
     ):
         change()
-        assert stale(settings)
-        ingest(settings)
-        assert not stale(settings)
+        assert await stale(settings)
+        await ingest(settings)
+        assert not await stale(settings)
 
 
 async def test_a_new_index_is_used_without_opening_it_again(settings: Settings, knowledge: Knowledge) -> None:
     assert await titles(knowledge, "giraffe") == []
     write(settings, "zoo.md", "# Zoo\n\nThe giraffe eats at noon.")
-    ingest(settings)
+    await ingest(settings)
     assert await titles(knowledge, "giraffe") == ["Zoo"]
 
 
@@ -276,36 +268,36 @@ async def test_a_missing_index_is_one_sentence_until_it_is_there(settings: Setti
         assert knowledge is not None
         with pytest.raises(KnowledgeUnavailable, match="run `agent ingest`"):
             await knowledge.search("parking")
-        ingest(settings)
+        await ingest(settings)
         assert await titles(knowledge, "parking") == ["Visiting us > Parking"]
 
 
 @pytest.mark.parametrize("passages_only", [False, True])
 async def test_a_damaged_index_is_one_sentence_and_built_anew(settings: Settings, passages_only: bool) -> None:
-    ingest(settings)
+    await ingest(settings)
     damage(index_file(settings), passages_only)
 
-    assert stale(settings)
+    assert await stale(settings)
     async with knowledge_of(settings) as knowledge:
         assert knowledge is not None
         with pytest.raises(KnowledgeUnavailable, match="run `agent ingest`"):
             await knowledge.search("parking")
-        ingest(settings)
+        await ingest(settings)
         assert await titles(knowledge, "parking") == ["Visiting us > Parking"]
 
 
 def damage(path: Path, passages_only: bool) -> None:
     whole = path.read_bytes()
     pages = [whole[start : start + 4096] for start in range(0, len(whole), 4096)]
-    kept = [passages_only and (number == 0 or b"documents" in page) for number, page in enumerate(pages)]
+    kept = [passages_only and (number == 0 or b"CREATE TABLE about" in page) for number, page in enumerate(pages)]
     path.write_bytes(b"".join(page if keep else b"\xa5" * 4096 for page, keep in zip(pages, kept, strict=True)))
 
 
-def test_a_data_folder_that_cannot_be_written_is_one_sentence(settings: Settings) -> None:
+async def test_a_data_folder_that_cannot_be_written_is_one_sentence(settings: Settings) -> None:
     settings.data.write_text("a file where the folder should be")
 
     with pytest.raises(KnowledgeUnavailable, match="AGENT_DATA_DIR"):
-        ingest(settings)
+        await ingest(settings)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -316,7 +308,7 @@ async def test_an_index_in_a_folder_that_cannot_be_written_is_read_all_the_same(
 
     assert await titles(knowledge, "parking") == ["Visiting us > Parking"]
     with pytest.raises(KnowledgeUnavailable, match="AGENT_DATA_DIR"):
-        ingest(settings)
+        await ingest(settings)
 
 
 async def test_ingests_and_searches_at_once_do_not_disturb_each_other(settings: Settings, knowledge: Knowledge) -> None:
@@ -325,7 +317,7 @@ async def test_ingests_and_searches_at_once_do_not_disturb_each_other(settings: 
     def again() -> None:
         try:
             for _ in range(8):
-                ingest(settings)
+                asyncio.run(ingest(settings))
         except Exception as error:
             failures.append(error)
 
@@ -336,23 +328,23 @@ async def test_ingests_and_searches_at_once_do_not_disturb_each_other(settings: 
         assert await titles(knowledge, "parking") == ["Visiting us > Parking"]
     assert failures == []
     assert [path.name for path in sorted(settings.data.iterdir())] == ["knowledge.db"]
-    assert not stale(settings)
+    assert not await stale(settings)
 
 
-def test_what_a_killed_ingest_left_is_cleared_away_later(settings: Settings) -> None:
+async def test_what_a_killed_ingest_left_is_cleared_away_later(settings: Settings) -> None:
     settings.data.mkdir()
     for name, age in ((".knowledge-1-old.tmp", 2), (".knowledge-2-new.tmp", 10**10)):
         (settings.data / name).touch()
         os.utime(settings.data / name, (age, age))
-    ingest(settings)
+    await ingest(settings)
 
     assert sorted(path.name for path in settings.data.iterdir()) == [".knowledge-2-new.tmp", "knowledge.db"]
 
 
-def test_an_index_of_another_version_is_stale(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    ingest(settings)
-    monkeypatch.setattr(sqlite, "SCHEMA", sqlite.SCHEMA + 1)
-    assert stale(settings)
+async def test_an_index_of_another_version_is_stale(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ingest(settings)
+    monkeypatch.setattr(sqlite, "FORMAT", sqlite.FORMAT + 1)
+    assert await stale(settings)
 
 
 # ---------------------------------------------------------------------- options
@@ -362,12 +354,12 @@ async def test_an_agent_without_knowledge_opens_none(settings: Settings) -> None
     without = settings.model_copy(update={"knowledge": "none"})
     async with knowledge_of(without) as knowledge:
         assert knowledge is None
-    assert not stale(without)
+    assert not await stale(without)
     with pytest.raises(KnowledgeUnavailable, match="AGENT_KNOWLEDGE=none"):
-        ingest(without)
+        await ingest(without)
 
 
-def test_a_store_that_the_project_was_made_without_is_one_sentence(
+async def test_a_store_that_the_project_was_made_without_is_one_sentence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STORES, "sqlite", "agent.knowledge.left_out:SqliteIndex")
@@ -378,9 +370,9 @@ def test_a_store_that_the_project_was_made_without_is_one_sentence(
 # ---------------------------------------------------------------------- passages
 
 
-def test_passages_follow_the_headings() -> None:
+async def test_passages_follow_the_headings() -> None:
     text = "Before.\n\n# One\n\nFirst.\n\n### Deep #\n\nDeeper.\n\n## Two\n\nSecond.\n\n# Next\n\nLast."
-    assert list(chunk("a/opening-hours_2.md", text)) == [
+    assert list(chunk("a/opening-hours_2.md", list(sections_of(text)))) == [
         ("Opening hours 2", "Before."),
         ("One", "First."),
         ("One > Deep", "Deeper."),
@@ -389,43 +381,43 @@ def test_passages_follow_the_headings() -> None:
     ]
 
 
-def test_underlined_headings_are_headings_and_rules_are_not() -> None:
+async def test_underlined_headings_are_headings_and_rules_are_not() -> None:
     text = "One\n===\n\nFirst.\n\n---\n\nStill first.\n\nTwo\n---\n\n- a list\n---\nSecond."
-    assert list(chunk("a.md", text)) == [
+    assert list(chunk("a.md", list(sections_of(text)))) == [
         ("One", "First.\n\n---\n\nStill first."),
         ("One > Two", "- a list\n---\nSecond."),
     ]
 
 
 @pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
-def test_a_comment_in_a_code_block_is_no_heading(fence: str) -> None:
+async def test_a_comment_in_a_code_block_is_no_heading(fence: str) -> None:
     code = f"{fence}sh\n# no heading\nls ```\n{fence}"
-    assert list(chunk("a.md", f"# Code\n\nLook:\n\n{code}\n\n# After\n\nText.")) == [
+    assert list(chunk("a.md", list(sections_of(f"# Code\n\nLook:\n\n{code}\n\n# After\n\nText.")))) == [
         ("Code", f"Look:\n\n{code}"),
         ("After", "Text."),
     ]
 
 
-def test_front_matter_is_not_spoken() -> None:
-    assert list(chunk("a.md", "---\ntitle: Secret\n---\n# One\n\nFirst.")) == [("One", "First.")]
+async def test_front_matter_is_not_spoken() -> None:
+    assert list(chunk("a.md", list(sections_of("---\ntitle: Secret\n---\n# One\n\nFirst.")))) == [("One", "First.")]
 
 
-def test_a_heading_that_says_it_all_is_a_passage() -> None:
-    assert list(chunk("a.md", "# Hours\n\n## Closed on Mondays\n\n## Open\n\nElse.")) == [
+async def test_a_heading_that_says_it_all_is_a_passage() -> None:
+    assert list(chunk("a.md", list(sections_of("# Hours\n\n## Closed on Mondays\n\n## Open\n\nElse.")))) == [
         ("Hours > Closed on Mondays", "Closed on Mondays"),
         ("Hours > Open", "Else."),
     ]
 
 
-def test_a_long_section_is_cut_into_overlapping_passages_that_lose_nothing() -> None:
+async def test_a_long_section_is_cut_into_overlapping_passages_that_lose_nothing() -> None:
     words = [f"w{number}" for number in range(1000)]
-    passages = [text.split() for _, text in chunk("a.md", "# Long\n\n" + " \n".join(words))]
+    passages = [text.split() for _, text in chunk("a.md", list(sections_of("# Long\n\n" + " \n".join(words))))]
 
     assert all(len(passage) <= WORDS for passage in passages)
     assert all(a[-OVERLAP:] == b[:OVERLAP] for a, b in pairwise(passages))
     assert passages[0] + [word for passage in passages[1:] for word in passage[OVERLAP:]] == words
 
 
-def test_a_text_without_spaces_is_cut_too() -> None:
-    passages = [text for _, text in chunk("a.md", "# 長\n\n" + "字" * 20_000)]
+async def test_a_text_without_spaces_is_cut_too() -> None:
+    passages = [text for _, text in chunk("a.md", list(sections_of("# 長\n\n" + "字" * 20_000)))]
     assert max(map(len, passages)) <= WORDS * 24

@@ -15,7 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from agent.knowledge import KnowledgeUnavailable
-from agent.knowledge.embeddings import SOCKET
+from agent.knowledge.embeddings import SOCKET, model_of
 from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
@@ -27,18 +27,20 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before it is started again
 
 
 @asynccontextmanager
-async def local_embedder(settings: Settings, *, wait: bool = False) -> AsyncIterator[None]:
+async def local_embedder(settings: Settings, *, wait: bool = False, alone: bool = False) -> AsyncIterator[None]:
     """Have the local embedder running while this is open, if the settings choose it.
 
     Whatever opens `embedder_of` meanwhile, here or in a process started later, reaches it. With `wait` it is there
-    when this is entered, or KnowledgeUnavailable says why not; without, calls do without it until it is.
+    when this is entered, or KnowledgeUnavailable says why not; without, calls do without it until it is. `alone` gives
+    it all cores, else it leaves half of them to the calls.
     """
     if settings.knowledge == "none" or settings.embeddings != "local":
         yield
         return
     folder = Path(tempfile.mkdtemp(prefix="agent-"))  # mode 0700, and short enough for the name of a socket
     os.environ[SOCKET] = str(folder / "embedder.sock")
-    keeper = _Keeper(folder / "embedder.sock")
+    cores = os.cpu_count() or 1
+    keeper = _Keeper(folder / "embedder.sock", settings, cores if alone else max(1, cores // 2))
     keeping = asyncio.create_task(keeper.keep(), name="embedder")
     try:
         if wait:
@@ -52,8 +54,12 @@ async def local_embedder(settings: Settings, *, wait: bool = False) -> AsyncIter
 
 
 class _Keeper:
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, settings: Settings, threads: int) -> None:
         self._socket = socket
+        self._command = [
+            *(sys.executable, "-m", "agent.knowledge.embedder"),
+            *(str(socket), model_of(settings), str(settings.home), str(threads)),
+        ]
         self._answers = False
         self._first: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # empty once it answers
 
@@ -82,7 +88,7 @@ class _Keeper:
     async def _run(self) -> str:
         """One life of the process; why it is over."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent.knowledge.embedder", str(self._socket)),
+            *self._command,
             stdin=asyncio.subprocess.PIPE,  # which ends with us, and the process with it
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the worker

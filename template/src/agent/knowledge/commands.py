@@ -25,7 +25,7 @@ def ingest_documents(paths: Sequence[Path]) -> int:
     settings = load_settings()
 
     async def run() -> IngestReport:
-        async with local_embedder(settings, wait=True):
+        async with local_embedder(settings, wait=True, alone=True):
             with showing("reading the documents") as progress:
                 return await ingest(settings, paths, progress)
 
@@ -54,7 +54,7 @@ def prepare_documents(settings: Settings) -> None:
             tell("the index in PostgreSQL is missing or not made from these documents: run `agent ingest`")
             return None
         try:
-            async with local_embedder(settings, wait=True):
+            async with local_embedder(settings, wait=True, alone=True):
                 return await ingest(settings)
         except KnowledgeUnavailable as error:
             if settings.embeddings == "none":
@@ -82,7 +82,7 @@ def evaluate_file(file: Path, *, as_json: bool) -> int:
     questions = questions_in(file)
 
     async def run() -> Result:
-        async with local_embedder(settings, wait=True):
+        async with local_embedder(settings, wait=True, alone=True):
             with showing("asking the questions") as progress:
                 return await evaluate(settings, questions, progress)
 
@@ -101,8 +101,8 @@ def download_files() -> int:
         tell("there is nothing to fetch: AGENT_EMBEDDINGS is not local")
         return 0
     with busy(f"fetching {model_of(settings)}"):
-        load(settings, download=True)
-    tell(f"{model_of(settings)} is in {models_folder(settings)}")
+        load(model_of(settings), settings.home, download=True)
+    tell(f"{model_of(settings)} is in {models_folder(settings.home)}")
     return 0
 
 

@@ -14,7 +14,8 @@ from agent.settings import Settings
 
 SUFFIXES = (".md", ".markdown", ".txt", ".html", ".htm", ".pdf")
 KINDS = "Markdown, text, HTML or PDF"
-LARGEST_MIB = 50
+LARGEST_MIB = 10  # of text, which is a library
+LARGEST_PDF_MIB = 100  # mostly of pictures
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def _read(path: Path, inside: Path) -> Document | None:
         size = path.stat().st_size
         if not path.is_file():
             return Document(source, suffix, b"", "is no regular file: replace it with one")
-        if size > LARGEST_MIB * 1024 * 1024:
-            return Document(source, suffix, b"%d" % size, f"is larger than {LARGEST_MIB} MiB: split it")
+        if size > (largest := LARGEST_PDF_MIB if suffix == ".pdf" else LARGEST_MIB) * 1024 * 1024:
+            return Document(source, suffix, b"%d" % size, f"is larger than {largest} MiB: split it")
         return Document(source, suffix, path.read_bytes())
     except OSError as error:
         return Document(source, suffix, b"", f"cannot be read ({error.strerror or error}): let this user read it")

@@ -1,7 +1,7 @@
 """The local embedding model: a process of its own that speaks OpenAI's `/v1/embeddings` on a Unix socket.
 
-`python -m agent.knowledge.embedder SOCKET`; it ends when its standard input does, and so with the worker, however
-that ends. Signals to the worker's group are not for it: calls that are still answered need it.
+`python -m agent.knowledge.embedder SOCKET MODEL HOME THREADS`; it ends when its standard input does, and so with the
+worker, however that ends. Signals to the worker's group are not for it: calls that are still answered need it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from typing import Any
 from aiohttp import web
 
 from agent.knowledge import KnowledgeUnavailable
-from agent.knowledge.embeddings import model_of
-from agent.settings import Settings, load_settings
 
 BATCH = 16  # the library's own 256 takes 6 GB for passages of 150 words
 LONGEST_SECONDS = 30.0  # a batch that takes longer hangs, and so does the process
 
 
-def load(settings: Settings, *, download: bool = False) -> Any:
+def load(name: str, home: Path, *, threads: int = 1, download: bool = False) -> Any:
     """The model, a folder or one that was fetched; raises KnowledgeUnavailable with what to do."""
     try:
         fastembed = import_module("fastembed")
@@ -36,10 +34,8 @@ def load(settings: Settings, *, download: bool = False) -> Any:
         raise KnowledgeUnavailable(
             f"AGENT_EMBEDDINGS=local, but {error.name} is not installed: run `uv sync --group local`"
         ) from error
-    name = model_of(settings)
-    threads = max(1, (os.cpu_count() or 2) // 2)  # the calls need the others
     folder = Path(name).expanduser()
-    folder = folder if folder.is_absolute() else settings.home / folder
+    folder = folder if folder.is_absolute() else home / folder
     try:
         if folder.is_dir():
             size, pooling, file = _described(folder)
@@ -53,7 +49,7 @@ def load(settings: Settings, *, download: bool = False) -> Any:
             )
             return fastembed.TextEmbedding(name, specific_model_path=str(folder), threads=threads)
         return fastembed.TextEmbedding(
-            name, cache_dir=str(models_folder(settings)), threads=threads, local_files_only=not download
+            name, cache_dir=str(models_folder(home)), threads=threads, local_files_only=not download
         )
     except KnowledgeUnavailable:
         raise
@@ -63,9 +59,9 @@ def load(settings: Settings, *, download: bool = False) -> Any:
         raise KnowledgeUnavailable(f"the embedding model {name} cannot be loaded ({said}): {cure}") from error
 
 
-def models_folder(settings: Settings) -> Path:
-    """Where `agent download-files` puts models: beside the project, so that an image has them."""
-    return settings.home / "models"
+def models_folder(home: Path) -> Path:
+    """Where `agent download-files` puts models: in the project, so that an image has them."""
+    return home / "models"
 
 
 def _described(folder: Path) -> tuple[int, str, str]:
@@ -108,9 +104,9 @@ class _Server:
         return web.json_response({"model": self._name}, status=503 if hangs else 200)
 
 
-async def serve(socket: str, settings: Settings) -> None:
+async def serve(socket: str, name: str, home: Path, threads: int) -> None:
     """Answer until standard input ends; raises KnowledgeUnavailable if there is no model."""
-    server = _Server(load(settings), model_of(settings))
+    server = _Server(load(name, home, threads=threads), name)
     app = web.Application(client_max_size=64 * 1024 * 1024)
     app.router.add_post("/v1/embeddings", server.embeddings)
     app.router.add_get("/health", server.health)
@@ -125,9 +121,10 @@ def main() -> None:
     """Run the process: exit code 2 and a sentence on standard error if it cannot serve."""
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
-    Path(sys.argv[1]).unlink(missing_ok=True)  # of one that was killed
+    socket, name, home, threads = sys.argv[1:]
+    Path(socket).unlink(missing_ok=True)  # of one that was killed
     try:
-        asyncio.run(serve(sys.argv[1], load_settings()))
+        asyncio.run(serve(socket, name, Path(home), int(threads)))
     except KnowledgeUnavailable as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -85,4 +85,6 @@ def _score(found: Found, best: float) -> float:
 
 
 def _relevance(found: Found) -> float:
-    return min(1.0, max(0.0, found.covered, found.meaning or 0.0))
+    """Both halves count: a passage may share the rare words of a question, or say the same in others."""
+    relevance = found.covered if found.meaning is None else (found.covered + max(0.0, found.meaning)) / 2
+    return min(1.0, relevance)

@@ -67,8 +67,8 @@ async def stale(settings: Settings) -> bool:
     if about is None or about.schema != SCHEMA or about.model != model_of(settings):
         return True
     roots = [Path(root) for root in about.roots]
-    if not all(root.exists() for root in roots):
-        return not index.shared and settings.documents.is_dir()
+    if not all(root.exists() for root in roots):  # of another machine, or paths that somebody gave and took away
+        return not index.shared and (settings.documents.is_dir() or roots == [settings.documents.resolve()])
     return about.digests != {document.source: document.digest for document in documents_in(roots)}
 
 

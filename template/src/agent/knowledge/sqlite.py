@@ -102,7 +102,6 @@ class SqliteWriter:
         self._index, self._about, self._old = index, about, old
         self._numbers, self._lengths, self._passages = bytearray(), bytearray(), 0
         index.execute("PRAGMA journal_mode = MEMORY")
-        index.execute("PRAGMA synchronous = OFF")  # once, at the end, is enough
         index.executescript(f"BEGIN; {TABLES}")
 
     async def keep(self, source: str) -> int:
@@ -146,7 +145,6 @@ class SqliteWriter:
             "INSERT INTO about VALUES(?, ?, ?)", (FORMAT, self._passages, json.dumps(asdict(self._about)))
         )
         self._index.execute("INSERT INTO passages(passages) VALUES('optimize')")
-        self._index.execute("PRAGMA main.synchronous = FULL")
         self._index.execute("COMMIT")
 
 

@@ -110,9 +110,10 @@ def _informed(context: llm.ChatContext) -> str:
 def _from_documents(text: str, question: str) -> str:
     if text.startswith(NOTHING_FOUND):
         return NOTHING_FOUND
-    if not text.startswith(FOUND):
+    passages = re.split(r"\n\n(?=\[)", text.removeprefix(FOUND).strip())
+    if not passages[0].startswith("["):  # no passage, but a sentence for the model to go by
         return "I cannot look that up at the moment."
-    return best_sentences(re.split(r"\n\n(?=\[)", text)[1].partition("\n")[2], question)
+    return best_sentences(passages[0].partition("\n")[2], question)
 
 
 def _to_caller(words: str, tools: set[str], informed: str) -> str | llm.FunctionToolCall:
