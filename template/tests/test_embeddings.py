@@ -284,15 +284,29 @@ def process_of(socket: str) -> int:
     raise AssertionError(f"nothing serves {socket}")
 
 
+async def gone(process: int) -> None:
+    """Wait until the process is no more; it is not ours to wait for in a better way."""
+
+    def there() -> bool:
+        try:
+            return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    async with asyncio.timeout(20):
+        for _ in iter(there, False):
+            await asyncio.sleep(0.02)
+
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc, as Linux has it")
 
 
 async def test_the_process_serves_whoever_asks_while_it_is_open(local: Settings) -> None:
     async with local_embedder(local, wait=True):
         assert (await numbers(local))[0] == pytest.approx([1 / 17**0.5, 4 / 17**0.5])
-        socket = Path(os.environ[SOCKET])
-        assert socket.is_socket()
-    assert not socket.parent.exists()
+        folder = os.listdir(os.path.dirname(os.environ[SOCKET]))
+    assert folder == ["embedder.sock"]
+    assert SOCKET not in os.environ
     with pytest.raises(KnowledgeUnavailable, match="not running"):
         await numbers(local)
 
@@ -307,10 +321,7 @@ async def test_a_process_that_dies_or_hangs_is_started_again(
     async with local_embedder(local, wait=True):
         first = process_of(os.environ[SOCKET])
         os.kill(first, how)
-        with pytest.raises((KnowledgeUnavailable, TimeoutError)):
-            async with asyncio.timeout(0.2):
-                while True:  # a dead one may not be gone yet
-                    await numbers(local)
+        await gone(first)
         await answering(local)
         assert process_of(os.environ[SOCKET]) != first
 
@@ -343,9 +354,7 @@ asyncio.run(main())
     embedder = process_of(socket)
     process.kill()
     await process.wait()
-    async with asyncio.timeout(10):
-        while Path(f"/proc/{embedder}").exists() and "Z" not in Path(f"/proc/{embedder}/stat").read_text():
-            await asyncio.sleep(0.02)
+    await gone(embedder)
 
 
 @needs_proc

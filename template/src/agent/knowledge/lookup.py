@@ -17,7 +17,7 @@ FOUND = "From our documents, for what the caller has just said:"
 NOTHING_FOUND = "Nothing in the documents answers that."
 NOT_SEARCHED = "The documents cannot be searched at the moment: say so, and answer only what you know for certain."
 HONEST = "If it was a question about us, say honestly that you do not know."
-FEW_WORDS = 3  # "And on Sundays?" is understood from the question before it
+FEW_WORDS = 2  # "And on Sundays?" is understood from the question before it
 
 
 async def look_up(call: Call, question: str) -> str:
