@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 
 from agent.knowledge import About, Embedder, Knowledge, KnowledgeUnavailable, Passage, Writer
 from agent.knowledge.embeddings import Meaning
-from agent.knowledge.hybrid import CANDIDATES, TITLE_WEIGHT, Found, coverage, phrase_of, rank, words_of
+from agent.knowledge.hybrid import CANDIDATES, Found, phrase_of, rank, words_of
+from agent.knowledge.words import TABLES as WORDS_TABLES
+from agent.knowledge.words import TOKENIZE, scores_of, write_words
 from agent.memory.thread import SqliteThread
 from agent.settings import Settings
 
 FORMAT = 3  # of the file; another one is built anew
 BLOCK = 2048  # vectors that are compared at once: their numbers are bytes in the file, and four bytes while they are
 
-TABLES = """
-CREATE VIRTUAL TABLE passages USING fts5(title, text, source UNINDEXED, tokenize = 'porter unicode61');
+TABLES = f"""
+{WORDS_TABLES}
+CREATE VIRTUAL TABLE passages USING fts5(title, text, source UNINDEXED, tokenize = '{TOKENIZE}');
 CREATE TABLE documents(source TEXT PRIMARY KEY, first INTEGER NOT NULL, passages INTEGER NOT NULL);
 CREATE TABLE vectors(numbers BLOB NOT NULL, lengths BLOB NOT NULL);
 CREATE TABLE about(format INTEGER NOT NULL, passages INTEGER NOT NULL, about TEXT NOT NULL);
@@ -59,7 +62,7 @@ class SqliteIndex:
             with closing(self._connect()) as index:
                 if index.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     return None
-                return _about(index)
+                return _about(index)[0]
         except (sqlite3.Error, KnowledgeUnavailable):
             return None
 
@@ -92,7 +95,9 @@ class SqliteIndex:
     def _connect(self) -> sqlite3.Connection:
         if not self.path.is_file():
             raise KnowledgeUnavailable(f"there is no index at {self.path}: run `agent ingest`")
-        return sqlite3.connect(_readable(self.path), uri=True, isolation_level=None)
+        index = sqlite3.connect(_readable(self.path), uri=True, isolation_level=None)
+        index.execute("PRAGMA temp_store = MEMORY")  # for the words of a question; there may be no disk to write to
+        return index
 
 
 class SqliteWriter:
@@ -145,6 +150,7 @@ class SqliteWriter:
             "INSERT INTO about VALUES(?, ?, ?)", (FORMAT, self._passages, json.dumps(asdict(self._about)))
         )
         self._index.execute("INSERT INTO passages(passages) VALUES('optimize')")
+        write_words(self._index, self._passages)
         self._index.execute("COMMIT")
 
 
@@ -153,7 +159,7 @@ class SqliteKnowledge:
 
     def __init__(self, path: Path, thread: SqliteThread, meaning: Meaning) -> None:
         self._path, self._thread, self._meaning = path, thread, meaning
-        self._vectors: tuple[sqlite3.Connection, _Vectors] | None = None  # of the connection that they were read from
+        self._opened: tuple[sqlite3.Connection, _Opened] | None = None  # what was read from this connection
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
         """Rank the passages that share a word with the question or are alike in meaning; cancelling interrupts."""
@@ -168,40 +174,37 @@ class SqliteKnowledge:
     def _found(
         self, index: sqlite3.Connection, words: list[str], phrase: str, vector: NDArray[np.float32] | None, limit: int
     ) -> list[Passage]:
-        scores = _by_words(index, words, phrase)
-        covered = _covered(index, words, list(scores))
-        meanings: dict[int, float] = {}
-        if vector is not None and (cosines := self._cosines(index, vector)) is not None:
-            nearest = np.argpartition(cosines, -CANDIDATES)[-CANDIDATES:] if len(cosines) > CANDIDATES else ...
-            rows = np.arange(1, len(cosines) + 1)[nearest]
-            meanings = {int(row): float(cosines[row - 1]) for row in {*rows.tolist(), *scores}}
+        if self._opened is None or self._opened[0] is not index:
+            self._opened = index, _Opened(index)
+        opened = self._opened[1]
+        if words:
+            scores, covered = scores_of(index, words, opened.passages)
+        else:
+            scores = covered = _having(index, phrase, opened.passages)
+        meant = vector is not None and self._meaning.fits(opened.about, vector)
+        cosines = opened.cosines(vector) if meant and vector is not None else None
+        proposed = set(_best(scores)) | (set() if cosines is None else set(_best(cosines)))
         candidates = {
-            row: Found(scores.get(row, 0.0), covered.get(row, 0.0), meanings.get(row)) for row in {*scores, *meanings}
+            row: Found(float(scores[row]), float(covered[row]), None if cosines is None else float(cosines[row]))
+            for row in proposed
+            if cosines is not None or scores[row] > 0
         }
         found = []
         for row, score, relevance in rank(candidates, limit):
             source, title, text = index.execute(
-                "SELECT source, title, text FROM passages WHERE rowid = ?", (row,)
+                "SELECT source, title, text FROM passages WHERE rowid = ?", (row + 1,)
             ).fetchone()
             found.append(Passage(source, title, text, score, relevance))
         return found
 
-    def _cosines(self, index: sqlite3.Connection, vector: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        if self._vectors is None or self._vectors[0] is not index:
-            self._vectors = index, _Vectors(index)
-        vectors = self._vectors[1]
-        if not self._meaning.fits(vectors.about, vector):
-            return None
-        return vectors.cosines(vector)
 
-
-class _Vectors:
-    """The vectors of an index in memory: a byte a number, so 4 MB for 10,000 passages of 384."""
+class _Opened:
+    """What searching an index takes, in memory; a number of a vector is a byte: 4 MB for 10,000 passages of 384."""
 
     def __init__(self, index: sqlite3.Connection) -> None:
-        self.about = _about(index)
+        self.about, self.passages = _about(index)
         numbers, lengths = index.execute("SELECT numbers, lengths FROM vectors").fetchone()
-        self._numbers = np.frombuffer(numbers, np.int8).reshape(-1, max(self.about.dimension, 1))
+        self._numbers = np.frombuffer(numbers, np.int8).reshape(-1, max(1, self.about.dimension))
         self._lengths = np.frombuffer(lengths, "<f4")
 
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -214,40 +217,27 @@ class _Vectors:
         return cosines
 
 
-def _by_words(index: sqlite3.Connection, words: list[str], phrase: str) -> dict[int, float]:
-    """The best passages by BM25; a question's own syntax (AND, NEAR, quotes, stars) never becomes FTS5's."""
-    if not (query := " OR ".join(f'"{word}"' for word in words or [phrase] if word)):
-        return {}
-    # ordered by rank alone, only the passages that are returned are read from the file
-    return dict(
-        index.execute(
-            f"SELECT rowid, -rank FROM passages WHERE passages MATCH ? AND rank MATCH 'bm25({TITLE_WEIGHT}, 1.0)' "
-            "ORDER BY rank LIMIT ?",
-            (query, CANDIDATES),
-        ).fetchall()
-    )
+def _best(scores: NDArray[np.float32]) -> list[int]:
+    best = np.argpartition(scores, -CANDIDATES)[-CANDIDATES:] if len(scores) > CANDIDATES else np.arange(len(scores))
+    return [int(row) for row in best]
 
 
-def _covered(index: sqlite3.Connection, words: list[str], rows: list[int]) -> dict[int, float]:
-    """Which share of the question's words each of these passages has."""
-    if not rows:
-        return {}
-    if not words:
-        return dict.fromkeys(rows, 1.0)  # all of the question is there, word for word
-    (passages,) = index.execute("SELECT passages FROM about").fetchone()
-    holding = {}
-    for word in words:
-        having = index.execute("SELECT rowid FROM passages WHERE passages MATCH ?", (f'"{word}"',))
-        holding[word] = {row for (row,) in having}
-    return coverage(rows, holding, {word: len(having) for word, having in holding.items()}, passages)
+def _having(index: sqlite3.Connection, phrase: str, passages: int) -> NDArray[np.float32]:
+    """1 for the passages that say just this; what a caller says (AND, NEAR, quotes, stars) never becomes a query."""
+    scores = np.zeros(passages, np.float32)
+    if phrase:
+        for (row,) in index.execute("SELECT rowid FROM passages WHERE passages MATCH ?", (f'"{phrase}"',)):
+            scores[row - 1] = 1
+    return scores
 
 
-def _about(index: sqlite3.Connection) -> About:
-    written, about = index.execute("SELECT format, about FROM about").fetchone()
+def _about(index: sqlite3.Connection) -> tuple[About, int]:
+    """What the index is made from, and how many passages it has."""
+    written, passages, about = index.execute("SELECT format, passages, about FROM about").fetchone()
     if written != FORMAT:
         raise sqlite3.DatabaseError("it was made by another version of this agent")
     known = json.loads(about)
-    return About(**{**known, "roots": tuple(known["roots"])})
+    return About(**{**known, "roots": tuple(known["roots"])}), passages
 
 
 def _readable(path: Path) -> str:

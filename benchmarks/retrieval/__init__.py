@@ -1,0 +1,1 @@
+"""Questions that nobody here wrote, and what is measured with them."""

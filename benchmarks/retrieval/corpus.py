@@ -1,0 +1,71 @@
+"""The evaluation set as documents, and as many documents of the same words as one wants."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question of a public page, and its answer; `source` is the file that `write_answers` puts it into."""
+
+    question: str
+    answer: str
+    source: str
+    half: str  # "tune" or "report"
+
+
+def pairs() -> list[Pair]:
+    """All of them; a source has no words of its question."""
+    found = []
+    for number, line in enumerate(_lines("pairs.jsonl")):
+        folder = line["source"].split("/")[0]
+        found.append(Pair(line["question"], line["answer"], f"{folder}/{number:03}.md", line["half"]))
+    return found
+
+
+def unanswerable() -> list[str]:
+    """Questions that none of the answers answers."""
+    return [line["question"] for line in _lines("unanswerable.jsonl")]
+
+
+def write_answers(folder: Path) -> None:
+    """A document an answer, without its question."""
+    for pair in pairs():
+        file = folder / pair.source
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(pair.answer, encoding="utf-8")
+
+
+def write_filler(folder: Path, passages: int) -> None:
+    """So many more passages, of sentences of the answers in other company: ten sections a document."""
+    chance = random.Random(5)
+    sentences = [one for pair in pairs() for one in re.split(r"(?<=[.!?])\s+", pair.answer) if len(one) > 20]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(0, passages, 10):
+        sections = [
+            f"# Section {number + at}\n\n{' '.join(_about_150_words(chance, sentences))}"
+            for at in range(min(10, passages - number))
+        ]
+        (folder / f"filler-{number:05}.md").write_text("\n\n".join(sections), encoding="utf-8")
+
+
+def _about_150_words(chance: random.Random, sentences: list[str]) -> Iterator[str]:
+    words = 0
+    while words < 120:
+        sentence = chance.choice(sentences)
+        words += len(sentence.split())
+        if words < 170:
+            yield sentence
+
+
+def _lines(name: str) -> Iterator[dict[str, str]]:
+    for line in (HERE / name).read_text(encoding="utf-8").splitlines():
+        yield json.loads(line)
