@@ -1,0 +1,264 @@
+"""`make bench-knowledge`: how well documents are found, how fast, and what ingesting and searching them costs.
+
+    python -m benchmarks.knowledge [--quick]
+
+The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on one half of them. The
+model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent start` runs beside the worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agent.knowledge import hybrid, knowledge_of
+from agent.knowledge.beside import local_embedder
+from agent.knowledge.evaluate import Question, evaluate
+from agent.knowledge.ingest import ingest
+from agent.settings import Settings
+from benchmarks.report import Progress, describe, finish, has_server, machine, report, workshop
+from benchmarks.retrieval.corpus import pairs, unanswerable, write_answers, write_filler
+from tests.support.embedding import minilm
+from tests.support.templates import WORK_TREE
+from tools.history import ROOT
+
+SOURCES = ROOT / "template" / "src"
+GOALS = {"hybrid": (0.70, 0.90), "words": (0.50, 0.75)}  # recall at 1 and 5
+P95_GOALS = {"local": 15.0, "none": 2.0}  # milliseconds, at 10,000 passages
+MEMORY_GOAL = 15.0  # MB a call more than without knowledge
+
+
+def settings_of(home: Path, embeddings: str, **more: object) -> Settings:
+    """A project of its own for each kind of index."""
+    model = str(home.parent / "minilm") if embeddings == "local" else ""
+    given = {"home": home, "data_dir": home / f"data-{embeddings}", "knowledge": "sqlite"}
+    return Settings.model_validate({**given, "embeddings": embeddings, "embeddings_model": model, **more})
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The same settings for a process of its own."""
+    names = ("home", "data_dir", "knowledge", "embeddings", "embeddings_model")
+    plain = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "LIVEKIT_"))}
+    chosen = {f"AGENT_{name.upper()}": str(getattr(settings, name)) for name in names}
+    return {**plain, **chosen, "PYTHONPATH": str(SOURCES)}
+
+
+def questions(half: str) -> list[Question]:
+    """Those of one half, or of "both"."""
+    return [Question(pair.question, pair.source) for pair in pairs() if half in (pair.half, "both")]
+
+
+# ---------------------------------------------------------------------- how well
+
+
+async def measure_quality(scratch: Path) -> dict[str, Any]:
+    """Recall of words, of vectors and of both, by half; and what the floor lets through."""
+    home = scratch / "quality"
+    write_answers(home / "knowledge")
+    found: dict[str, Any] = {}
+    both = hybrid.MEANING
+    for name, embeddings, meaning in (("words", "none", both), ("vectors", "local", 1.0), ("hybrid", "local", both)):
+        settings = settings_of(home, embeddings)
+        hybrid.MEANING = meaning
+        async with local_embedder(settings, wait=True, alone=True):
+            await ingest(settings)
+            for half in ("tune", "report"):
+                figures = (await evaluate(settings, questions(half))).figures
+                found[f"{name} {half}"] = {
+                    key: getattr(figures, key) for key in ("n", "recall_at_1", "recall_at_3", "recall_at_5", "mrr")
+                }
+            found[f"{name} floor"] = await measure_floor(settings)
+        hybrid.MEANING = both
+    return found
+
+
+async def measure_floor(settings: Settings) -> dict[str, float]:
+    """The share of right first passages that the floor keeps, and of passages for unanswerable questions that it drops."""
+    patient = settings.model_copy(update={"knowledge_seconds": 60.0})
+    async with knowledge_of(patient) as knowledge:
+        assert knowledge is not None
+        right = []
+        for question in questions("report"):
+            best = await knowledge.search(question.question, 1)
+            if best and best[0].source == question.source:
+                right.append(best[0].relevance >= settings.knowledge_floor)
+        wrong = []
+        for text in unanswerable():
+            best = await knowledge.search(text, 1)
+            wrong.append(not best or best[0].relevance < settings.knowledge_floor)
+    return {
+        "floor": settings.knowledge_floor,
+        "right kept": round(sum(right) / len(right), 3),
+        "unanswerable dropped": round(sum(wrong) / len(wrong), 3),
+    }
+
+
+# ---------------------------------------------------------------------- how fast, how large
+
+
+def run_ingest(settings: Settings) -> dict[str, float]:
+    """`agent ingest` as a process: seconds, and the most memory that it and the embedder had, in MB."""
+    began, peak = time.monotonic(), 0
+    process = psutil.Popen(
+        [sys.executable, "-m", "agent", "ingest"],
+        env=environment(settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(one.memory_info().rss for one in family))
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.05)
+    if process.returncode:
+        raise RuntimeError(f"agent ingest failed with {process.returncode}")
+    return {"seconds": round(time.monotonic() - began, 2), "peak_mb": round(peak / 1e6)}
+
+
+async def measure_size(scratch: Path, passages: int, tell: Progress) -> dict[str, Any]:
+    """Ingest so many passages, again unchanged, and with one document changed; then search them."""
+    home = scratch / f"size-{passages}"
+    write_answers(home / "knowledge")
+    write_filler(home / "knowledge" / "filler", passages - len(pairs()))
+    found: dict[str, Any] = {}
+    for embeddings in ("none", "local"):
+        tell(f"ingesting {passages} passages, embeddings={embeddings}")
+        settings = settings_of(home, embeddings)
+        run: dict[str, Any] = {"first": run_ingest(settings), "unchanged": run_ingest(settings)}
+        changed = home / "knowledge" / "filler" / "filler-00000.md"
+        changed.write_text(f"{changed.read_text(encoding='utf-8')}\n\nOne more word.\n", encoding="utf-8")
+        run["one changed"] = run_ingest(settings)
+        run["index_mb"] = round((settings.data / "knowledge.db").stat().st_size / 1e6, 1)
+        async with local_embedder(settings, wait=True):
+            figures = (await evaluate(settings, questions("report"))).figures
+        run |= {"p50_ms": figures.p50_ms, "p95_ms": figures.p95_ms}
+        tell("memory of a call")
+        run["call_mb"] = measure_memory(settings)
+        found[embeddings] = run
+    return found
+
+
+MEMORY_PROBE = """
+import asyncio, gc, psutil
+from agent import entrypoint
+from agent.knowledge import hybrid, knowledge_of
+from agent.settings import load_settings
+async def main():
+    me = psutil.Process()
+    async with knowledge_of(load_settings()) as knowledge:
+        for question in ("What does it cost?", "How do I change my password?", "Where is my data?") * 3:
+            if knowledge is not None:
+                await knowledge.search(question)
+        gc.collect()
+        print(me.memory_full_info().uss)
+asyncio.run(main())
+"""
+
+
+def measure_memory(settings: Settings, rounds: int = 3) -> dict[str, list[float]]:
+    """Private memory in MB of a process that has answered questions, and of one without knowledge, in turn."""
+    found: dict[str, list[float]] = {"with": [], "without": []}
+    for _ in range(rounds):
+        for name, knowledge in (("with", "sqlite"), ("without", "none")):
+            env = {**environment(settings), "AGENT_KNOWLEDGE": knowledge}
+            probed = subprocess.run([sys.executable, "-c", MEMORY_PROBE], env=env, capture_output=True, text=True)
+            found[name].append(round(int(probed.stdout.split()[-1]) / 1e6, 1))
+    return found
+
+
+async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
+    """Every raw number."""
+    tell = Progress()
+    minilm(scratch / "minilm")
+    os.environ["PYTHONPATH"] = str(SOURCES)  # for the embedder, which is started as a module of the agent's
+    results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
+    tell("questions and answers")
+    results["quality"] = await measure_quality(scratch)
+    results["sizes"] = {
+        str(passages): await measure_size(scratch, passages, tell) for passages in ((500,) if quick else (1000, 10_000))
+    }
+    finish(results, tell.seconds)
+    return results
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    quality, sizes = results["quality"], results["sizes"]
+    lines = [
+        describe(results),
+        "",
+        f"| {len(pairs())} questions of public pages, one answer each | R@1, tuned on | R@5 | R@1, **reported** | R@5 | MRR | goal |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("words", "vectors", "hybrid"):
+        tune, other = quality[f"{name} tune"], quality[f"{name} report"]
+        goal = met(name, other["recall_at_1"], other["recall_at_5"]) if name in GOALS else ""
+        figures = [tune["recall_at_1"], tune["recall_at_5"], other["recall_at_1"], other["recall_at_5"], other["mrr"]]
+        lines.append(f"| {name} | {' | '.join(f'{figure:.2f}' for figure in figures)} | {goal} |")
+    lines += [
+        "",
+        "| floor | right first passages kept | passages for unanswerable questions dropped |",
+        "|---|---|---|",
+    ]
+    for name in ("words", "hybrid"):
+        floor = quality[f"{name} floor"]
+        lines.append(f"| {name}, {floor['floor']} | {floor['right kept']:.2f} | {floor['unanswerable dropped']:.2f} |")
+    lines += [
+        "",
+        "| passages, embeddings | ingest | most memory | unchanged | one changed | index | search p50 | p95 | a call's memory more |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for passages, kinds in sizes.items():
+        for kind, run in kinds.items():
+            more = statistics.median(run["call_mb"]["with"]) - statistics.median(run["call_mb"]["without"])
+            large = passages == "10000"
+            lines.append(
+                f"| {int(passages):,}, {kind} | {run['first']['seconds']:.1f} s | {run['first']['peak_mb']} MB "
+                f"| {run['unchanged']['seconds']:.1f} s | {run['one changed']['seconds']:.1f} s | {run['index_mb']} MB "
+                f"| {run['p50_ms']:.1f} ms | {run['p95_ms']:.1f} ms{goal_of(large, run['p95_ms'], P95_GOALS[kind], 'ms')} "
+                f"| {more:.1f} MB{goal_of(large, more, MEMORY_GOAL, 'MB')} |"
+            )
+    return "\n".join(lines)
+
+
+def met(name: str, first: float, fifth: float) -> str:
+    """Whether both recalls are what they were to be."""
+    goals = GOALS[name]
+    reached = first >= goals[0] and fifth >= goals[1]
+    return f"{goals[0]:.2f} and {goals[1]:.2f}: {'met' if reached else '**missed**'}"
+
+
+def goal_of(counts: bool, value: float, goal: float, unit: str) -> str:
+    """Whether a figure is at most what it was to be, where there is a goal."""
+    return f" (at most {goal:g} {unit}: {'met' if value <= goal else '**missed**'})" if counts else ""
+
+
+def main() -> int:
+    """Measure and report; 1 where no server can be had."""
+    parser = argparse.ArgumentParser(description="Measure how documents are found, and what that costs.")
+    parser.add_argument("--quick", action="store_true", help="a small index, and keep nothing")
+    quick: bool = parser.parse_args().quick
+    if not has_server():
+        return 1
+    with workshop() as scratch:
+        results = asyncio.run(measure(scratch, quick=quick))
+    report("knowledge", results, table, quick=quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
