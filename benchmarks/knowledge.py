@@ -1,9 +1,9 @@
 """`make bench-knowledge`: how well documents are found, how fast, and what ingesting and searching them costs.
 
-    python -m benchmarks.knowledge [--quick]
+    PYTHONPATH=template/src python -m benchmarks.knowledge [--quick]
 
-The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on one half of them. The
-model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent start` runs beside the worker.
+The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on one half of them.
+The model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent start` runs beside the worker.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ async def measure_quality(scratch: Path) -> dict[str, Any]:
 
 
 async def measure_floor(settings: Settings) -> dict[str, float]:
-    """The share of right first passages that the floor keeps, and of passages for unanswerable questions that it drops."""
+    """The share of right first passages that the floor keeps, and of those for unanswerable questions that it drops."""
     patient = settings.model_copy(update={"knowledge_seconds": 60.0})
     async with knowledge_of(patient) as knowledge:
         assert knowledge is not None
@@ -201,7 +201,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         describe(results),
         "",
-        f"| {len(pairs())} questions of public pages, one answer each | R@1, tuned on | R@5 | R@1, **reported** | R@5 | MRR | goal |",
+        f"| {len(pairs())} questions of public pages, an answer each | tuned on: R@1 | R@5 "
+        "| **reported**: R@1 | R@5 | MRR | goal |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in ("words", "vectors", "hybrid"):
@@ -219,7 +220,8 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name}, {floor['floor']} | {floor['right kept']:.2f} | {floor['unanswerable dropped']:.2f} |")
     lines += [
         "",
-        "| passages, embeddings | ingest | most memory | unchanged | one changed | index | search p50 | p95 | a call's memory more |",
+        "| passages, embeddings | ingest | most memory | unchanged | one changed | index | search p50 | p95 "
+        "| a call's memory more |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for passages, kinds in sizes.items():
@@ -229,7 +231,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {int(passages):,}, {kind} | {run['first']['seconds']:.1f} s | {run['first']['peak_mb']} MB "
                 f"| {run['unchanged']['seconds']:.1f} s | {run['one changed']['seconds']:.1f} s | {run['index_mb']} MB "
-                f"| {run['p50_ms']:.1f} ms | {run['p95_ms']:.1f} ms{goal_of(large, run['p95_ms'], P95_GOALS[kind], 'ms')} "
+                f"| {run['p50_ms']:.1f} ms "
+                f"| {run['p95_ms']:.1f} ms{goal_of(large, run['p95_ms'], P95_GOALS[kind], 'ms')} "
                 f"| {more:.1f} MB{goal_of(large, more, MEMORY_GOAL, 'MB')} |"
             )
     return "\n".join(lines)

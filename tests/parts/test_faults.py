@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.parts.world import ANSWER, KNOWN, NOT_NOW, STRANGER, Desk, Fault, Trouble, closing
+from tests.parts.world import ANSWER, KNOWN, NOT_NOW, STRANGER, Desk, Fault, Trouble, closing, done
 from tests.support.embedding import minilm
 from tests.support.engines import NoEngine, RedisServer, engine_binary, slow_wire
 from tests.support.postgres import Postgres
@@ -85,6 +84,13 @@ async def slow_valkey(home: Path) -> AsyncIterator[Trouble]:
 # ---------------------------------------------------------------------- SQLite
 
 
+def spoil(file: Path) -> None:
+    """What a bad disk or a copy that was cut off leaves."""
+    for suffix in ("-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+    file.write_bytes(b"\xa5" * 20_000)
+
+
 @asynccontextmanager
 async def memory_locked(home: Path) -> AsyncIterator[Trouble]:
     other = sqlite3.connect(home / "other.db", isolation_level=None, check_same_thread=False)
@@ -109,25 +115,25 @@ async def memory_deleted(home: Path) -> AsyncIterator[Trouble]:
 
 @asynccontextmanager
 async def memory_corrupt(home: Path) -> AsyncIterator[Trouble]:
-    def spoil() -> None:
-        for suffix in ("-wal", "-shm"):
-            Path(f"{home}/data/memory.db{suffix}").unlink(missing_ok=True)
-        (home / "data" / "memory.db").write_bytes(b"\xa5" * 20_000)
-
-    yield Trouble(cause=spoil)
+    yield Trouble(cause=lambda: spoil(home / "data" / "memory.db"))
 
 
 @asynccontextmanager
 async def small_disk(home: Path, make: Callable[[Path], Trouble]) -> AsyncIterator[Trouble]:
     disk = home / "data"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
+    try:
+        await asyncio.to_thread(run, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk))
+    except (OSError, subprocess.CalledProcessError):
         (pytest.fail if os.environ.get("CI") else pytest.skip)("a small disk is mounted, which only root may")
     try:
         yield make(disk)
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        await asyncio.to_thread(run, "umount", "--lazy", str(disk))
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def full(disk: Path) -> Trouble:
@@ -143,7 +149,7 @@ def full(disk: Path) -> Trouble:
 
 def unwritable(disk: Path) -> Trouble:
     def remount(how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+        run("mount", "-o", f"remount,{how}", str(disk))
 
     # what is open for writing keeps a disk from being remounted, so this is before the call
     return Trouble(cause=partial(remount, "ro"), heal=partial(remount, "rw"))
@@ -151,19 +157,15 @@ def unwritable(disk: Path) -> Trouble:
 
 @asynccontextmanager
 async def index_deleted(home: Path) -> AsyncIterator[Trouble]:
-    yield Trouble(cause=lambda: (home / "data" / "knowledge.db").unlink(), mend=nothing_but_ingest)
+    yield Trouble(cause=lambda: (home / "data" / "knowledge.db").unlink(), ingest=True)
 
 
 @asynccontextmanager
 async def index_corrupt(home: Path) -> AsyncIterator[Trouble]:
     yield Trouble(
-        cause=lambda: [(home / "data" / "knowledge.db").write_bytes(b"\xa5" * 20_000), None][1],
-        mend=nothing_but_ingest,
+        cause=lambda: spoil(home / "data" / "knowledge.db"),
+        ingest=True,
     )
-
-
-async def nothing_but_ingest() -> None:
-    """The owner runs `agent ingest`: see `Desk.ingest`."""
 
 
 # ---------------------------------------------------------------------- the embedder
@@ -218,7 +220,10 @@ def postgres_tls(server: Postgres) -> Trouble:
 
 
 def postgres_extension(server: Postgres) -> Trouble:
-    return Trouble(cause=lambda: [server.execute("DROP EXTENSION vector CASCADE"), None][1], mend=nothing_but_ingest)
+    def drop() -> None:
+        server.execute("DROP EXTENSION vector CASCADE")
+
+    return Trouble(cause=drop, ingest=True)
 
 
 @asynccontextmanager
@@ -309,7 +314,7 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
         assert (first.greeting[:6], first.answers, first.warnings) == (STRANGER, [ANSWER], [])
 
         if fault.when == "before":
-            await trouble_now(trouble)
+            await done(trouble.cause)
             second = await desk.call(desk.broken)
             broken = second.answers
         else:
@@ -325,10 +330,8 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
         assert len(degraded) == 1, [record.getMessage() for record in second.warnings]
 
         if fault.when != "blip":
-            from tests.parts.world import done
-
             await done(trouble.heal)
-        if trouble.mend is nothing_but_ingest:
+        if trouble.ingest:
             await desk.ingest()
         await desk.later()
         third = await desk.call(desk.settings)
@@ -339,12 +342,6 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
             "before": first.words + (second.words[:3] if fault.when == "mid" else []) + third.words,
         }
         assert await desk.remembered() == kept[fault.keeps]
-
-
-async def trouble_now(trouble: Trouble) -> None:
-    from tests.parts.world import done
-
-    await done(trouble.cause)
 
 
 def needs_redis() -> None:
@@ -358,7 +355,3 @@ def needs_redis() -> None:
 def test_the_table_of_faults_and_their_tests_are_the_same() -> None:
     rows = re.findall(r"^\| `([^`]+)` \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == list(FAULTS)
-
-
-def test_what_the_tests_mount_is_gone() -> None:
-    assert shutil.which("mount")

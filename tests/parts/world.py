@@ -40,13 +40,13 @@ async def done(act: Act) -> None:
 
 @dataclass
 class Trouble:
-    """What breaks and how it is mended; `healthy` and `broken` are settings, the one for all calls, the other for one."""
+    """What breaks and how it is mended; `healthy` are settings of all calls, `broken` those of the one in trouble."""
 
     healthy: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, Any] = field(default_factory=dict)
     cause: Act = nothing
     heal: Act = nothing
-    mend: Act = nothing  # what the owner has to do besides, such as ingest
+    ingest: bool = False  # whether the owner has to run `agent ingest` besides
 
 
 @dataclass(frozen=True)
