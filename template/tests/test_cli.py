@@ -261,7 +261,7 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
 
     asyncio.run(remember())
 
-    assert agent("forget", "ann").err.endswith(" turns and calls of ann deleted\n")
+    assert agent("forget", "ann").err.endswith(" turns, calls and facts of ann deleted\n")
     again = agent("forget", "ann")
     assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
 

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from agent.memory import CallMemory, MemoryUnavailable, Profile, open_memory_of, redis
 from agent.memory.redis import RedisMemory
 from agent.settings import Settings
-from tests.test_memory import SECRET, StoreContract, ended, turn, warnings
+from tests.test_memory import SECRET, StoreContract, ended, kept, turn, warnings
 
 PASSWORD = "s3cret-passw0rd"
 
@@ -188,7 +188,8 @@ async def test_closing_leaves_no_connection(settings: Settings, raw: Redis) -> N
 async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with CallMemory.open(settings_for(server.url)) as memory:
+    settings = settings_for(server.url)
+    async with CallMemory.open(settings) as memory:
         memory.know("ann")
         memory.remember(turn(1))
         assert await memory.flush(30)
@@ -197,7 +198,7 @@ async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
         assert await memory.recall() is None
         memory.record(ended())
 
-    assert memory.lost == 2
+    assert (memory.lost, kept(settings)) == (0, [turn(2, text=SECRET), ended()])
     assert len(warnings(caplog)) == 1
     assert SECRET not in caplog.text
 
@@ -252,13 +253,14 @@ async def test_a_stalled_server_is_one_sentence(server: Server, monkeypatch: pyt
 
 
 async def test_a_call_ends_while_the_server_is_stalled(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    async with asyncio.timeout(30), CallMemory.open(settings_for(server.url)) as memory:
+    settings = settings_for(server.url)
+    async with asyncio.timeout(30), CallMemory.open(settings) as memory:
         memory.know("ann")
         server.stall()
         assert await memory.recall() is None
         memory.remember(turn(1))
 
-    assert memory.lost == 1
+    assert (memory.lost, kept(settings)) == (0, [turn(1)])
     assert len(warnings(caplog)) == 1
 
 

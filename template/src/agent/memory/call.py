@@ -11,12 +11,14 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from agent.failures import Breaker
 from agent.memory import spool
 from agent.memory.store import CallRecord, Memory, MemoryUnavailable, Note, Profile, Turn, open_memory_of
 from agent.settings import Settings
+
+if TYPE_CHECKING:
+    from agent.failures import Breaker
 
 T = TypeVar("T")
 
@@ -33,6 +35,8 @@ MOST_WAITING = 1000
 
 def breaker_of(settings: Settings) -> Breaker:
     """What tells the calls of this machine that the store did not answer a moment ago."""
+    from agent.failures import Breaker  # with the SDK, which `agent forget` does without
+
     return Breaker(settings.data / "memory.outage")
 
 
@@ -63,7 +67,7 @@ class CallMemory:
     async def open(cls, settings: Settings) -> AsyncIterator[CallMemory]:
         """Yield the call's memory, with a store or without.
 
-        On exit write what is left, for a second or so; what the store does not take by then goes to a file of the spool.
+        On exit write what is left, for a second or so; what the store does not take by then goes to the spool.
         """
         async with AsyncExitStack() as stack:
             memory = cls(None, settings.memory_seconds, settings)
@@ -250,7 +254,7 @@ async def _within(seconds: float, asked: Awaitable[T]) -> T:
 async def _in_thread(
     keep: Callable[[Path, list[spool.Item]], Path], folder: Path, items: list[spool.Item], *, seconds: float
 ) -> None:
-    """Do it in a thread of its own, which a disk that hangs may keep: the loop's are waited for when the process ends."""
+    """Do it in a thread of its own, which a hanging disk may keep: the loop's are waited for when the process ends."""
     done: Future[Path] = Future()
 
     def work() -> None:

@@ -102,7 +102,7 @@ def forget(settings: Settings, callers: Iterable[str]) -> int:
         if not alone:
             raise TimeoutError(errno.ETIMEDOUT, f"{folder_of(settings)} is being delivered")
         for file in _tidied(settings):
-            items = list(_read(file))
+            items = list(items_of(file))
             others = [item for item in items if item[0] not in keys]
             if len(others) < len(items):
                 _replace(file, others)
@@ -112,7 +112,7 @@ def forget(settings: Settings, callers: Iterable[str]) -> int:
 
 async def _deliver(file: Path, store: Memory, *, transcripts: bool) -> int:
     written = 0
-    for caller, item in _read(file):
+    for caller, item in items_of(file):
         try:
             match item:
                 case Turn() if transcripts:  # they may have been switched off since
@@ -168,7 +168,7 @@ def _kind(item: Turn | CallRecord | Note) -> str:
     return next(name for name, kind in KINDS.items() if isinstance(item, kind))
 
 
-def _read(file: Path) -> Iterator[Item]:
+def items_of(file: Path) -> Iterator[Item]:
     """The items of a file; what is none is left out and told, without its words."""
     try:
         lines = file.read_bytes().splitlines()
