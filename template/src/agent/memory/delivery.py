@@ -20,9 +20,7 @@ async def keep_delivering(settings: Settings) -> None:
     told = False
     while True:
         try:
-            if written := await spool.deliver(settings):
-                breaker_of(settings).worked()
-                log.info("memory: %d turns, notes and records of earlier calls have been delivered", written)
+            await deliver(settings)
             told = False
         except Exception as error:
             if not told:
@@ -30,3 +28,10 @@ async def keep_delivering(settings: Settings) -> None:
                 log.warning("memory: what earlier calls have left is not delivered yet: %s", why)
             told = True
         await asyncio.sleep(DELIVERY_SECONDS)
+
+
+async def deliver(settings: Settings) -> None:
+    """Deliver what waits, and let calls ask the store again if it takes it. Raises MemoryUnavailable, OSError."""
+    if written := await spool.deliver(settings):
+        breaker_of(settings).worked()
+        log.info("memory: %d turns, notes and records of earlier calls have been delivered", written)
