@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -78,6 +79,7 @@ class RedisMemory:
     def __init__(self, client: Redis, where: str, agent: str, days: int, resume_seconds: float) -> None:
         self._client, self._where, self._agent, self._days = client, where, agent, days
         self._resume_seconds = resume_seconds
+        self._tls = issubclass(client.connection_pool.connection_class, SSLConnection)
 
     async def check(self) -> None:
         """Write a key that is gone a second later: a replica or a full server refuses."""
@@ -188,6 +190,8 @@ class RedisMemory:
         """What is wrong and what to do. The client's own messages quote commands, and with them what a caller said."""
         server = f"Redis at {self._where}"
         match error:
+            case RedisTimeoutError() if self._tls and "connecting" in str(error):  # a server without TLS waits for more
+                return f"no TLS with {server} within {ANSWER_SECONDS:g} s: {_tls_cure(error)}"
             case RedisTimeoutError():
                 return f"no answer from {server} within {ANSWER_SECONDS:g} s"
             case BusyLoadingError():
@@ -201,6 +205,8 @@ class RedisMemory:
                 )
             case RedisConnectionError() | OSError() if (tls := _tls_error(error)) is not None:
                 return f"no TLS with {server} ({_tls_reason(tls)}): {_tls_cure(tls)}"
+            case RedisConnectionError() | OSError() if isinstance(error.__context__, FileNotFoundError):
+                return f"{server} is asked with a certificate that is not there: correct its path in AGENT_MEMORY_URL"
             case RedisConnectionError() if "max number of clients" in str(error):
                 return f"{server} has as many clients as it takes: raise its maxclients, or find who holds them"
             case RedisConnectionError() if "onnection closed by server" in str(error):  # as by one that expects TLS
@@ -247,14 +253,17 @@ def _client(url: str) -> Redis:
             raise ValueError
         # an idle connection may have been closed by the server: that is worth one more try, a late answer is not
         again = Retry(NoBackoff(), 1, (RedisConnectionError,))
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             decode_responses=True,
             socket_timeout=ANSWER_SECONDS,
             socket_connect_timeout=ANSWER_SECONDS,
             retry=again,
         )
-    except ValueError:  # its message would quote the password
+        pool: Any = client.connection_pool
+        pool.make_connection()  # which connects nothing, and finds what no connection can be told
+        return client
+    except (ValueError, TypeError):  # the message of the first would quote the password
         raise MemoryUnavailable(
             "AGENT_MEMORY_URL is no address of a Redis: write redis://[user:password@]host:6379/0, "
             "special characters of the password as %40 and the like"
@@ -278,7 +287,7 @@ def _tls_reason(error: ssl.SSLError) -> str:
     return verify or (error.reason or type(error).__name__).replace("_", " ").lower()
 
 
-def _tls_cure(error: ssl.SSLError) -> str:
+def _tls_cure(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             "let AGENT_MEMORY_URL name the host of its certificate, and end in ?ssl_ca_certs=/path/to/ca.pem "
