@@ -15,13 +15,13 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.memory import (
@@ -61,7 +61,9 @@ SHARED = ["anonymous", "guest", "guest-17", "user-4821", "identity-AbCd", "playg
 PHONES = ["+15551234567", "+1 (555) 123-4567", "+15551234568", "+4930123456"]
 WITHHELD = ["", "anonymous", "Restricted", "+266696687", "0000000000", "unknown"]
 
+FAMILIAR = [Caller("ann", "ann"), Caller("Ann", "Ann"), Caller("sip_+15551234567", "+15551234567", "sip", PHONES[0])]
 CALLERS = st.one_of(
+    *[st.sampled_from(FAMILIAR)] * 5,  # else hardly anybody would call twice
     st.sampled_from([Caller(name, person=name) for name in NAMED]),
     st.sampled_from([Caller(name, person=None) for name in SHARED]),
     st.uuids(version=4).map(lambda made_up: Caller(f"user-{made_up}", person=None)),
@@ -106,7 +108,8 @@ STEPS: st.SearchStrategy[list[Step]] = st.lists(
         st.builds(Forget, CALLERS.filter(lambda caller: caller.person is not None)),
         st.sampled_from(["outage", "back", "deliver", "two deliver"]),
     ),
-    max_size=25,
+    min_size=4,
+    max_size=30,
 )
 
 
@@ -307,8 +310,14 @@ def test_no_history_shows_a_caller_what_is_anothers_or_forgotten(
     monkeypatch.setattr(call, "LAST_SECONDS_IN_OUTAGE", 0.002)
     monkeypatch.setattr(call, "FIRST_PAUSE", 0.001)
 
-    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    ann = FAMILIAR[0]
+    whole, again = ACall(ann, ["words", "name", "fact"], "caller dropped"), ACall(ann, ["words"], "caller left")
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(STEPS, st.booleans(), st.booleans())
+    @example([whole, Forget(ann), again, again], True, True)
+    @example([whole, replace(whole, fails_after=0), Forget(ann), "back", "deliver", again, again], True, True)
+    @example([replace(whole, fails_after=1), Forget(ann), "back", Forget(ann), "two deliver", again, again], True, True)
     def history(steps: list[Step], phones: bool, transcripts: bool) -> None:
         asyncio.run(live(steps, url, phones, transcripts))
 
