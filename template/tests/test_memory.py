@@ -19,7 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from livekit.agents import AgentServer
 
+from agent import entrypoint, lifecycle, telemetry
 from agent.lifecycle import Reason
 from agent.memory import (
     STORES,
@@ -615,6 +617,30 @@ async def test_a_worker_goes_on_delivering_and_tells_an_outage_once(
 
     assert store.kept == [turn(1), turn(2)]
     assert warnings(caplog) == ["memory: what earlier calls have left is not delivered yet: the store is on fire"]
+
+
+async def test_a_worker_delivers_from_its_start_to_its_end(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(server: AgentServer, **options: bool) -> None:
+        await store.written.wait()
+
+    monkeypatch.setattr(AgentServer, "run", run)
+    monkeypatch.setattr(entrypoint, "settings", settings)
+    monkeypatch.setattr(telemetry, "format_root", lambda **options: None)
+    spool.keep(spool.folder_of(settings), [("ann", turn(1))])
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(30):
+        await entrypoint.Server().run()
+        assert store.kept == [turn(1)]
+        for task in asyncio.all_tasks() - before:
+            assert task.cancelling()
+            await asyncio.wait([task])
+
+
+def test_closing_a_memory_takes_less_than_a_resource_may() -> None:
+    for seconds in (call.LAST_SECONDS, call.LAST_SECONDS_IN_OUTAGE):
+        assert seconds + call.SPOOL_SECONDS < lifecycle.CLOSE_SECONDS
 
 
 async def test_two_workers_that_deliver_at_once_double_nothing(store: FakeStore, settings: Settings) -> None:

@@ -272,6 +272,8 @@ class SqliteMemory:
                 "or set AGENT_DATA_DIR to a folder on another disk"
             )
         said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if _is_of(error, {sqlite3.SQLITE_IOERR}):
+            return f"callers cannot be remembered in {self._path}, its disk fails ({said}): the system's log says why"
         return (
             f"callers cannot be remembered in {self._path} ({said}): let this user write to {self._path.parent}, "
             "or set AGENT_DATA_DIR to another folder"
