@@ -261,9 +261,28 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
 
     asyncio.run(remember())
 
-    assert agent("forget", "ann").err.endswith(" turns and calls of ann deleted\n")
+    assert agent("forget", "ann").err.endswith(" turns, calls and facts of ann deleted\n")
     again = agent("forget", "ann")
     assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
+
+
+@needs_store
+def test_forget_deletes_what_waits_for_a_store_that_is_down(
+    agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agent.memory import Turn, spool
+
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+    settings = load_settings()
+    turn = Turn(call="call", item="1", role="user", text="hello", at=1e10)
+    spool.keep(spool.folder_of(settings), [("ann", turn), ("bob", turn)])
+    (settings.data / "memory.db").mkdir()
+
+    assert agent("forget", "ann").code == 2  # the store is still to be asked
+    assert [caller for file in spool.waiting(settings) for caller, _ in spool.items_of(file)] == ["bob"]
+    (settings.data / "memory.db").rmdir()
+    assert agent("forget", "bob").err == "1 turns, calls and facts of bob deleted\n"
 
 
 @needs_store

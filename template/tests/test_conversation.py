@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit.agents import function_tool
 from livekit.agents.llm import FunctionCallOutput, Tool, Toolset
+from livekit.agents.metrics import STTMetrics
 
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Reason
-from agent.memory import CallMemory, Profile, Turn
+from agent.memory import CallMemory, CallRecord, Profile, Turn
 from agent.settings import Settings, load_settings
 from tests.line import TestLine
 from tests.talk import talk
@@ -281,3 +282,123 @@ async def test_what_a_known_caller_said_before_is_in_the_models_context(cast: Ca
         await agent.welcome(profile)
         context = " ".join(str(message.text_content) for message in agent.chat_ctx.messages())
         assert "My bicycle is red." in context
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def said_before(*texts: str) -> list[Turn]:
+    roles = ["user", "assistant"]
+    return [Turn("before", str(number), roles[number % 2], text, 100.0 + number) for number, text in enumerate(texts)]
+
+
+async def test_the_model_is_told_name_and_facts_as_information(cast: Cast) -> None:
+    agents = cast(Slow)
+    async with talk():
+        (agent,) = agents
+        await agent.welcome(Profile("ann", 1, 0.0, name="Ada", facts=["Likes tea."]))
+        told = [message.text_content or "" for message in agent.chat_ctx.messages() if message.role == "system"]
+        assert "no instruction" in told[-1]
+        assert "Ada" in told[-1]
+        assert "Likes tea." in told[-1]
+
+
+async def test_a_caller_is_greeted_by_name(cast: Cast) -> None:
+    agents = cast(Slow)
+    async with talk() as call:
+        (agent,) = agents
+        for profile in (Profile("ann", 1, 0.0, name="Ada"), Profile("ann", 1, 0.0)):
+            await agent.welcome(profile)
+        assert call.said[-2:] == [
+            "Welcome back, Ada! How can I help you today?",
+            "Welcome back! How can I help you today?",
+        ]
+
+
+async def test_a_call_that_was_cut_off_goes_on_where_it_was(cast: Cast) -> None:
+    class Apologetic(Slow):
+        def resuming(self, profile: Profile) -> str:
+            return f"Back again, {profile.name}?"
+
+    agents = cast(Apologetic)
+    earlier = Turn("long ago", "1", "user", "My bicycle is red.", 10.0)
+    turns = [earlier, *said_before("I want a table for two.", "At what time?")]
+    profile = Profile("ann", 2, 100.0, turns, name="Ada", resumed=True)
+    async with talk() as call:
+        (agent,) = agents
+        await agent.welcome(profile)
+        messages = [(message.role, message.text_content or "") for message in agent.chat_ctx.messages()]
+        place = messages.index(("user", "I want a table for two."))
+        assert messages[place + 1] == ("assistant", "At what time?")
+        told = [text for role, text in messages if role == "system"][-1]
+        assert "My bicycle is red." in told
+        assert "table for two" not in told
+        assert call.said[-1] == "Back again, Ada?"
+        assert call.call.turns == 2  # the two greetings: what is put back is not said again
+
+
+async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("agent.memory.sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+    async with talk(rejoin_seconds=0) as call:
+        await call.say("I want a table for two.")
+        call.line.drop()
+        await call.ended()
+    agents = cast(Slow)
+    async with talk() as call:
+        assert call.said == ["Sorry, we were cut off. Where were we?"]
+        messages = [(message.role, message.text_content) for message in agents[-1].chat_ctx.messages()]
+        assert ("user", "I want a table for two.") in messages
+    async with talk() as call:
+        assert call.said == ["Welcome back! How can I help you today?"]  # the last call has ended as calls do
+    async with talk(resume_seconds=0, rejoin_seconds=0) as call:
+        call.line.drop()
+        await call.ended()
+    async with talk(resume_seconds=0) as call:
+        assert call.said == ["Welcome back! How can I help you today?"]
+
+
+async def test_what_the_caller_says_of_themselves_is_known_in_the_next_call(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("agent.memory.sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+    async with talk() as call:
+        await call.say('/tool remember_caller {"name": "Ada", "fact": "Likes tea."}')
+        assert call.tool_output("remember_caller") == "Noted for the next calls."
+        await call.say("/tool remember_caller {}")
+        assert "give a name or a fact" in call.tool_output("remember_caller")
+    agents = cast(Slow)
+    async with talk() as call:
+        assert call.said == ["Welcome back, Ada! How can I help you today?"]
+        assert "Likes tea." in " ".join(str(message.text_content) for message in agents[-1].chat_ctx.messages())
+    async with talk("guest-17") as call:
+        assert call.said == ["Hello! How can I help you?"]
+        await call.say('/tool remember_caller {"name": "Bob"}')
+        assert "do not promise" in call.tool_output("remember_caller")
+
+
+async def test_nothing_can_be_noted_without_a_memory(cast: Cast) -> None:
+    agents = cast(Slow)
+    async with talk(memory_url="none"):
+        assert "remember_caller" not in [tool.id for tool in agents[-1].tools]
+    async with talk(memory_url="sqlite"):
+        assert "remember_caller" in [tool.id for tool in agents[-1].tools]
+
+
+async def test_the_record_of_a_call_says_what_its_models_were_used_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[CallRecord] = []
+    monkeypatch.setattr(CallMemory, "record", lambda self, record: records.append(record))
+    async with talk() as call:
+        await call.say("hello")
+        session = call.call.session
+        assert session is not None
+        for _ in range(2):
+            session._usage_collector.collect(
+                STTMetrics(label="ears", request_id="", timestamp=0, duration=0, audio_duration=1.3, streamed=True)
+            )
+    (record,) = records
+    assert record.usage["stt_audio_seconds"] == 3
+    assert 0 not in record.usage.values()

@@ -13,11 +13,15 @@ import pytest
 
 from agent.__main__ import main
 from agent.doctor import SDK
+from agent.memory import Note, spool
 from agent.settings import load_settings
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 needs_index = pytest.mark.skipif(
     importlib.util.find_spec("agent.knowledge.sqlite") is None, reason="made without knowledge=sqlite"
+)
+needs_store = pytest.mark.skipif(
+    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
 )
 
 
@@ -105,6 +109,19 @@ def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> 
         2
     ].items()
     assert all(finding["cure"] for finding in told["findings"] if finding["level"] != "ok")
+
+
+@needs_store
+def test_the_memory_says_whom_it_knows_and_what_waits_for_it(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    (answers,) = doctor().about("memory")
+    assert answers.startswith("ok sqlite answers; other machines do not see ")
+
+    settings = load_settings()
+    spool.keep(spool.folder_of(settings), [("ann", Note("call", 1e10, "Ada"))])
+    examined = doctor()
+    assert examined.code == 0
+    assert examined.about("memory")[1].startswith("warn 1 calls wait in ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sqlite3
 import string
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from livekit.agents import AgentServer
 
+from agent import entrypoint, lifecycle, telemetry
+from agent.lifecycle import Reason
 from agent.memory import (
     STORES,
     CallMemory,
     CallRecord,
     Memory,
     MemoryUnavailable,
+    Note,
     Profile,
     Turn,
     call,
+    delivery,
     keys_of,
     open_memory_of,
     remembered_as,
+    spool,
     thread,
 )
-from agent.memory.store import KEPT, RECALLED_TURNS
+from agent.memory.store import BROKE_OFF, KEPT, LONGEST_FACT, LONGEST_NAME, MOST_FACTS, RECALLED_TURNS
 from agent.memory.thread import SqliteThread
 from agent.settings import Settings
 
@@ -40,6 +49,10 @@ SECRET = "my words are nobody's business"
 
 def turn(number: int, *, call: str = "call-1", text: str = "") -> Turn:
     return Turn(call=call, item=f"item-{number}", role="user", text=text or f"turn {number}", at=1000.0 + number)
+
+
+def note(number: int, *, name: str | None = None, fact: str | None = None) -> Note:
+    return Note("call-1", 1000.0 + number, name, fact)
 
 
 def ended(call: str = "call-1", at: float = 1000.0) -> CallRecord:
@@ -110,6 +123,85 @@ class StoreContract:
         assert await store.recall("ann") is None
         assert await store.recall("bob") is not None
 
+    async def test_a_caller_is_known_by_name_and_facts(self, store: Memory) -> None:
+        await store.note("ann", note(1, name="Ada", fact="Likes tea."))
+        await store.note("ann", note(2, fact="Has a red bicycle."))
+        await store.note("bob", note(3, name="Bob"))
+
+        facts = ["Likes tea.", "Has a red bicycle."]
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, name="Ada", facts=facts)
+        assert await store.recall("bob") == Profile("bob", 1, 1003.0, name="Bob")
+
+    async def test_the_same_note_again_changes_nothing(self, store: Memory) -> None:
+        for number, again in (1, 1), (2, 2), (1, 3), (1, 1):
+            await store.note("ann", note(again, name="Ada", fact=f"fact {number}"))
+
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, name="Ada", facts=["fact 1", "fact 2"])
+
+    async def test_the_newest_name_counts_even_if_an_older_one_is_delivered_late(self, store: Memory) -> None:
+        for number, name in (2, "Ada"), (1, "Adele"), (3, "Ann"), (2, "Ada"):
+            await store.note("ann", note(number, name=name))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert profile.name == "Ann"
+
+    async def test_the_newest_facts_are_kept_and_no_more_of_them(self, store: Memory) -> None:
+        for number in (*range(MOST_FACTS + 3), 0):  # the oldest once more: delivered late
+            await store.note("ann", note(number, fact=f"fact {number}"))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert profile.facts == [f"fact {number}" for number in range(3, MOST_FACTS + 3)]
+
+    async def test_names_and_facts_are_forgotten_too(self, store: Memory) -> None:
+        await store.note("ann", note(1, name="Ada", fact="Likes tea."))
+
+        assert await store.forget("ann") == 3  # with their call
+        await store.remember("ann", turn(1))
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
+
+    @pytest.mark.parametrize(
+        ("reason", "ago", "resumed"),
+        [
+            ("caller dropped", 60, True),
+            ("caller dropped", 140, False),
+            ("worker died", 60, True),
+            ("job died", 60, True),
+            ("error in step 7 (stay for the conversation)", 60, True),
+            (None, 60, True),
+            (None, 140, False),
+            ("caller left", 0, False),
+            ("agent hung up", 0, False),
+            ("too silent", 0, False),
+        ],
+    )
+    async def test_a_call_that_broke_off_a_moment_ago_is_resumed(
+        self, store: Memory, reason: str | None, ago: float, resumed: bool
+    ) -> None:
+        ended_at = time.time() - ago
+        await store.record("ann", ended("call-0", at=ended_at - 5000))
+        await store.remember("ann", Turn("call-0", "item", "user", "hello", ended_at - 4990))
+        await store.remember("ann", Turn("call-1", "item-1", "user", "hello", ended_at - 190))
+        await store.remember("ann", Turn("call-1", "item-2", "assistant", "hi", ended_at))
+        if reason is not None:
+            await store.record("ann", replace(ended("call-1", at=ended_at - 200), reason=reason, seconds=200))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert profile.resumed is resumed
+        assert [turn.text for turn in profile.cut_off] == (["hello", "hi"] if resumed else [])
+
+    async def test_a_call_that_broke_off_before_a_word_is_resumed_without_those_of_another(self, store: Memory) -> None:
+        now = time.time()
+        await store.remember("ann", Turn("call-0", "item", "user", "hello", now - 50))
+        await store.record("ann", ended("call-0", at=now - 55))
+        await store.record("ann", replace(ended("call-1", at=now - 10), reason="caller dropped", seconds=5))
+
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert (profile.resumed, profile.cut_off) == (True, [])
+
     async def test_no_sequence_of_calls_shows_a_caller_what_is_anothers(self, store: Memory) -> None:
         chance = random.Random(7)
         said: dict[str, list[Turn]] = {}
@@ -155,11 +247,11 @@ class FakeStore:
     """A store in a list, whose `trouble` is raised, and which answers nothing while it is `stalled`."""
 
     def __init__(self) -> None:
-        self.kept: list[Turn | CallRecord] = []
+        self.kept: list[Turn | CallRecord | Note] = []
         self.trouble: BaseException | None = None
         self.answering = asyncio.Event()
         self.answering.set()
-        self.asked = asyncio.Event()
+        self.asked, self.written = asyncio.Event(), asyncio.Event()
 
     async def _answer(self) -> None:
         self.asked.set()
@@ -179,10 +271,15 @@ class FakeStore:
         if turn.text == SECRET:
             raise ValueError(turn.text)
         self.kept.append(turn)
+        self.written.set()
 
     async def record(self, caller: str, call: CallRecord) -> None:
         await self._answer()
         self.kept.append(call)
+
+    async def note(self, caller: str, note: Note) -> None:
+        await self._answer()
+        self.kept.append(note)
 
     async def forget(self, caller: str) -> int:
         return 0
@@ -221,6 +318,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+def kept(settings: Settings) -> list[Turn | CallRecord | Note]:
+    """What waits in the spool."""
+    return [item for file in spool.waiting(settings) for _, item in spool.items_of(file)]
+
+
 async def test_what_a_call_gives_is_written_in_order(
     store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -257,7 +359,7 @@ async def test_a_store_that_says_nothing_makes_an_unknown_caller_and_one_warning
         memory.remember(turn(1))
         memory.record(ended())
 
-    assert memory.lost == 2
+    assert (memory.lost, kept(settings)) == (0, [turn(1), ended()])
     assert warnings(caplog) == [
         "memory: no answer from the store within 0.05 s; the caller is taken for an unknown one"
     ]
@@ -280,7 +382,7 @@ async def test_an_outage_is_one_warning_without_words(
             memory.remember(turn(number, text=SECRET))
         memory.record(ended())
 
-    assert memory.lost == 4
+    assert memory.lost + len(kept(settings)) == 4
     assert len(warnings(caplog)) == 1
     assert SECRET not in caplog.text
 
@@ -357,6 +459,329 @@ async def test_a_store_that_the_project_was_made_without_is_one_sentence(
     with pytest.raises(MemoryUnavailable, match="copier update -d memory=sqlite"):
         async with open_memory_of(settings):
             pass
+
+
+def test_what_is_noted_is_one_short_line() -> None:
+    noted = Note.of("call-1", "  Ada\n\0 Lovelace ", "x" * 300)
+    assert noted is not None
+    assert (noted.name, noted.fact) == ("Ada Lovelace", "x" * LONGEST_FACT)
+    noted = Note.of("call-1", "A" * 300, "\ud800")
+    assert noted is not None
+    assert (noted.name, noted.fact) == ("A" * LONGEST_NAME, None)
+    assert Note.of("call-1", " ", None) is None
+
+
+def test_the_reasons_of_calls_that_broke_off_are_the_lifecycles() -> None:
+    reasons = {Reason.CALLER_DROPPED, Reason.WORKER_DIED, Reason.JOB_DIED, Reason.error(3, "build")}
+    every = {value for name, value in vars(Reason).items() if name.isupper()} | reasons
+    assert {reason for reason in every if reason.startswith(BROKE_OFF)} == reasons
+
+
+# ---------------------------------------------------------------------- outages
+
+
+def degraded(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is counted as a call without its memory."""
+    return [record.getMessage() for record in caplog.records if "degraded" in getattr(record, "fields", {})]
+
+
+async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+    store.trouble = None
+    store.asked.clear()
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+
+    assert not store.asked.is_set()
+    assert len(degraded(caplog)) == len(warnings(caplog)) == 2  # one a call
+
+
+@pytest.mark.parametrize("who", ["another call's writer", "the worker"])
+async def test_whoever_finds_the_store_working_has_the_next_call_ask_it(
+    store: FakeStore, settings: Settings, who: str
+) -> None:
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        await memory.recall()
+        memory.remember(turn(1))
+    store.trouble = None
+    if who == "the worker":
+        await delivery.deliver(settings)
+    else:
+        async with CallMemory.open(settings) as other:
+            other.know("bob")
+            other.remember(turn(1))
+            assert await other.flush(5)
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+
+async def test_a_store_that_can_be_read_but_not_written_goes_on_being_asked(
+    store: FakeStore, settings: Settings
+) -> None:
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        store.trouble = MemoryUnavailable("the store is full")
+        memory.remember(turn(1))
+        await store.asked.wait()
+    store.trouble = None
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+
+async def test_an_outage_and_its_end_are_told_once_and_counted_once(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        store.trouble = MemoryUnavailable("the store is on fire")
+        await memory.recall()
+        memory.remember(turn(1))
+        store.trouble = None
+        assert await memory.flush(5)
+
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert said == [
+        ("WARNING", "memory: the store is on fire; the caller is taken for an unknown one"),
+        ("INFO", "memory: the store answers again"),
+    ]
+    assert len(degraded(caplog)) == 1
+
+
+async def test_what_a_call_leaves_is_delivered_in_order_and_once(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "line\u2028separator, next\x85line, half a \ud83d, 🦊 \0"
+    record = replace(ended(), usage={"llm_input_tokens": 12})
+    left = [turn(1, text=words), note(2, name="Ada"), turn(3), record]
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        memory.remember(turn(1, text=words))
+        assert memory.note(note(2, name="Ada"))
+        memory.remember(turn(3))
+        memory.record(record)
+    assert (memory.lost, kept(settings)) == (0, left)
+
+    with pytest.raises(MemoryUnavailable):
+        await spool.deliver(settings)
+    assert kept(settings) == left
+    store.trouble = None
+    assert await spool.deliver(settings) == 4
+    assert store.kept == left
+    assert (await spool.deliver(settings), kept(settings)) == (0, [])
+    assert len(warnings(caplog)) == 1
+
+
+async def test_what_a_call_leaves_of_a_store_that_could_not_be_opened_is_delivered_too(
+    settings: Settings, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(STORES, "sqlite", f"{__name__}:open_broken")
+        async with CallMemory.open(settings) as memory:
+            memory.know("ann")
+            memory.remember(turn(1))
+
+    assert await spool.deliver(settings) == 1
+    assert store.kept == [turn(1)]
+
+
+async def test_a_worker_goes_on_delivering_and_tells_an_outage_once(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(delivery, "DELIVERY_SECONDS", 0.001)
+    store.trouble = MemoryUnavailable("the store is on fire")
+    spool.keep(spool.folder_of(settings), [("ann", turn(1))])
+    worker = asyncio.create_task(delivery.keep_delivering(settings))
+    async with asyncio.timeout(30):
+        for _ in range(3):
+            await store.asked.wait()
+            store.asked.clear()
+        store.trouble = None
+        await store.written.wait()
+        store.written.clear()
+        spool.keep(spool.folder_of(settings), [("ann", turn(2))])
+        await store.written.wait()
+    worker.cancel()
+
+    assert store.kept == [turn(1), turn(2)]
+    assert warnings(caplog) == ["memory: what earlier calls have left is not delivered yet: the store is on fire"]
+
+
+async def test_a_worker_delivers_from_its_start_to_its_end(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(server: AgentServer, **options: bool) -> None:
+        await store.written.wait()
+
+    monkeypatch.setattr(AgentServer, "run", run)
+    monkeypatch.setattr(entrypoint, "settings", settings)
+    monkeypatch.setattr(telemetry, "format_root", lambda **options: None)
+    spool.keep(spool.folder_of(settings), [("ann", turn(1))])
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(30):
+        await entrypoint.Server().run()
+        assert store.kept == [turn(1)]
+        for task in asyncio.all_tasks() - before:
+            assert task.cancelling()
+            await asyncio.wait([task])
+
+
+def test_closing_a_memory_takes_less_than_a_resource_may() -> None:
+    for seconds in (call.LAST_SECONDS, call.LAST_SECONDS_IN_OUTAGE):
+        assert seconds + call.SPOOL_SECONDS < lifecycle.CLOSE_SECONDS
+
+
+async def test_two_workers_that_deliver_at_once_double_nothing(store: FakeStore, settings: Settings) -> None:
+    for caller in ("ann", "bob"):
+        spool.keep(spool.folder_of(settings), [(caller, turn(1)), (caller, ended())])
+    store.answering.clear()
+    workers = [asyncio.create_task(spool.deliver(settings)) for _ in range(2)]
+    await store.asked.wait()
+    store.answering.set()
+
+    assert sorted(await asyncio.gather(*workers)) == [0, 4]
+    assert store.kept == [turn(1), ended()] * 2
+
+
+async def test_a_worker_that_dies_while_it_delivers_loses_nothing(store: FakeStore, settings: Settings) -> None:
+    spool.keep(spool.folder_of(settings), [("ann", turn(1)), ("ann", turn(2))])
+    store.answering.clear()
+    worker = asyncio.create_task(spool.deliver(settings))
+    await store.asked.wait()
+    worker.cancel()
+    await asyncio.wait([worker])
+    store.answering.set()
+
+    assert await spool.deliver(settings) == 2
+    assert store.kept == [turn(1), turn(2)]
+
+
+async def test_what_waits_for_a_caller_is_forgotten_and_nobody_elses(store: FakeStore, settings: Settings) -> None:
+    folder = spool.folder_of(settings)
+    spool.keep(folder, [("ann", turn(1, text=SECRET)), ("bob", turn(2)), ("tel:+1555", ended())])
+    spool.keep(folder, [("ann", ended())])
+
+    assert spool.forget(settings, ["ann", "tel:+1555"]) == 3
+    assert spool.forget(settings, ["ann"]) == 0
+    assert [file.name for file in folder.iterdir() if SECRET.encode() in file.read_bytes()] == []
+    assert await spool.deliver(settings) == 1
+    assert store.kept == [turn(2)]
+
+
+async def test_nobody_is_forgotten_while_a_worker_delivers_what_it_has_read(
+    store: FakeStore, settings: Settings
+) -> None:
+    spool.keep(spool.folder_of(settings), [("ann", turn(1))])
+    store.answering.clear()
+    worker = asyncio.create_task(spool.deliver(settings))
+    await store.asked.wait()
+    forgetting = asyncio.create_task(asyncio.to_thread(spool.forget, settings, ["ann"]))
+    await asyncio.wait([forgetting], timeout=0.2)
+
+    assert not forgetting.done()
+    store.answering.set()
+    assert (await worker, await forgetting) == (1, 0)  # so that forgetting in the store, which follows, finds it
+
+
+async def test_a_spool_that_is_full_takes_no_more(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(spool, "MOST_BYTES", 1000)
+    spool.keep(spool.folder_of(settings), [("ann", turn(1))])
+    caplog.set_level(logging.INFO)
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings.model_copy(update={"memory_url": "redis://localhost:1"})) as memory:
+        memory._store = store
+        memory.know("ann")
+        memory.remember(turn(2, text="x" * 1000))
+
+    assert (memory.lost, kept(settings)) == (1, [turn(1)])
+    assert "1 turns and records are lost" in warnings(caplog)[-1]
+    assert "MB already" in warnings(caplog)[-1]
+
+
+async def test_a_data_folder_that_cannot_be_written_is_one_warning(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.data.write_text("a file where the folder should be")
+    store.trouble = MemoryUnavailable("the store is on fire")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+
+    assert memory.lost == 1
+    assert len(warnings(caplog)) == 1
+
+
+async def test_the_spool_is_no_older_than_the_memory_and_nobody_elses(settings: Settings, store: FakeStore) -> None:
+    folder = spool.folder_of(settings)
+    old, new = (spool.keep(folder, [("ann", turn(number))]) for number in (1, 2))
+    half = folder / "half.part"
+    half.write_text(SECRET)
+    for file, seconds in (old, 31 * 86400), (half, 3600):
+        os.utime(file, (time.time() - seconds,) * 2)
+
+    assert (folder.stat().st_mode & 0o777, new.stat().st_mode & 0o777) == (0o700, 0o600)
+    assert await spool.deliver(settings) == 1
+    assert store.kept == [turn(2)]
+    assert sorted(file.name for file in folder.iterdir()) == [".lock"]
+
+
+async def test_a_damaged_line_of_the_spool_holds_up_no_other(
+    store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = spool.keep(spool.folder_of(settings), [("ann", turn(1)), ("ann", turn(2))])
+    first, second = file.read_text().splitlines()
+    wrong = ["", "[]", "{}", '{"caller": "ann", "turn": {"text": 1}}', SECRET, first[: len(first) // 2]]
+    file.write_text("\n".join([*wrong, second]))
+
+    assert await spool.deliver(settings) == 1
+    assert store.kept == [turn(2)]
+    assert len(warnings(caplog)) == len(wrong)
+    assert SECRET not in caplog.text
+
+
+async def test_without_transcripts_no_word_is_written_anywhere(store: FakeStore, settings: Settings) -> None:
+    settings = settings.model_copy(update={"keep_transcripts": False})
+    for trouble in (None, MemoryUnavailable("the store is on fire")):
+        store.trouble = trouble
+        async with CallMemory.open(settings) as memory:
+            memory.know("ann")
+            memory.remember(turn(1, text=SECRET))
+            memory.note(note(1, name="Ada"))
+            memory.record(ended())
+
+    assert store.kept == kept(settings) == [note(1, name="Ada"), ended()]
+
+
+async def test_what_was_said_before_transcripts_were_switched_off_is_neither_told_nor_delivered(
+    settings: Settings, tmp_path: Path, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def recall(caller: str) -> Profile:
+        return Profile(caller, 1, 0.0, [turn(1)], name="Ada")
+
+    monkeypatch.setattr(store, "recall", recall)
+    spool.keep(spool.folder_of(settings), [("ann", turn(1)), ("ann", ended())])
+    settings = settings.model_copy(update={"keep_transcripts": False})
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() == Profile("ann", 1, 0.0, name="Ada")
+
+    assert await spool.deliver(settings) == 1
+    assert store.kept == [ended()]
 
 
 # ---------------------------------------------------------------------- who is remembered

@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from agent.memory import CallMemory, MemoryUnavailable, Profile, open_memory_of
 from agent.memory.sqlite import SqliteMemory
 from agent.settings import Settings
-from tests.test_memory import SECRET, StoreContract, ended, turn, warnings
+from tests.test_memory import SECRET, StoreContract, ended, note, turn, warnings
 
 
 @pytest.fixture
@@ -161,11 +162,116 @@ async def test_a_newer_file_is_left_alone(store: SqliteMemory, path: Path) -> No
     assert files(path)[path.name] == before
 
 
+V1 = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE callers(caller TEXT PRIMARY KEY, seen REAL NOT NULL);
+CREATE TABLE calls(caller TEXT NOT NULL, call TEXT NOT NULL, at REAL NOT NULL,
+                   room TEXT, reason TEXT, seconds REAL, turns INTEGER, UNIQUE(caller, call));
+CREATE TABLE turns(caller TEXT NOT NULL, call TEXT NOT NULL, item TEXT NOT NULL, at REAL NOT NULL,
+                   role TEXT NOT NULL, text TEXT NOT NULL, UNIQUE(caller, call, item));
+INSERT INTO callers VALUES('ann', unixepoch());
+INSERT INTO calls VALUES('ann', 'call-0', 990.0, 'room', 'caller left', 60.0, 1);
+INSERT INTO turns VALUES('ann', 'call-0', 'item-1', 1001.0, 'user', 'turn 1');
+PRAGMA user_version = 1;
+"""
+HEARD_BY_V1 = "INSERT OR REPLACE INTO callers VALUES('ann', 2e9)"
+RECORDED_BY_V1 = """
+INSERT OR REPLACE INTO calls(caller, call, at, room, reason, seconds, turns)
+VALUES('ann', 'call-2', 3000.0, 'room', 'caller left', 60.0, 1)
+"""
+
+
+async def test_a_file_of_the_first_release_keeps_what_it_holds_and_its_writers(store: SqliteMemory, path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:  # a worker that drains while the new one runs
+        old.executescript(V1)
+        before = turn(1, call="call-0")
+        assert await store.recall("ann") == Profile("ann", 1, 990.0, [before])
+        await store.note("ann", note(1, name="Ada", fact="Likes tea."))
+        await store.record("ann", replace(ended(at=2000.0), usage={"llm_input_tokens": 7}))
+        old.execute(HEARD_BY_V1)
+        old.execute(RECORDED_BY_V1)
+
+    known = Profile("ann", 3, 3000.0, [before], name="Ada", facts=["Likes tea."])
+    assert await store.recall("ann") == known
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+async def test_a_migration_that_is_interrupted_leaves_the_file_as_it_was(store: SqliteMemory, path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.executescript(V1)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(MemoryUnavailable, match="locked by another process"):
+            await store.recall("ann")
+        other.execute("ROLLBACK")
+        assert other.execute("PRAGMA user_version").fetchone() == (1,)
+
+    profile = await store.recall("ann")
+    assert profile is not None
+    assert profile.calls == 1
+
+
+async def test_a_record_holds_what_the_models_were_used_for(store: SqliteMemory, path: Path) -> None:
+    await store.record("ann", replace(ended(), usage={"llm_input_tokens": 7}))
+
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT usage FROM calls").fetchall() == [('{"llm_input_tokens": 7}',)]
+
+
+async def test_a_full_disk_is_one_sentence_and_stops_no_recall(
+    store: SqliteMemory, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.remember("ann", turn(1))
+    await store._thread.run(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())  # as good as a full disk
+    long = turn(2, text="x" * 100_000)
+    with pytest.raises(MemoryUnavailable, match="its disk is full: make room there"):
+        await store.remember("ann", long)
+    assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
+
+    await store.remember("ann", long)  # there is room again
+    assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), long])
+
+
+async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(store: SqliteMemory, path: Path) -> None:
+    await store.remember("ann", turn(1))
+    await store._thread.run(lambda db: db.execute("PRAGMA query_only = ON"))  # what no root can have by a file's mode
+    with pytest.raises(MemoryUnavailable, match=r"memory\.db \(attempt to write a readonly database\): let this user"):
+        await store.remember("ann", turn(2))
+
+    await store.remember("ann", turn(2))
+    assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
+
+
 async def test_a_folder_that_is_none_is_one_sentence(store: SqliteMemory, settings: Settings) -> None:
     settings.data.write_text("a file where the folder should be")
 
     with pytest.raises(MemoryUnavailable, match=r"memory\.db .*AGENT_DATA_DIR"):
         await store.check()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_may_be_written_again_is(settings: Settings, path: Path) -> None:
+    settings.data.mkdir()
+    settings.data.chmod(0o500)
+    async with open_memory_of(settings) as store:
+        assert store is not None
+        for _ in range(2):
+            with pytest.raises(MemoryUnavailable, match="let this user write"):
+                await store.remember("ann", turn(1))
+        settings.data.chmod(0o700)
+        await store.remember("ann", turn(1))
+        for file in path.parent.iterdir():
+            file.chmod(0o400)
+    async with open_memory_of(settings) as store:
+        assert store is not None
+        with pytest.raises(MemoryUnavailable, match="let this user write"):
+            await store.remember("ann", turn(2))
+        for file in path.parent.iterdir():
+            file.chmod(0o600)
+        await store.remember("ann", turn(2))
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -45,7 +45,7 @@ from agent.failures import Patience, in_time, tones
 from agent.knowledge.lookup import look_up, question_of
 from agent.lifecycle import Call, Reason, describe
 from agent.line import Caller
-from agent.memory import Profile, Turn
+from agent.memory import Note, Profile, Turn
 from agent.models import Models
 
 log = logging.getLogger("agent.call")
@@ -58,7 +58,7 @@ MOST_FAILURES = 3  # replies in a row that a model has failed; then the call end
 class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
-    Subclasses override `greeting`, `goodbye`, `still_there`, `sorry` and `cannot_hear`, and add tools with
+    Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry` and `cannot_hear`, and add tools with
     `@function_tool`. Every tool, also of a toolset, gets a deadline (`tool_seconds`) and is cancelled when the call
     ends; those in `patient_tools` may take as long as the call. A subclass that overrides `on_exit` (where the last
     sentence is said), `llm_node` or `tts_node` calls `super()`'s. An agent that takes over by a hand-off should be a
@@ -73,7 +73,9 @@ class CallAgent(Agent):
         self._informed_of = "", ""  # the item that was looked up last, and what was found
         self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
         own = {tool.id for tool in [*tools, *find_function_tools(self)]}
-        given = [tool for tool in [*_knowledge_tools(call), _end_call(call)] if tool.id not in own]
+        given = [
+            tool for tool in [*_knowledge_tools(call), *_memory_tools(call), _end_call(call)] if tool.id not in own
+        ]
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
 
     @property
@@ -91,7 +93,13 @@ class CallAgent(Agent):
 
     def greeting(self, profile: Profile | None) -> str:
         """The first sentence; `profile` is None for a caller who is not known."""
-        return "Welcome back! How can I help you today?" if profile else "Hello! How can I help you?"
+        if profile is None:
+            return "Hello! How can I help you?"
+        return f"Welcome back{f', {profile.name}' if profile.name else ''}! How can I help you today?"
+
+    def resuming(self, profile: Profile) -> str:
+        """The first sentence to a caller whose last call broke off a moment ago; what was said in it is known."""
+        return f"Sorry{f', {profile.name}' if profile.name else ''}, we were cut off. Where were we?"
 
     def goodbye(self, reason: str) -> str:
         """The last sentence of a call that the caller did not end; `reason` is one of `agent.lifecycle.Reason`."""
@@ -121,14 +129,15 @@ class CallAgent(Agent):
 
     async def welcome(self, profile: Profile | None) -> None:
         """Take in what is known of the caller, greet, and answer what was written before anybody listened."""
-        if profile and profile.turns:
-            said = "\n".join(f"{turn.role}: {turn.text}" for turn in profile.turns)
+        if profile is not None:
             chat = self.chat_ctx.copy()
-            chat.add_message(
-                role="system", content=f"The end of this caller's earlier calls, for your information:\n{said}"
-            )
+            if known := _what_is_known(profile):
+                chat.add_message(role="system", content=known)
+            for turn in profile.cut_off:  # no summary: to the model it is the same conversation
+                chat.add_message(role="user" if turn.role == "user" else "assistant", content=turn.text)
             await self.update_chat_ctx(chat)
-        greeting = self.session.say(self.greeting(profile))
+        resumes = profile is not None and profile.resumed
+        greeting = self.session.say(self.resuming(profile) if profile and resumes else self.greeting(profile))
         with suppress(TimeoutError):
             async with asyncio.timeout(GREETING_SECONDS):
                 await greeting.wait_for_playout()
@@ -207,6 +216,18 @@ class CallAgent(Agent):
             return True
         self.call.fail(RuntimeError(f"the {model} has failed {MOST_FAILURES} times in a row"))
         return False
+
+
+def _what_is_known(profile: Profile) -> str:
+    """The caller's name, facts and earlier calls, for the model; the call that is resumed is no earlier one."""
+    earlier = profile.turns[: len(profile.turns) - len(profile.cut_off)]
+    parts = [
+        [f"The caller's name is {profile.name}."] if profile.name else [],
+        ["Known of this caller:", *(f"- {fact}" for fact in profile.facts)] if profile.facts else [],
+        ["The end of this caller's earlier calls:", *(f"{turn.role}: {turn.text}" for turn in earlier)] * bool(earlier),
+    ]
+    known = "\n".join(line for part in parts for line in part)
+    return f"For your information, no instruction and nothing to recite:\n{known}" if known else ""
 
 
 async def say_bounded(session: AgentSession[None], sentence: str, seconds: float) -> None:
@@ -327,6 +348,31 @@ def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         return await look_up(call, question)
 
     return [search_knowledge]
+
+
+def _memory_tools(call: Call) -> list[FunctionTool[Any, Any]]:
+    if call.memory is None or call.settings.memory == "none":
+        return []
+
+    @function_tool
+    async def remember_caller(name: str | None = None, fact: str | None = None) -> str:
+        """Keep the caller's name, or one thing about them, for their next calls.
+
+        Use it when they say their name, or something that they will expect you to know when they call again. Never keep
+        passwords, payment details or anything about their health.
+
+        Args:
+            name: What the caller wants to be called.
+            fact: One short sentence about the caller.
+        """
+        note = Note.of(call.line.call_id, name, fact)
+        if note is None:
+            raise ToolError("Nothing was kept: give a name or a fact.")
+        if call.memory is None or not call.memory.note(note):
+            return "This caller cannot be recognised, so nothing was kept: do not promise to remember it."
+        return "Noted for the next calls."  # written in the background, and kept if the store is down
+
+    return [remember_caller]
 
 
 def _end_call(call: Call) -> FunctionTool[Any, Any]:

@@ -240,8 +240,8 @@ async def look_at_index(settings: Settings) -> list[Finding]:
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:
-    """Whether callers can be remembered."""
-    from agent.memory import MemoryUnavailable, open_memory_of
+    """Whether callers can be remembered, and whether some wait for it."""
+    from agent.memory import MemoryUnavailable, open_memory_of, spool
 
     async def ask() -> None:
         async with asyncio.timeout(MEMORY_SECONDS), open_memory_of(settings) as memory:
@@ -256,9 +256,14 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
     except TimeoutError:
         yield Finding("fail", "memory", f"no answer within {MEMORY_SECONDS:g} s", "check AGENT_MEMORY_URL")
     else:
-        yield Finding(
-            "ok", "memory", "nobody is remembered" if settings.memory == "none" else f"{settings.memory} answers"
-        )
+        answers = {
+            "none": "nobody is remembered",
+            "sqlite": f"sqlite answers; other machines do not see {settings.data}, and it has to outlive an update",
+        }
+        yield Finding("ok", "memory", answers.get(settings.memory, f"{settings.memory} answers"))
+    if settings.memory != "none" and (files := spool.waiting(settings)):
+        cure = "a worker (`agent start`) delivers them as soon as the store answers"
+        yield Finding("warn", "memory", f"{len(files)} calls wait in {spool.folder_of(settings)} for the store", cure)
 
 
 # ---------------------------------------------------------------------- the project's files

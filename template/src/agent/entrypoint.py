@@ -23,6 +23,7 @@ from agent.knowledge.beside import local_embedder
 from agent.lifecycle import HANG_UP_SECONDS, Call, OpenFailed, Reason, describe
 from agent.line import JobLine, end_room
 from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
+from agent.memory.delivery import keep_delivering
 from agent.models import ModelsUnavailable, models_of
 from agent.settings import load_settings
 
@@ -113,6 +114,7 @@ class Server(AgentServer):
         self._ledger = telemetry.Ledger(counting=settings.metrics_port != 0)
         logging.getLogger().addHandler(self._ledger)
         self.on("worker_started", self._watch_jobs)
+        delivering = asyncio.create_task(keep_delivering(settings), name="memory delivery")
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0  # livekit-server itself sends no call to a worker that reports 1.0
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
@@ -123,6 +125,8 @@ class Server(AgentServer):
         except Exception:
             self.failed = True
             raise
+        finally:
+            delivering.cancel()
 
     def _watch_jobs(self) -> None:
         self._proc_pool.on("process_closed", self._job_closed)  # private; tests/test_sdk.py tells when it changes

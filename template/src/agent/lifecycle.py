@@ -19,6 +19,7 @@ from opentelemetry import trace
 from agent.line import Caller, Line
 from agent.memory import CallRecord
 from agent.settings import Settings
+from agent.usage import usage_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -540,6 +541,7 @@ class Call:
             seconds=seconds,
             turns=self.turns,
             at=self.began_at,
+            usage=usage_of(self.session),
         )
         self.memory.record(record)
 

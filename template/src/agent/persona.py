@@ -28,7 +28,9 @@ class Persona(CallAgent):
 
     def greeting(self, profile: Profile | None) -> str:
         """The first sentence; `profile` is what is known of a caller who has called before, else None."""
-        return "Welcome back! How can I help you today?" if profile else "Hello! How can I help you?"
+        if profile is None:
+            return "Hello! How can I help you?"
+        return f"Welcome back{f', {profile.name}' if profile.name else ''}! How can I help you today?"
 
     @function_tool
     async def current_time(self) -> str:

@@ -194,17 +194,22 @@ def run_sdk(*arguments: str) -> None:
 
 def forget_caller(caller: str) -> int:
     """Delete what is remembered of `caller`; 0 also for a stranger. Raises SettingsError, MemoryUnavailable."""
-    from agent.memory import keys_of, open_memory_of
+    from agent.memory import MemoryUnavailable, keys_of, open_memory_of, spool
 
     settings = load_settings()
     if settings.memory == "none":
         raise SettingsError(["AGENT_MEMORY_URL=none: this agent remembers nobody"])
 
     async def forget() -> int:
+        try:
+            waiting = spool.forget(settings, keys_of(caller))  # first, or a worker would deliver it afterwards
+        except OSError as error:
+            what = f"what waits for the memory in {spool.folder_of(settings)} cannot be deleted ({error.strerror})"
+            raise MemoryUnavailable(f"{what}: try again as the user who runs the agent") from error
         async with open_memory_of(settings) as memory:
-            return sum([await memory.forget(key) for key in keys_of(caller)]) if memory else 0
+            return waiting + sum([await memory.forget(key) for key in keys_of(caller)]) if memory else waiting
 
     with busy("asking the memory"):
         removed = asyncio.run(forget())
-    tell(f"{removed} turns and calls of {caller} deleted" if removed else f"nothing is remembered of {caller}")
+    tell(f"{removed} turns, calls and facts of {caller} deleted" if removed else f"nothing is remembered of {caller}")
     return 0

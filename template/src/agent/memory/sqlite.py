@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import json
 import logging
 import secrets
 import sqlite3
@@ -12,7 +14,18 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from agent.memory.store import KEPT, RECALLED_TURNS, CallRecord, Memory, MemoryUnavailable, Profile, Turn
+from agent.memory.store import (
+    KEPT,
+    MOST_FACTS,
+    RECALLED_TURNS,
+    CallRecord,
+    Memory,
+    MemoryUnavailable,
+    Note,
+    Profile,
+    Turn,
+    broke_off,
+)
 from agent.memory.thread import SqliteThread
 from agent.settings import Settings
 
@@ -20,9 +33,11 @@ T = TypeVar("T")
 
 log = logging.getLogger("agent.memory")
 
-SCHEMA = 1
+SCHEMA = 2
 LOCKED_SECONDS = 0.25  # a writer holds the file for a millisecond; who waits longer is told, and tries again
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# an open file keeps what it was when it was opened, such as read-only: only opening it anew finds it cured
+STALE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL}
 
 # Every key begins with the caller, so that nothing can be read without naming one.
 TABLES = """
@@ -32,12 +47,19 @@ CREATE TABLE calls(caller TEXT NOT NULL, call TEXT NOT NULL, at REAL NOT NULL,
 CREATE TABLE turns(caller TEXT NOT NULL, call TEXT NOT NULL, item TEXT NOT NULL, at REAL NOT NULL,
                    role TEXT NOT NULL, text TEXT NOT NULL, UNIQUE(caller, call, item));
 """
+# The tables above stay as they are, but for columns at their end: a worker of the release before, which is draining on
+# the same file, goes on writing to them.
+SINCE_2 = """
+ALTER TABLE calls ADD COLUMN usage TEXT;
+CREATE TABLE names(caller TEXT PRIMARY KEY, name TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE facts(caller TEXT NOT NULL, fact TEXT NOT NULL, at REAL NOT NULL, UNIQUE(caller, fact));
+"""
 
 
 @asynccontextmanager
 async def open_memory(settings: Settings) -> AsyncIterator[Memory]:
     """Yield the callers' memory in the data folder and close its file on exit; the first use makes it if need be."""
-    memory = SqliteMemory(settings.data / "memory.db", settings.memory_days)
+    memory = SqliteMemory(settings.data / "memory.db", settings.memory_days, settings.resume_seconds)
     try:
         yield memory
     finally:
@@ -47,8 +69,8 @@ async def open_memory(settings: Settings) -> AsyncIterator[Memory]:
 class SqliteMemory:
     """A `Memory`. A damaged file is moved aside, never deleted, and a new one made."""
 
-    def __init__(self, path: Path, days: float) -> None:
-        self._path, self._days = path, days
+    def __init__(self, path: Path, days: float, resume_seconds: float) -> None:
+        self._path, self._days, self._resume_seconds = path, days, resume_seconds
         self._suspect = False  # whether the file has to be checked thoroughly when it is opened
         self._thread = SqliteThread(path, self._connect)
 
@@ -64,8 +86,8 @@ class SqliteMemory:
         """Read without waiting for other processes' writing."""
 
         def work(db: sqlite3.Connection) -> Profile | None:
-            calls, last = db.execute(
-                "SELECT count(*), max(at) FROM calls JOIN callers USING (caller) WHERE caller = ? AND seen >= ?",
+            (calls,) = db.execute(
+                "SELECT count(*) FROM calls JOIN callers USING (caller) WHERE caller = ? AND seen >= ?",
                 (caller, self._oldest()),
             ).fetchone()
             if not calls:
@@ -74,7 +96,23 @@ class SqliteMemory:
                 "SELECT call, item, role, text, at FROM turns WHERE caller = ? ORDER BY at DESC, rowid DESC LIMIT ?",
                 (caller, RECALLED_TURNS),
             ).fetchall()
-            return Profile(caller, calls, last, [Turn(*row) for row in reversed(newest)])
+            turns = [Turn(*row) for row in reversed(newest)]
+            last, at, reason, seconds = db.execute(
+                "SELECT call, at, reason, seconds FROM calls WHERE caller = ? ORDER BY at DESC, rowid DESC LIMIT 1",
+                (caller,),
+            ).fetchone()
+            ended = max([at + (seconds or 0), *[turn.at for turn in turns if turn.call == last]])
+            name = db.execute("SELECT name FROM names WHERE caller = ?", (caller,)).fetchone()
+            facts = db.execute("SELECT fact FROM facts WHERE caller = ? ORDER BY at, rowid", (caller,))
+            return Profile(
+                caller,
+                calls,
+                last_call=at,
+                turns=turns,
+                name=name and name[0],
+                facts=[fact for (fact,) in facts],
+                resumed=broke_off(reason, ended, self._resume_seconds),
+            )
 
         return await self._run(work, begin="BEGIN")  # reads while another process writes
 
@@ -97,9 +135,9 @@ class SqliteMemory:
         def work(db: sqlite3.Connection) -> None:
             self._heard(db, caller)
             db.execute(
-                "INSERT OR REPLACE INTO calls(caller, call, at, room, reason, seconds, turns) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (caller, call.call, call.at, call.room, call.reason, call.seconds, call.turns),
+                "INSERT OR REPLACE INTO calls(caller, call, at, room, reason, seconds, turns, usage) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
+                (caller, call.call, call.at, call.room, call.reason, call.seconds, call.turns, json.dumps(call.usage)),
             )
             for table in ("calls", "turns"):
                 db.execute(
@@ -111,6 +149,28 @@ class SqliteMemory:
                 "SELECT caller FROM callers WHERE seen < ? LIMIT 100", (self._oldest(),)
             ).fetchall():
                 _delete(db, gone)
+
+        await self._run(work)
+
+    async def note(self, caller: str, note: Note) -> None:
+        """Write the name, the fact and their call in one transaction; delete the oldest facts if there are too many."""
+
+        def work(db: sqlite3.Connection) -> None:
+            self._heard(db, caller)
+            db.execute("INSERT OR IGNORE INTO calls(caller, call, at) VALUES(?, ?, ?)", (caller, note.call, note.at))
+            if note.name:
+                db.execute(
+                    "INSERT INTO names VALUES(?, ?, ?) ON CONFLICT(caller) "
+                    "DO UPDATE SET name = excluded.name, at = excluded.at WHERE excluded.at > at",
+                    (caller, note.name, note.at),
+                )
+            if note.fact:
+                db.execute("INSERT OR IGNORE INTO facts VALUES(?, ?, ?)", (caller, note.fact, note.at))
+                db.execute(
+                    "DELETE FROM facts WHERE rowid IN (SELECT rowid FROM facts WHERE caller = ? "
+                    "ORDER BY at DESC, rowid DESC LIMIT -1 OFFSET ?)",
+                    (caller, MOST_FACTS),
+                )
 
         await self._run(work)
 
@@ -138,6 +198,8 @@ class SqliteMemory:
             try:
                 return transaction(db)
             except sqlite3.DatabaseError as error:
+                if _is_of(error, STALE):
+                    self._thread.disconnect()
                 if not _is_of(error, DAMAGED):
                     raise
                 self._suspect = True
@@ -156,7 +218,7 @@ class SqliteMemory:
         """The caller is there now; one whose time was over begins anew."""
         if db.execute("SELECT 1 FROM callers WHERE caller = ? AND seen < ?", (caller, self._oldest())).fetchone():
             _delete(db, caller)
-        db.execute("INSERT OR REPLACE INTO callers VALUES(?, ?)", (caller, time.time()))
+        db.execute("INSERT OR REPLACE INTO callers(caller, seen) VALUES(?, ?)", (caller, time.time()))
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file, made or replaced if need be; no other process does so meanwhile."""
@@ -186,7 +248,9 @@ class SqliteMemory:
             )
         if version == 0:
             db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        if version < SCHEMA:  # whole or not at all, and what is there stays
+            tables = SINCE_2 if version == 1 else TABLES + SINCE_2
+            db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA}; COMMIT;")
         db.execute("PRAGMA synchronous = NORMAL")  # with WAL a power cut costs the last turns, never the file
         db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
 
@@ -202,7 +266,14 @@ class SqliteMemory:
     def _sentence(self, error: sqlite3.Error | OSError) -> str:
         if isinstance(error, TimeoutError) or _is_of(error, {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}):
             return f"{self._path} is locked by another process: look for one that holds it open"
+        if _is_of(error, {sqlite3.SQLITE_FULL}) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+            return (
+                f"callers cannot be remembered in {self._path}, its disk is full: make room there, "
+                "or set AGENT_DATA_DIR to a folder on another disk"
+            )
         said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        if _is_of(error, {sqlite3.SQLITE_IOERR}):
+            return f"callers cannot be remembered in {self._path}, its disk fails ({said}): the system's log says why"
         return (
             f"callers cannot be remembered in {self._path} ({said}): let this user write to {self._path.parent}, "
             "or set AGENT_DATA_DIR to another folder"
@@ -210,7 +281,8 @@ class SqliteMemory:
 
 
 def _delete(db: sqlite3.Connection, caller: str) -> int:
-    deleted = [db.execute(f"DELETE FROM {table} WHERE caller = ?", (caller,)).rowcount for table in ("turns", "calls")]
+    tables = ("turns", "calls", "facts", "names")
+    deleted = [db.execute(f"DELETE FROM {table} WHERE caller = ?", (caller,)).rowcount for table in tables]
     db.execute("DELETE FROM callers WHERE caller = ?", (caller,))
     return sum(deleted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ STORES = {"sqlite": "agent.memory.sqlite:open_memory", "redis": "agent.memory.re
 
 RECALLED_TURNS = 20  # of all earlier calls, the last ones
 KEPT = 200  # turns, and calls, of one caller
+MOST_FACTS = 20  # of one caller, the newest
+LONGEST_FACT, LONGEST_NAME = 200, 80  # characters
+
+# how the reason of a call begins that broke off: see agent.lifecycle.Reason, which cannot be imported here
+BROKE_OFF = ("caller dropped", "worker died", "job died", "error")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,23 @@ class CallRecord:
     seconds: float
     turns: int
     at: float  # seconds since the epoch, when it began
+    usage: dict[str, int] = field(default_factory=dict)  # what its models were used for: see agent.usage
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a caller wants to be known by: a name, a fact, or both. The newest name counts, and the newest facts."""
+
+    call: str
+    at: float  # seconds since the epoch
+    name: str | None = None
+    fact: str | None = None
+
+    @classmethod
+    def of(cls, call: str, name: str | None, fact: str | None) -> Note | None:
+        """A note of now, each on one line and no longer than is kept; None if there is nothing to note."""
+        name, fact = _line(name, LONGEST_NAME), _line(fact, LONGEST_FACT)
+        return cls(call, time.time(), name, fact) if name or fact else None
 
 
 @dataclass(frozen=True)
@@ -48,6 +71,16 @@ class Profile:
     calls: int  # how many calls are known, at most KEPT
     last_call: float  # seconds since the epoch, when the last of them began
     turns: list[Turn] = field(default_factory=list)  # the last RECALLED_TURNS, oldest first
+    name: str | None = None
+    facts: list[str] = field(default_factory=list)  # at most MOST_FACTS, oldest first
+    resumed: bool = False  # the last call broke off a moment ago, and this one goes on where it was
+
+    @property
+    def cut_off(self) -> list[Turn]:
+        """The turns of the call that is resumed, oldest first."""
+        if not self.resumed or not self.turns or self.turns[-1].at < self.last_call:  # it had none
+            return []
+        return [turn for turn in self.turns if turn.call == self.turns[-1].call]
 
 
 class MemoryUnavailable(Exception):
@@ -76,9 +109,24 @@ class Memory(Protocol):
         """Keep an ended call; the same call again replaces it."""
         ...
 
-    async def forget(self, caller: str) -> int:
-        """Delete everything of a caller; how many turns and calls that were."""
+    async def note(self, caller: str, note: Note) -> None:
+        """Keep a name, unless a newer one is there, and a fact; the same again changes nothing."""
         ...
+
+    async def forget(self, caller: str) -> int:
+        """Delete everything of a caller; how many turns, calls, facts and names that were."""
+        ...
+
+
+def broke_off(reason: str | None, ended: float, within: float) -> bool:
+    """Whether a call that ended then, for that reason, is to be resumed; None is a call that left no record."""
+    return (reason is None or reason.startswith(BROKE_OFF)) and time.time() - ended < within
+
+
+def _line(text: str | None, longest: int) -> str | None:
+    """The text on one line, without what cannot be printed or stored; None if nothing is left."""
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in text or "").split())
+    return words[:longest].rstrip() or None
 
 
 OpenMemory = Callable[[Settings], AbstractAsyncContextManager[Memory]]
