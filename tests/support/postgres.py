@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -60,7 +61,18 @@ class Postgres:
 
     def execute(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for a statement; raises if it fails."""
-        command = [binaries() / "psql", "-X", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url_of(database), "-c", sql]
+        command = [
+            binaries() / "psql",
+            "-X",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.url_of(database),
+            "-c",
+            sql,
+        ]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self) -> None:
@@ -79,21 +91,17 @@ class Postgres:
     def kill(self) -> None:
         """End every process of it at once, as a machine that loses its power does."""
         assert self._process is not None
-        processes = self._processes()
-        for process in processes:
-            process.kill()
+        processes = self._signal(signal.SIGKILL)
         self._process.wait()
         psutil.wait_procs(processes, timeout=10)
 
     def stop(self) -> None:
         """Stop every process of it: it takes connections and says nothing, ever."""
-        for process in self._processes():
-            process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Let it go on after `stop`."""
-        for process in self._processes():
-            process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill it and start it again."""
@@ -106,11 +114,15 @@ class Postgres:
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _processes(self) -> list[psutil.Process]:
+    def _signal(self, number: signal.Signals) -> list[psutil.Process]:
         # the first one is the parent: stopped before its children, it starts no others
         assert self._process is not None
         parent = psutil.Process(self._process.pid)
-        return [parent, *parent.children(recursive=True)]
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return processes
 
     def _run(self, name: str, *arguments: str) -> None:
         command = [binaries() / name, *arguments]
