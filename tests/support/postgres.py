@@ -62,18 +62,7 @@ class Postgres:
 
     def execute(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for a statement; raises if it fails."""
-        command = [
-            binaries() / "psql",
-            "-X",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-d",
-            self.url_of(database),
-            "-c",
-            sql,
-        ]
+        command = [binary("psql"), "-XAt", "-v", "ON_ERROR_STOP=1", "-d", self.url_of(database), "-c", sql]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self) -> None:
