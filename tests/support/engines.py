@@ -1,11 +1,12 @@
-"""A real Valkey for projects that remember in Redis: from the wheel, on loopback, with nothing on disk."""
+"""Real servers for projects that keep something in one: Valkey and PostgreSQL, both from a wheel and on loopback."""
 
 from __future__ import annotations
 
 import atexit
 import functools
 
-from tests.support.projects import CALLED, Project
+from tests.support.postgres import postgres
+from tests.support.projects import CALLED, Answers, Project
 
 
 @functools.cache
@@ -19,9 +20,19 @@ def valkey_url() -> str:
     return f"redis://127.0.0.1:{engine.port}"
 
 
-def redis_for(project: Project) -> dict[str, str]:
-    """The environment that a project needs to find its Redis; nothing for the others."""
-    if project.chosen.memory != "redis":
-        return {}
-    url = f"{valkey_url()}/{CALLED.index(project.chosen)}"  # projects do not know each other's callers
-    return {"AGENT_MEMORY_URL": url, "AGENT_TEST_REDIS_URL": url}
+@functools.cache
+def database_of(chosen: Answers) -> str:
+    """The address of a database in PostgreSQL for projects of these answers."""
+    return postgres().create(str(chosen))
+
+
+def stores_for(project: Project) -> dict[str, str]:
+    """The environment in which a project finds its servers; projects do not know each other's callers and documents."""
+    environment: dict[str, str] = {}
+    if project.chosen.memory == "redis":
+        url = f"{valkey_url()}/{CALLED.index(project.chosen)}"
+        environment |= {"AGENT_MEMORY_URL": url, "AGENT_TEST_REDIS_URL": url}
+    if project.chosen.knowledge == "pgvector":
+        url = database_of(project.chosen)
+        environment |= {"AGENT_KNOWLEDGE_URL": url, "AGENT_TEST_POSTGRES_URL": url}
+    return environment
