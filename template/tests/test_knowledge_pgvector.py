@@ -7,6 +7,7 @@ The server is AGENT_TEST_POSTGRES_URL (its user may create databases there), or 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import os
 import pwd
@@ -21,16 +22,18 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import numpy as np
-import psutil
 import pytest
 from numpy.typing import NDArray
 
 from agent.knowledge import About, Knowledge, KnowledgeUnavailable, index_of, pgvector
 from agent.knowledge.pgvector import PgvectorIndex, schema_of
 from agent.settings import Settings
+
+psutil: Any = importlib.import_module("psutil")  # comes with livekit-agents, its types do not
 
 PASSWORD = "s3cret-passw0rd"
 
