@@ -15,7 +15,7 @@ import yaml
 from tests.support.projects import Answers, Project, render
 from tests.support.templates import ROOT, Template
 
-CHOICES = [Answers("sqlite", "sqlite"), Answers("sqlite", "redis"), Answers("none", "none")]
+CHOICES = [Answers("sqlite", "sqlite"), Answers("pgvector", "redis"), Answers("none", "none")]
 TOOLS = Path(sys.executable).parent
 
 
@@ -109,6 +109,24 @@ def test_memory_in_a_file_outlives_its_pod_and_is_never_shared_by_two(project: P
     in_a_file = project.chosen.memory == "sqlite"
     assert ("PersistentVolumeClaim" in manifest) is in_a_file
     assert (manifest["Deployment"]["spec"]["replicas"] == 1) is in_a_file
+
+
+def test_documents_in_postgresql_are_ingested_before_the_agent_starts(project: Project) -> None:
+    services, manifest = compose(project), kubernetes(project)
+    if project.chosen.knowledge != "pgvector":
+        assert "ingest" not in services
+        assert "Job" not in manifest
+        return
+    agent, ingest = services["agent"], services["ingest"]
+    (pod,) = manifest["Job"]["spec"]["template"]["spec"]["containers"]
+
+    assert ingest["command"] == pod["args"] == ["ingest"]
+    assert agent["depends_on"]["ingest"] == {"condition": "service_completed_successfully"}
+    assert ingest["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert agent["environment"]["AGENT_KNOWLEDGE_URL"] == ingest["environment"]["AGENT_KNOWLEDGE_URL"]
+    assert "ports" not in services["postgres"], "everybody knows its password"
+    container = manifest["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert (pod["image"], pod["envFrom"]) == (container["image"], container["envFrom"])
 
 
 def test_compose_agent_has_the_keys_of_its_server(project: Project) -> None:

