@@ -248,7 +248,8 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (package / "__init__.py").write_text(STAND_IN, encoding="utf-8")
     (package / "common" / "__init__.py").touch()
     (package / "common" / "model_description.py").touch()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), *sys.path]))
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     given = {"home": tmp_path, "data_dir": "data", "knowledge": "sqlite", "embeddings": "local"}
     return Settings.model_validate(given)
 

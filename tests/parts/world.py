@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.chat import Chat
+from agent.knowledge.beside import local_embedder
 from agent.knowledge.ingest import ingest
 from agent.line import Caller
 from agent.memory import open_memory_of
@@ -97,12 +98,17 @@ class Desk:
                 await done(act)
                 said.answers.append(await chat.say(QUESTION))
         assert await chat.close() == ""
-        said.warnings = [record for record in self._records()[before:] if record.levelno >= logging.WARNING]
+        said.warnings = [
+            record
+            for record in self._records()[before:]
+            if record.levelno >= logging.WARNING and record.module != "beside"  # the worker's own
+        ]
         return said
 
     async def ingest(self) -> None:
         """What `agent ingest` does."""
-        await ingest(self.settings)
+        async with local_embedder(self.settings, wait=True, alone=True):
+            await ingest(self.settings)
 
     async def later(self) -> None:
         """What the worker does between calls, once the breakers' few seconds are over."""

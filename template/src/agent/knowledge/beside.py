@@ -92,6 +92,7 @@ class _Keeper:
             stdin=asyncio.subprocess.PIPE,  # which ends with us, and the process with it
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the worker
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # it finds what we find
         )
         assert process.stderr is not None
         said = asyncio.create_task(process.stderr.read())

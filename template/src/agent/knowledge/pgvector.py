@@ -91,7 +91,8 @@ class PgvectorIndex:
                 try:
                     row = await connection.fetchrow(
                         "SELECT about.*, there.* FROM about, LATERAL "
-                        "(SELECT count(*) AS found FROM passages WHERE generation = about.generation) AS there"
+                        "(SELECT count(*) AS found FROM passages WHERE generation = about.generation"
+                        " AND (about.dimension = 0 OR embedding IS NOT NULL)) AS there"
                     )
                 except _NO_INDEX:
                     return None
@@ -149,7 +150,7 @@ class PgvectorKnowledge:
         words, phrase = words_of(question), phrase_of(question)
         with self._database.told(ANSWER_SECONDS):
             made = await self._connections.run(self.prepare) if self._made is None else self._made
-            vector = await self._meaning.of(question) if made.about.dimension else None
+            vector = await self._meaning.of(question)
             return await self._connections.run(
                 lambda connection: self._found(connection, made, words, phrase, vector, limit)
             )
@@ -393,6 +394,11 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
         for number, step in enumerate(LAYOUTS[version:], start=version + 1):
             await connection.execute(step)
             await connection.execute("INSERT INTO layout VALUES($1)", number)
+        if not await connection.fetchval(
+            "SELECT count(*) FROM pg_attribute WHERE attrelid = 'passages'::regclass AND attname = 'embedding'"
+            " AND NOT attisdropped"
+        ):  # it went with the extension, when somebody dropped that
+            await connection.execute("ALTER TABLE passages ADD COLUMN embedding vector")
 
 
 class _Connections:
