@@ -1,0 +1,425 @@
+"""How long a caller waits for the first sound, after joining and after their own words, with every choice of stores.
+
+    PYTHONPATH=template/src python -m benchmarks.turns [--quick]
+
+The template runs in place on a real livekit-server, a worker for every combination of knowledge and memory; Redis and
+PostgreSQL are real too, and are stopped (SIGSTOP) where they are said to stall. All combinations take one call each a
+round, one after another, in an order that is shuffled anew every round; `--quick` only shows that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.calls import Side, TimedCaller
+from benchmarks.report import Progress, describe, finish, has_server, machine, report, workshop
+from benchmarks.run import ratio
+from tests.support.embedding import minilm
+from tests.support.postgres import Postgres
+from tests.support.projects import clean_environment
+from tests.support.redis import RedisServer
+from tests.support.server import LiveKit, livekit_server
+from tests.support.templates import WORK_TREE
+from tests.support.worker import worker
+from tools.history import ROOT
+
+TEMPLATE = ROOT / "template"
+LATE_PERSONA = Path(__file__).with_name("late_persona.py")
+QUESTION, ANSWER = "How much do you spend on parts before you call?", "30 euros on parts"  # the last of its passage
+NOT_NOW = "cannot look that up"
+QUIET_SECONDS = 0.4  # without a sound: a sentence is over; its own pauses are half as long
+
+HEALTHY, STALLED = "healthy", "stalled"
+TURNS = {HEALTHY: 3, STALLED: 2}  # of a call: the stores stall between the third and the fourth
+COMBINATION_SECONDS, LOOKUP_SECONDS = 240.0, 80.0  # rounds go on for as long as another one fits in
+LOOKUPS, FIRST_WORDS = ("before", "tool"), (0.0, 0.4)
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a worker is started with."""
+
+    knowledge: str = "none"
+    memory: str = "none"
+    embeddings: str = "none"
+    lookup: str = "before"
+    first_word: float | None = None  # None: the scripted model as it is
+
+    def __str__(self) -> str:
+        """As the tables have it."""
+        knowledge = self.knowledge + (" by meaning" if self.embeddings == "local" else "")
+        return f"{knowledge} / {self.memory}"
+
+    @property
+    def name(self) -> str:
+        """The agent's name: no two combinations share callers, documents or calls."""
+        late = "" if self.first_word is None else f"-{self.lookup}-{self.first_word * 1000:.0f}"
+        return f"bench-{self.knowledge}-{self.memory}-{self.embeddings}{late}"
+
+
+BARE = Parts()
+COMBINATIONS = (
+    *(Parts(knowledge, memory) for knowledge in ("none", "sqlite", "pgvector") for memory in ("none", "redis")),
+    Parts("sqlite", embeddings="local"),  # what can stall here is the embedder
+)
+LATE = tuple(Parts("sqlite", lookup=lookup, first_word=seconds) for seconds in FIRST_WORDS for lookup in LOOKUPS)
+
+
+# ---------------------------------------------------------------------- workers and what they need
+
+
+class Stores:
+    """A Redis and a PostgreSQL of our own, and the folders that the workers share."""
+
+    def __init__(self, scratch: Path, redis: RedisServer, postgres: Postgres) -> None:
+        self.redis, self.postgres = redis, postgres
+        self.knowledge_url = postgres.create("turns")
+        self.home, self.model, self.late = scratch / "home", minilm(scratch / "minilm"), scratch / "late"
+        self.home.mkdir()
+        shutil.copytree(TEMPLATE / "knowledge", self.home / "knowledge")
+        shutil.copytree(TEMPLATE / "src", self.late, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copyfile(LATE_PERSONA, self.late / "agent" / "persona.py")
+
+    def data(self, parts: Parts) -> Path:
+        """Where a worker writes."""
+        return self.home / f"data-{parts.name}"
+
+    def environment(self, parts: Parts) -> dict[str, str]:
+        """Everything a worker is told."""
+        late = {} if parts.first_word is None else {"BENCH_FIRST_WORD": str(parts.first_word)}
+        return {
+            **late,
+            "PYTHONPATH": str(self.late if late else TEMPLATE / "src"),
+            "AGENT_HOME": str(self.home),
+            "AGENT_DATA_DIR": str(self.data(parts)),
+            "AGENT_NAME": parts.name,
+            "AGENT_IDLE_PROCESSES": "1",
+            "AGENT_KNOWLEDGE": parts.knowledge,
+            "AGENT_KNOWLEDGE_URL": self.knowledge_url,
+            "AGENT_KNOWLEDGE_LOOKUP": parts.lookup,
+            "AGENT_MEMORY_URL": self.redis.url if parts.memory == "redis" else parts.memory,
+            "AGENT_EMBEDDINGS": parts.embeddings,
+            "AGENT_EMBEDDINGS_MODEL": str(self.model) if parts.embeddings == "local" else "",
+        }
+
+    def ingest(self, parts: Parts) -> None:
+        """What an owner does before a worker is started on a shared index."""
+        command = [sys.executable, "-m", "agent", "ingest"]
+        done = subprocess.run(
+            command, env=clean_environment(**self.environment(parts)), cwd=self.home, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"agent ingest exited with {done.returncode}: {done.stderr[-1000:]}")
+
+
+@dataclass
+class Desk(Side):
+    """A running worker of one combination."""
+
+    parts: Parts
+    data: Path
+
+    def embedders(self) -> list[psutil.Process]:
+        """The worker's own, if it has one."""
+        if self.parts.embeddings != "local":
+            return []
+        found = []
+        for process in psutil.Process(self.running.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "agent.knowledge.embedder" in process.cmdline():
+                    found.append(process)
+        return found
+
+    async def another_process(self) -> None:
+        """Wait until the next call's process is there: while it loads, it takes one of the cores."""
+        await self.running.wait_for(
+            lambda _: self._said("process initialized") >= self._said("initializing process"), seconds=60
+        )
+
+    async def between_calls(self) -> None:
+        """Wait until the worker is as it was before its first call, and forget what failed in the last one."""
+        await self.settled()
+        if self.parts.embeddings == "local":  # one that has stalled for long is replaced
+            await asyncio.sleep(0.3)
+            await self.running.wait_for(
+                lambda _: self._said("the local embedder answers") > self._said("the local embedder is started again")
+            )
+        for outage in self.data.glob("*.outage"):
+            outage.unlink(missing_ok=True)
+
+    def _said(self, words: str) -> int:
+        return sum(str(record.get("message")).startswith(words) for record in self.running.records)
+
+
+@asynccontextmanager
+async def desks(server: LiveKit, stores: Stores, wanted: Sequence[Parts]) -> AsyncIterator[list[Desk]]:
+    """Workers of these combinations, all at the same time, each with a caller it knows; ended on exit."""
+    for parts in wanted:
+        if parts.knowledge == "pgvector":
+            await asyncio.to_thread(stores.ingest, parts)
+    async with AsyncExitStack() as stack:
+
+        async def started(parts: Parts) -> Desk:
+            running = await stack.enter_async_context(
+                worker(stores.home, [sys.executable, "-m", "agent"], server, **stores.environment(parts))
+            )
+            return Desk(parts.name, running, server, parts, stores.data(parts))
+
+        opened = await asyncio.gather(*(started(parts) for parts in wanted))
+        for desk in opened:
+            await first_call(desk)
+        yield opened
+
+
+@contextmanager
+def stalled(stores: Stores, desk: Desk) -> Iterator[None]:
+    """Everything that can stall does while this is open: it takes connections, and says nothing."""
+    embedders = desk.embedders()
+    stores.redis.stop()
+    stores.postgres.stop()
+    try:
+        for embedder in embedders:
+            embedder.suspend()
+        yield
+    finally:
+        for embedder in embedders:
+            with suppress(psutil.NoSuchProcess):
+                embedder.resume()
+        stores.postgres.go_on()
+        stores.redis.go_on()
+
+
+# ---------------------------------------------------------------------- what is timed
+
+
+async def quiet(caller: TimedCaller) -> None:
+    """Wait until the agent has not been heard for a moment."""
+    while time.monotonic() - (caller.last_sound_at or 0.0) < QUIET_SECONDS:  # noqa: ASYNC110 -- nothing tells
+        await asyncio.sleep(0.02)
+
+
+async def greeted(caller: TimedCaller) -> float:
+    """Hear the greeting to its end; seconds from before joining until its first sound."""
+    await caller.hear_sound()
+    assert caller.first_sound_at is not None
+    joined_to_sound = caller.first_sound_at - caller.began
+    await caller.hear_text_with("help")
+    await quiet(caller)
+    return joined_to_sound
+
+
+async def turn(caller: TimedCaller) -> Sample:
+    """Ask, and hear the reply to its end; seconds from the caller's words to the first sound, and what it was."""
+    caller.first_sound_at = None
+    caller.sound.clear()
+    asked = time.monotonic()
+    await caller.write(QUESTION)
+    await caller.hear_sound()
+    assert caller.first_sound_at is not None
+    waited = caller.first_sound_at - asked
+    said = await caller.hear_text()
+    await quiet(caller)
+    kinds = {ANSWER: "documents", NOT_NOW: "not now", "I heard": "no documents"}
+    kind = next((kind for words, kind in kinds.items() if words in said), said)
+    return {"seconds": round(waited, 4), "answer": kind}
+
+
+async def first_call(desk: Desk) -> None:
+    """Warm up, and make the caller known."""
+    async with desk.called() as caller:
+        await greeted(caller)
+        await turn(caller)
+    await desk.between_calls()
+
+
+async def measured_call(desk: Desk, stores: Stores, turns: dict[str, int], results: dict[str, Any], at: int) -> None:
+    """A call: greeting, turns, and turns after the stores have stalled."""
+    about = {"parts": str(desk.parts), "round": at}
+    async with desk.called() as caller:
+        waited = await greeted(caller)
+        results["greetings"].append({**about, "stores": HEALTHY, "seconds": round(waited, 4)})
+        await desk.another_process()
+        for number in range(turns[HEALTHY]):
+            results["turns"].append({**about, "stores": HEALTHY, "turn": number, **await turn(caller)})
+        with stalled(stores, desk):
+            for number in range(turns[STALLED]):
+                results["turns"].append({**about, "stores": STALLED, "turn": number, **await turn(caller)})
+    await desk.between_calls()
+
+
+async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], at: int) -> None:
+    """A call that finds the stores stalled; they go on when its first sound was heard."""
+    about = {"parts": str(desk.parts), "round": at, "stores": STALLED}
+    with stalled(stores, desk):
+        async with desk.called() as caller:
+            await caller.hear_sound()
+            assert caller.first_sound_at is not None
+            results["greetings"].append({**about, "seconds": round(caller.first_sound_at - caller.began, 4)})
+    await desk.between_calls()
+
+
+async def lookup_call(desk: Desk, turns: int, results: dict[str, Any], at: int) -> None:
+    """A call: its turns, with the model and the kind of lookup of this desk."""
+    about = {"lookup": desk.parts.lookup, "first word": desk.parts.first_word, "round": at}
+    async with desk.called() as caller:
+        await greeted(caller)
+        await desk.another_process()
+        for number in range(turns):
+            results["lookups"].append({**about, "turn": number, **await turn(caller)})
+    await desk.between_calls()
+
+
+async def rounds(
+    opened: list[Desk], seconds: float, chance: random.Random, call: Callable[[Desk, int], Awaitable[None]]
+) -> int:
+    """Rounds of calls, at least one, for as long as another one fits in; how many."""
+    until, longest, done = time.monotonic() + seconds, 0.0, 0
+    while done == 0 or time.monotonic() + longest < until:
+        began = time.monotonic()
+        for desk in chance.sample(opened, len(opened)):
+            await call(desk, done)
+            Progress.dot()
+        longest = max(longest, time.monotonic() - began)
+        done += 1
+    return done
+
+
+async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
+    """Every raw number, in seconds."""
+    tell, chance = Progress(), random.Random(7)
+    results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE, "question": QUESTION}
+    results |= {"rounds": {}, "greetings": [], "turns": [], "lookups": []}
+    turns = {HEALTHY: 1, STALLED: 1} if quick else TURNS
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(closing(RedisServer("valkey")))
+        stores = Stores(scratch, redis, stack.enter_context(closing(Postgres())))
+        server = await stack.enter_async_context(livekit_server())
+        tell(f"starting {len(COMBINATIONS)} workers")
+        async with desks(server, stores, COMBINATIONS) as opened:
+
+            async def both(desk: Desk, at: int) -> None:
+                await measured_call(desk, stores, turns, results, at)
+                await stalled_greeting(desk, stores, results, at)
+
+            tell("calling, with healthy stores and with stalled ones")
+            results["rounds"]["combinations"] = await rounds(opened, 0 if quick else COMBINATION_SECONDS, chance, both)
+        tell(f"starting {len(LATE)} workers")
+        async with desks(server, stores, LATE) as opened:
+
+            async def asked(desk: Desk, at: int) -> None:
+                await lookup_call(desk, 1 if quick else sum(TURNS.values()), results, at)
+
+            tell("calling, with lookups before the reply and by tool")
+            results["rounds"]["lookups"] = await rounds(opened, 0 if quick else LOOKUP_SECONDS, chance, asked)
+    tell("done")
+    finish(results, tell.seconds)
+    return results
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def of(results: dict[str, Any], kind: str, **wanted: object) -> list[Sample]:
+    """The samples of a kind that have these values, in the order of rounds and turns, so that they make pairs."""
+    keys = {name.replace("_", " "): value for name, value in wanted.items()}
+    found = [sample for sample in results[kind] if all(sample[key] == value for key, value in keys.items())]
+    return sorted(found, key=lambda sample: (sample["round"], sample.get("turn", 0)))
+
+
+def times(samples: Sequence[Sample]) -> list[float]:
+    """How long each took."""
+    return [sample["seconds"] for sample in samples]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, smallest and largest, in milliseconds."""
+    return f"{statistics.median(values) * 1000:.0f} ms ({min(values) * 1000:.0f} to {max(values) * 1000:.0f})"
+
+
+def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The ratio of the medians and its interval."""
+    middle, low, high = ratio(ours, theirs)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    counts = results["rounds"]
+
+    def rows(kind: str) -> Iterator[str]:
+        for parts in COMBINATIONS:
+            cells = [str(parts)]
+            for state in (HEALTHY, STALLED):
+                samples = of(results, kind, parts=str(parts), stores=state)
+                bare = of(results, kind, parts=str(BARE), stores=state)
+                cells += [spread(times(samples)), "" if parts == BARE else compared(times(samples), times(bare))]
+                if kind == "turns" and state == STALLED:
+                    answered = sum(sample["answer"] == "documents" for sample in samples)
+                    cells.append("" if parts.knowledge == "none" else f"{answered} of {len(samples)}")
+            yield f"| {' | '.join(cells)} |"
+
+    lines = [
+        f"{describe(results)} {counts['combinations']} rounds of every combination, {counts['lookups']} of the lookups.",
+        "",
+        "| knowledge / memory: words to sound | healthy | of none / none (95 %) | stores stalled | of none / none (95 %) "
+        "| answered from documents then |",
+        "|---|---|---|---|---|---|",
+        *rows("turns"),
+        "",
+        "| knowledge / memory: join to sound | healthy | of none / none (95 %) | stalled before the call "
+        "| of none / none (95 %) |",
+        "|---|---|---|---|---|",
+        *rows("greetings"),
+        "",
+        "| the model's first word comes after | looked up before the reply | by a tool | tool to before (95 %) |",
+        "|---|---|---|---|",
+    ]
+    for seconds in FIRST_WORDS:
+        before, tool = (times(of(results, "lookups", lookup=lookup, first_word=seconds)) for lookup in LOOKUPS)
+        lines.append(f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} | {compared(tool, before)} |")
+    wrong = [sample for sample in results["turns"] + results["lookups"] if unexpected(sample)]
+    lines += ["", f"Replies other than they should be: {len(wrong) or 'none'}."]
+    return "\n".join(lines)
+
+
+def unexpected(sample: Sample) -> bool:
+    """Whether a reply is not what the documents have, although they could be asked, or nothing that is ever said."""
+    knows = sample.get("parts", "sqlite").split(" ")[0]
+    if knows == "none":
+        return bool(sample["answer"] != "no documents")
+    if sample.get("stores") == STALLED and knows == "pgvector":
+        return bool(sample["answer"] != "not now")
+    return bool(sample["answer"] != "documents")
+
+
+def main() -> int:
+    """Measure and report; 1 where no server can be had."""
+    parser = argparse.ArgumentParser(description="Measure how long callers wait, with every choice of stores.")
+    parser.add_argument("--quick", action="store_true", help="one round of one turn, and keep nothing")
+    quick: bool = parser.parse_args().quick
+    if not has_server():
+        return 1
+    with workshop() as scratch:
+        results = asyncio.run(measure(scratch, quick=quick))
+    report("turns", results, table, quick=quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
