@@ -41,11 +41,12 @@ TEMPLATE = ROOT / "template"
 LATE_PERSONA = Path(__file__).with_name("late_persona.py")
 QUESTION, ANSWER = "How much do you spend on parts before you call?", "30 euros on parts"  # the last of its passage
 NOT_NOW = "cannot look that up"
-QUIET_SECONDS = 0.4  # without a sound: a sentence is over; its own pauses are half as long
+QUIET_SECONDS = 0.3  # without a sound: a reply is over; its own pauses are shorter
 
 HEALTHY, STALLED = "healthy", "stalled"
 TURNS = {HEALTHY: 3, STALLED: 2}  # of a call: the stores stall between the third and the fourth
-COMBINATION_SECONDS, LOOKUP_SECONDS = 240.0, 80.0  # rounds go on for as long as another one fits in
+COMBINATION_SECONDS, LOOKUP_SECONDS = 300.0, 100.0  # rounds go on for as long as another one fits in
+LOOKUP_TURNS = 4
 LOOKUPS, FIRST_WORDS = ("before", "tool"), (0.0, 0.4)
 
 Sample = dict[str, Any]
@@ -182,9 +183,11 @@ async def desks(server: LiveKit, stores: Stores, wanted: Sequence[Parts]) -> Asy
             return Desk(parts.name, running, server, parts, stores.data(parts))
 
         opened = await asyncio.gather(*(started(parts) for parts in wanted))
-        for desk in opened:
-            await first_call(desk)
-        yield opened
+        await asyncio.gather(*(first_call(desk) for desk in opened))
+        try:
+            yield opened
+        finally:
+            await asyncio.gather(*(desk.running.stop() for desk in opened))
 
 
 @contextmanager
@@ -323,7 +326,7 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
         async with desks(server, stores, LATE) as opened:
 
             async def asked(desk: Desk, at: int) -> None:
-                await lookup_call(desk, 1 if quick else sum(TURNS.values()), results, at)
+                await lookup_call(desk, 1 if quick else LOOKUP_TURNS, results, at)
 
             tell("calling, with lookups before the reply and by tool")
             results["rounds"]["lookups"] = await rounds(opened, 0 if quick else LOOKUP_SECONDS, chance, asked)
@@ -375,15 +378,16 @@ def table(results: dict[str, Any]) -> str:
             yield f"| {' | '.join(cells)} |"
 
     lines = [
-        f"{describe(results)} {counts['combinations']} rounds of every combination, {counts['lookups']} of the lookups.",
+        f"{describe(results)} Rounds of calls: {counts['combinations']} of every combination,"
+        f" {counts['lookups']} of the lookups.",
         "",
-        "| knowledge / memory: words to sound | healthy | of none / none (95 %) | stores stalled | of none / none (95 %) "
-        "| answered from documents then |",
+        "| knowledge / memory: words to sound | healthy | to none / none (95 %) | stores stalled "
+        "| to none / none (95 %) | answered from documents then |",
         "|---|---|---|---|---|---|",
         *rows("turns"),
         "",
-        "| knowledge / memory: join to sound | healthy | of none / none (95 %) | stalled before the call "
-        "| of none / none (95 %) |",
+        "| knowledge / memory: join to sound | healthy | to none / none (95 %) | stalled before the call "
+        "| to none / none (95 %) |",
         "|---|---|---|---|---|",
         *rows("greetings"),
         "",
