@@ -49,6 +49,13 @@ bench: $(STAMP)  ## measure: copy time, first audio, free slots, every end in si
 	@$(PY) -m benchmarks.shapes
 	@$(PY) -m benchmarks.plots
 
+bench-parts: export PYTHONPATH := template/src
+bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 40 minutes
+	@$(PY) -m benchmarks.knowledge
+	@$(PY) -m benchmarks.turns
+	@$(PY) -m benchmarks.writes
+	@$(PY) -m benchmarks.plots
+
 bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers restarted while people call: 20 minutes
 	@$(PY) -m benchmarks.soak; soak=$$?; $(PY) -m benchmarks.rolling && rolling=0 || rolling=1; \
 		$(PY) -m benchmarks.plots && exit $$(( soak | rolling ))
@@ -70,4 +77,4 @@ constraints: $(UV)  ## resolve and pin the test environment anew
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo check test test-all canary bench bench-long ownership history release constraints clean
+.PHONY: help env demo check test test-all canary bench bench-parts bench-long ownership history release constraints clean

@@ -6,6 +6,7 @@ python -m benchmarks.plots
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks import shapes
+from benchmarks import shapes, turns
 from benchmarks.report import PLOTS, Results, newest
 
 GREY, FAINT = "#57606a", "#d0d7de"
@@ -34,6 +35,8 @@ COLOURS = {  # told apart by the colour-blind, too; ours stands out
     "copied cure": "#8c8c8c",
 }
 WORKERS = ["#0969da", "#e69f00"]  # A and B
+STATES = {turns.HEALTHY: "#0969da", turns.STALLED: "#e69f00"}
+INGESTS = {"first": "#0969da", "one changed": "#56b4e9", "unchanged": "#e69f00"}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -202,10 +205,78 @@ def draw_rolling(results: Results) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------------- turns
+
+
+def draw_turns(results: Results) -> Figure:
+    """How long callers wait after their words, and after joining: a bar is a median, a dot one turn or one call."""
+    names = [str(parts) for parts in turns.COMBINATIONS]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.55 * len(names) + 1.8), sharey=True, layout="constrained")
+    titles = {"turns": "ms from words to sound", "greetings": "ms from joining to sound"}
+    for axis, (kind, title) in zip(axes, titles.items(), strict=True):
+        axis.set_title(title)
+        axis.grid(axis="x", zorder=0)
+        for place, name in enumerate(names):
+            for at, (state, colour) in zip((place - 0.2, place + 0.2), STATES.items(), strict=True):
+                taken = turns.of(results, kind, parts=name, stores=state)
+                took = [1000 * seconds for seconds in turns.times(taken)]
+                middle = statistics.median(took)
+                axis.barh(at, middle, height=0.36, color=colour, zorder=2)
+                axis.plot(took, [at] * len(took), "o", color="black", markersize=2.5, alpha=0.5, zorder=3)
+                axis.annotate(
+                    f"{middle:.0f}", (max(took), at), (5, 0), textcoords="offset points", va="center", size=7.5
+                )
+        axis.set_xlim(left=0)
+        axis.margins(x=0.12)
+        for place in range(1, len(names)):
+            axis.axhline(place - 0.5, color=FAINT, linewidth=0.8)
+    axes[0].set_yticks(range(len(names)), names, color="black")
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    axes[0].tick_params(axis="y", length=0)
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in STATES.values()]
+    labels = ["stores healthy", "stores stalled (for words) or stalled before the call (for joining)"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure
+
+
+# ---------------------------------------------------------------------- documents
+
+
+def draw_ingests(results: Results) -> Figure:
+    """How long an ingest takes, of everything, of one changed document, and of nothing new."""
+    rows = [(f"{int(size):,}, {kind}", run) for size, kinds in results["sizes"].items() for kind, run in kinds.items()]
+    figure, axis = plt.subplots(figsize=(9, 0.6 * len(rows) + 1.8), layout="constrained")
+    axis.set_xscale("log")
+    axis.set_title("seconds of an ingest, by passages, embeddings and store")
+    axis.grid(axis="x", zorder=0)
+    largest = max(run[name]["seconds"] for _, run in rows for name in INGESTS)
+    axis.set_xlim(0.1, largest * 3)
+    ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if tick < largest * 3]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.tick_params(axis="x", which="minor", length=0)
+    for place, (_, run) in enumerate(rows):
+        for at, (name, colour) in zip((place - 0.27, place, place + 0.27), INGESTS.items(), strict=True):
+            seconds = run[name]["seconds"]
+            axis.barh(at, seconds, height=0.25, color=colour, zorder=2)
+            axis.text(seconds * 1.05, at, readable(seconds), va="center", size=7.5, color="black", zorder=3)
+        if place:
+            axis.axhline(place - 0.5, color=FAINT, linewidth=0.8)
+    axis.set_yticks(range(len(rows)), [name if "pgvector" in name else f"{name}, sqlite" for name, _ in rows])
+    axis.tick_params(axis="y", length=0, labelcolor="black")
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in INGESTS.values()]
+    figure.legend(
+        handles, ["everything", "one document changed", "nothing changed"], loc="outside upper center", ncols=3
+    )
+    return figure
+
+
 DRAWINGS: dict[str, Callable[[Results], Figure]] = {
     "shapes": draw_shapes,
     "soak": draw_soak,
     "rolling": draw_rolling,
+    "turns": draw_turns,
+    "knowledge": draw_ingests,
 }
 
 

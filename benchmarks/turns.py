@@ -398,7 +398,8 @@ def table(results: dict[str, Any]) -> str:
         before, tool = (times(of(results, "lookups", lookup=lookup, first_word=seconds)) for lookup in LOOKUPS)
         lines.append(f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} | {compared(tool, before)} |")
     wrong = [sample for sample in results["turns"] + results["lookups"] if unexpected(sample)]
-    lines += ["", f"Replies other than they should be: {len(wrong) or 'none'}."]
+    lines += ["", f"Replies other than they should be: {len(wrong) or 'none'}.", ""]
+    lines += ["![How long callers wait, with every choice of stores](plots/turns.png)"]
     return "\n".join(lines)
 
 
