@@ -35,7 +35,17 @@ COLOURS = {  # told apart by the colour-blind, too; ours stands out
     "copied cure": "#8c8c8c",
 }
 WORKERS = ["#0969da", "#e69f00"]  # A and B
-STATES = {turns.HEALTHY: "#0969da", turns.STALLED: "#e69f00"}
+STATES: dict[str, tuple[str, dict[str, dict[str, object]]]] = {  # of the stores: colour, and the samples by panel
+    "stores healthy": (
+        "#0969da",
+        {"turns": {"stores": turns.HEALTHY}, "greetings": {"stores": turns.HEALTHY}},
+    ),
+    "stalled: first turn, or before the call": (
+        "#e69f00",
+        {"turns": {"stores": turns.STALLED, "turn": 0}, "greetings": {"stores": turns.STALLED}},
+    ),
+    "stalled: next turn": ("#f6d58e", {"turns": {"stores": turns.STALLED, "turn": 1}}),
+}
 INGESTS = {"first": "#0969da", "one changed": "#56b4e9", "unchanged": "#e69f00"}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -211,31 +221,31 @@ def draw_rolling(results: Results) -> Figure:
 def draw_turns(results: Results) -> Figure:
     """How long callers wait after their words, and after joining: a bar is a median, a dot one turn or one call."""
     names = [str(parts) for parts in turns.COMBINATIONS]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.55 * len(names) + 1.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.65 * len(names) + 1.8), sharey=True, layout="constrained")
     titles = {"turns": "ms from words to sound", "greetings": "ms from joining to sound"}
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         axis.set_title(title)
         axis.grid(axis="x", zorder=0)
+        shown = [(colour, wanted[kind]) for colour, wanted in STATES.values() if kind in wanted]
+        thickness, longest = 0.8 / len(shown), 0.0
         for place, name in enumerate(names):
-            for at, (state, colour) in zip((place - 0.2, place + 0.2), STATES.items(), strict=True):
-                taken = turns.of(results, kind, parts=name, stores=state)
-                took = [1000 * seconds for seconds in turns.times(taken)]
-                middle = statistics.median(took)
-                axis.barh(at, middle, height=0.36, color=colour, zorder=2)
+            for number, (colour, wanted) in enumerate(shown):
+                at = place + (number - (len(shown) - 1) / 2) * thickness
+                took = [1000 * seconds for seconds in turns.times(turns.of(results, kind, parts=name, **wanted))]
+                middle, longest = statistics.median(took), max(longest, *took)
+                axis.barh(at, middle, height=thickness * 0.9, color=colour, zorder=2)
                 axis.plot(took, [at] * len(took), "o", color="black", markersize=2.5, alpha=0.5, zorder=3)
-                axis.annotate(
-                    f"{middle:.0f}", (max(took), at), (5, 0), textcoords="offset points", va="center", size=7.5
-                )
-        axis.set_xlim(left=0)
-        axis.margins(x=0.12)
+                offset = {"xytext": (5, 0), "textcoords": "offset points"}
+                axis.annotate(f"{middle:.0f}", (max(took), at), va="center", size=7.5, **offset)
+        axis.set_xlim(0, longest * 1.1)
+        axis.tick_params(axis="y", length=0)
         for place in range(1, len(names)):
             axis.axhline(place - 0.5, color=FAINT, linewidth=0.8)
     axes[0].set_yticks(range(len(names)), names, color="black")
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    axes[0].tick_params(axis="y", length=0)
-    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in STATES.values()]
-    labels = ["stores healthy", "stores stalled (for words) or stalled before the call (for joining)"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    axes[0].set_ylabel("knowledge / memory")
+    handles = [Rectangle((0, 0), 1, 1, color=colour) for colour, _ in STATES.values()]
+    figure.legend(handles, list(STATES), loc="outside upper center", ncols=len(STATES))
     return figure
 
 

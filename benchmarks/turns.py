@@ -18,12 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from livekit import api
 
 from benchmarks.calls import Side, TimedCaller
 from benchmarks.report import Progress, describe, finish, has_server, machine, report, workshop
@@ -147,6 +148,15 @@ class Desk(Side):
                     found.append(process)
         return found
 
+    @asynccontextmanager
+    async def talking(self) -> AsyncIterator[TimedCaller]:
+        """A call whose room is deleted at its end: a server takes seconds to tell of somebody who hangs up."""
+        async with self.called() as caller:
+            yield caller
+            async with self.server.api() as client:
+                with suppress(api.TwirpError):
+                    await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
+
     async def another_process(self) -> None:
         """Wait until the next call's process is there: while it loads, it takes one of the cores."""
         await self.running.wait_for(
@@ -245,7 +255,7 @@ async def turn(caller: TimedCaller) -> Sample:
 
 async def first_call(desk: Desk) -> None:
     """Warm up, and make the caller known."""
-    async with desk.called() as caller:
+    async with desk.talking() as caller:
         await greeted(caller)
         await turn(caller)
     await desk.between_calls()
@@ -254,7 +264,7 @@ async def first_call(desk: Desk) -> None:
 async def measured_call(desk: Desk, stores: Stores, turns: dict[str, int], results: dict[str, Any], at: int) -> None:
     """A call: greeting, turns, and turns after the stores have stalled."""
     about = {"parts": str(desk.parts), "round": at}
-    async with desk.called() as caller:
+    async with desk.talking() as caller:
         waited = await greeted(caller)
         results["greetings"].append({**about, "stores": HEALTHY, "seconds": round(waited, 4)})
         await desk.another_process()
@@ -269,9 +279,11 @@ async def measured_call(desk: Desk, stores: Stores, turns: dict[str, int], resul
 async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], at: int) -> None:
     """A call that finds the stores stalled; they go on when its first sound was heard."""
     about = {"parts": str(desk.parts), "round": at, "stores": STALLED}
-    with stalled(stores, desk):
-        async with desk.called() as caller:
+    with ExitStack() as until_heard:
+        until_heard.enter_context(stalled(stores, desk))
+        async with desk.talking() as caller:
             await caller.hear_sound()
+            until_heard.close()
             assert caller.first_sound_at is not None
             results["greetings"].append({**about, "seconds": round(caller.first_sound_at - caller.began, 4)})
     await desk.between_calls()
@@ -280,7 +292,7 @@ async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], 
 async def lookup_call(desk: Desk, turns: int, results: dict[str, Any], at: int) -> None:
     """A call: its turns, with the model and the kind of lookup of this desk."""
     about = {"lookup": desk.parts.lookup, "first word": desk.parts.first_word, "round": at}
-    async with desk.called() as caller:
+    async with desk.talking() as caller:
         await greeted(caller)
         await desk.another_process()
         for number in range(turns):
@@ -308,7 +320,7 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     tell, chance = Progress(), random.Random(7)
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE, "question": QUESTION}
     results |= {"rounds": {}, "greetings": [], "turns": [], "lookups": []}
-    turns = {HEALTHY: 1, STALLED: 1} if quick else TURNS
+    turns = {**TURNS, HEALTHY: 1} if quick else TURNS
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(closing(RedisServer("valkey")))
         stores = Stores(scratch, redis, stack.enter_context(closing(Postgres())))
@@ -365,31 +377,37 @@ def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     counts = results["rounds"]
 
-    def rows(kind: str) -> Iterator[str]:
-        for parts in COMBINATIONS:
-            cells = [str(parts)]
-            for state in (HEALTHY, STALLED):
-                samples = of(results, kind, parts=str(parts), stores=state)
-                bare = of(results, kind, parts=str(BARE), stores=state)
-                cells += [spread(times(samples)), "" if parts == BARE else compared(times(samples), times(bare))]
-                if kind == "turns" and state == STALLED:
-                    answered = sum(sample["answer"] == "documents" for sample in samples)
-                    cells.append("" if parts.knowledge == "none" else f"{answered} of {len(samples)}")
-            yield f"| {' | '.join(cells)} |"
+    def cells(kind: str, parts: Parts, **wanted: object) -> Iterator[str]:
+        samples = of(results, kind, parts=str(parts), **wanted)
+        bare = of(results, kind, parts=str(BARE), **wanted)
+        yield spread(times(samples))
+        yield "" if parts == BARE else compared(times(samples), times(bare))
+
+    def turns_of(parts: Parts) -> str:
+        stalls = [cell for turn in range(TURNS[STALLED]) for cell in cells("turns", parts, stores=STALLED, turn=turn)]
+        there = of(results, "turns", parts=str(parts), stores=STALLED)
+        answered = f"{sum(sample['answer'] == 'documents' for sample in there)} of {len(there)}"
+        last = "" if parts.knowledge == "none" else answered
+        return f"| {' | '.join([str(parts), *cells('turns', parts, stores=HEALTHY), *stalls, last])} |"
+
+    def greetings_of(parts: Parts) -> str:
+        both = [cell for state in (HEALTHY, STALLED) for cell in cells("greetings", parts, stores=state)]
+        return f"| {' | '.join([str(parts), *both])} |"
 
     lines = [
         f"{describe(results)} Rounds of calls: {counts['combinations']} of every combination,"
         f" {counts['lookups']} of the lookups.",
         "",
-        "| knowledge / memory: words to sound | healthy | to none / none (95 %) | stores stalled "
-        "| to none / none (95 %) | answered from documents then |",
-        "|---|---|---|---|---|---|",
-        *rows("turns"),
+        "| knowledge / memory: words to sound | healthy | to none / none (95 %) "
+        "| stores stalled: first turn | to none / none (95 %) | next turn | to none / none (95 %) "
+        "| answered from documents then |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(turns_of, COMBINATIONS),
         "",
         "| knowledge / memory: join to sound | healthy | to none / none (95 %) | stalled before the call "
         "| to none / none (95 %) |",
         "|---|---|---|---|---|",
-        *rows("greetings"),
+        *map(greetings_of, COMBINATIONS),
         "",
         "| the model's first word comes after | looked up before the reply | by a tool | tool to before (95 %) |",
         "|---|---|---|---|",
