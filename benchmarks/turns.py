@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -93,6 +95,7 @@ class Stores:
         self.redis, self.postgres = redis, postgres
         self.knowledge_url = postgres.create("turns")
         self.home, self.model, self.late = scratch / "home", minilm(scratch / "minilm"), scratch / "late"
+        self._ports = itertools.count(21_000)  # below those that connections are given while several workers start
         self.home.mkdir()
         shutil.copytree(TEMPLATE / "knowledge", self.home / "knowledge")
         shutil.copytree(TEMPLATE / "src", self.late, ignore=shutil.ignore_patterns("__pycache__"))
@@ -101,6 +104,13 @@ class Stores:
     def data(self, parts: Parts) -> Path:
         """Where a worker writes."""
         return self.home / f"data-{parts.name}"
+
+    def port(self) -> str:
+        """A port that is free, and given to nobody else."""
+        for port in self._ports:
+            with suppress(OSError), socket.create_server(("", port)):
+                return str(port)
+        raise AssertionError("there is always another number")
 
     def environment(self, parts: Parts) -> dict[str, str]:
         """Everything a worker is told."""
@@ -184,11 +194,12 @@ async def desks(server: LiveKit, stores: Stores, wanted: Sequence[Parts]) -> Asy
     for parts in wanted:
         if parts.knowledge == "pgvector":
             await asyncio.to_thread(stores.ingest, parts)
+    command = [sys.executable, "-m", "agent"]
     async with AsyncExitStack() as stack:
 
         async def started(parts: Parts) -> Desk:
             running = await stack.enter_async_context(
-                worker(stores.home, [sys.executable, "-m", "agent"], server, **stores.environment(parts))
+                worker(stores.home, command, server, AGENT_PORT=stores.port(), **stores.environment(parts))
             )
             return Desk(parts.name, running, server, parts, stores.data(parts))
 

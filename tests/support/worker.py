@@ -140,7 +140,7 @@ async def worker(
     project: Path, command: Sequence[str], server: LiveKit, *, verb: str = "start", **environment: str
 ) -> AsyncIterator[Worker]:
     """`command` + `verb` run in `project`, registered with `server`, keyless; ended on exit."""
-    port = free_port()
+    port = int(environment.get("AGENT_PORT") or free_port())
     keyless = {"AGENT_MODELS": "scripted", "AGENT_PORT": str(port), "AGENT_MAX_LOAD": "inf"}
     defaults = {**server.environment, **keyless}
     process = await asyncio.create_subprocess_exec(
