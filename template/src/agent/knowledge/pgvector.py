@@ -117,7 +117,6 @@ class PgvectorIndex:
                 await writer.finish()
                 await transaction.commit()
                 await writer.tidy()
-                await connection.close(timeout=ANSWER_SECONDS)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
@@ -347,7 +346,7 @@ class PgvectorWriter:
         """After the commit, without keeping readers waiting; left undone, the next ingest does it."""
         if not self._changed:
             return
-        with suppress(asyncpg.PostgresError):
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             for row in await self._connection.fetch(
                 "SELECT indexname FROM pg_indexes WHERE schemaname = $1 AND starts_with(indexname, 'passages_near_')"
                 " AND indexname <> $2",
@@ -384,6 +383,10 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
     if not await connection.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = $1", database.schema):
         await connection.execute(f"CREATE SCHEMA {database.schema}")
     await database.settle(connection)
+    if not await connection.fetchval("SELECT to_regtype('vector') IS NOT NULL"):
+        raise KnowledgeUnavailable(
+            f"{database.where} has the extension vector in a schema that this user may not use: grant it USAGE there"
+        )
     async with connection.transaction():
         await connection.execute("CREATE TABLE IF NOT EXISTS layout(version integer NOT NULL)")
         version = await connection.fetchval("SELECT coalesce(max(version), 0) FROM layout")
@@ -542,7 +545,7 @@ class _Database:
             "53300": "takes no more connections: raise its max_connections, or put a pooler before it",
             "53100": "has no space left on its disk: make room there",
             "25006": "may only be read: write the address of the primary into AGENT_KNOWLEDGE_URL",
-            "42501": "lets this user not do that: grant it CREATE there, or ingest as the user who did before",
+            "42501": f"refuses this user the schema {self.schema}: grant it (to ingest, CREATE on the database)",
             "55P03": f"is being ingested into for {LOCK_SECONDS:g} s already: wait, or end that ingest",
             "22000": "has vectors of another model: run `agent ingest`",
             "26000": "is behind a pooler that mixes sessions: have it pool by session",
