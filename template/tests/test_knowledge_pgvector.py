@@ -385,6 +385,28 @@ async def test_another_model_makes_every_passage_anew(
     )
 
 
+@pytest.mark.parametrize("embedder", [None, Hashed(dimension=8)], ids=["words", "words and meaning"])
+async def test_many_new_passages_are_sorted_anew_beside_those_that_are_kept(
+    settings: Settings, index: PgvectorIndex, embedder: Hashed | None
+) -> None:
+    pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
+    await ingest(index, {**DOCUMENTS, **pages}, embedder)
+    await index.about()
+    assert await ingest(index, pages, embedder, keep=["visit.md"]) == [2]
+
+    assert (await found_by(index, "parking", embedder))[0] == PARKING[0]
+    assert "Tickets" not in str(await found_by(index, "refund", embedder))
+    about = await index.about()
+    assert about is not None
+    assert len(about.digests) == 31
+    async with raw(settings.knowledge_url.get_secret_value()) as connection:
+        schema = schema_of(settings.name)
+        found = await connection.fetch(f"SELECT generation, count(*) FROM {schema}.passages GROUP BY generation")
+        near = await connection.fetch("SELECT 1 FROM pg_indexes WHERE schemaname = $1 AND indexdef ~ 'hnsw'", schema)
+    assert [row["count"] for row in found] == [602]
+    assert len(near) == (1 if embedder else 0)
+
+
 async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(
     settings: Settings, index: PgvectorIndex
 ) -> None:
