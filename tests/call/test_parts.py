@@ -137,6 +137,9 @@ async def test_one_embedder_serves_all_calls_and_is_started_again_when_it_is_kil
         assert again.pid != process.pid
     for room in rooms:
         assert (await stage.running.ended(room))["reason"] == "caller left"
+        call = await stage.spans.call(room)
+        spans = [span for span in stage.spans.spans if span.trace == call.trace and span.name == "look up"]
+        assert "opening-hours.md" in str(spans[0].attributes["passages"])
     await stage.running.stop()
     await asyncio.to_thread(psutil.wait_procs, [again], timeout=10)
     assert not again.is_running()
