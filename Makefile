@@ -35,9 +35,10 @@ test: check  ## what CI runs: check, then every generation test that needs no lo
 	@$(PY) -m tests.support.server
 	@$(PY) -m pytest -n 2 --dist loadgroup -m "not slow"
 
-test-all: check  ## everything: the slow ends and every combination too
+test-all: check  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
 	@$(PY) -m tests.support.server
 	@$(PY) -m pytest -n 2 --dist loadgroup
+	@ENDS_STORES=pgvector-redis $(PY) -m pytest -n 2 --dist loadgroup tests/call/test_ends.py tests/call/test_slow_ends.py
 
 canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents that a project takes
 	@$(PY) -m tests.support.server

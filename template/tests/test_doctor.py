@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib.util
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from agent.__main__ import main
 from agent.doctor import SDK
 from agent.memory import Note, spool
 from agent.settings import load_settings
+from tests.embeddings_server import EmbeddingsServer, embeddings_server
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 needs_index = pytest.mark.skipif(
@@ -195,6 +198,51 @@ def test_documents_and_their_index_are_looked_at(doctor: Doctor, home: Path, mon
     assert before.about("documents")[1].startswith("ok 1 in ")
     assert before.about("index")[0].startswith("warn ")
     assert after.about("index") == ["ok up to date"]
+
+
+@pytest.fixture
+def embeddings() -> Iterator[EmbeddingsServer]:
+    """A server beside the command, which has an event loop of its own."""
+    ready, over = Future[EmbeddingsServer](), threading.Event()
+
+    async def serve() -> None:
+        async with embeddings_server() as server:
+            ready.set_result(server)
+            await asyncio.to_thread(over.wait)
+
+    serving = threading.Thread(target=lambda: asyncio.run(serve()))
+    serving.start()
+    yield ready.result(10)
+    over.set()
+    serving.join()
+
+
+@needs_index
+def test_without_an_embedder_doctor_says_what_that_costs(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    [line] = doctor().about("embedder")
+    assert line.startswith("ok documents are found by their words alone")
+    assert "AGENT_EMBEDDINGS" in line
+
+
+@needs_index
+def test_an_embedder_is_asked_how_long_it_takes(
+    doctor: Doctor, embeddings: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    monkeypatch.setenv("AGENT_EMBEDDINGS", embeddings.url)
+    monkeypatch.setenv("AGENT_KNOWLEDGE_SECONDS", "30")
+    quick = doctor()
+    monkeypatch.setenv("AGENT_KNOWLEDGE_SECONDS", "0.0001")
+    slow = doctor()
+    embeddings.status = 401
+    refused = doctor()
+
+    assert "answers with 4 numbers" in quick.about("embedder")[0]
+    assert (slow.code, slow.about("embedder")[0][:4]) == (0, "warn")
+    assert "raise AGENT_KNOWLEDGE_SECONDS" in slow.about("embedder")[0]
+    assert (refused.code, refused.about("embedder")[0][:4]) == (1, "fail")
+    assert "AGENT_EMBEDDINGS_KEY" in refused.about("embedder")[0]
 
 
 @needs_index

@@ -385,6 +385,28 @@ async def test_another_model_makes_every_passage_anew(
     )
 
 
+@pytest.mark.parametrize("embedder", [None, Hashed(dimension=8)], ids=["words", "words and meaning"])
+async def test_many_new_passages_are_sorted_anew_beside_those_that_are_kept(
+    settings: Settings, index: PgvectorIndex, embedder: Hashed | None
+) -> None:
+    pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
+    await ingest(index, {**DOCUMENTS, **pages}, embedder)
+    await index.about()
+    assert await ingest(index, pages, embedder, keep=["visit.md"]) == [2]
+
+    assert (await found_by(index, "parking", embedder))[0] == PARKING[0]
+    assert "Tickets" not in str(await found_by(index, "refund", embedder))
+    about = await index.about()
+    assert about is not None
+    assert len(about.digests) == 31
+    async with raw(settings.knowledge_url.get_secret_value()) as connection:
+        schema = schema_of(settings.name)
+        found = await connection.fetch(f"SELECT generation, count(*) FROM {schema}.passages GROUP BY generation")
+        near = await connection.fetch("SELECT 1 FROM pg_indexes WHERE schemaname = $1 AND indexdef ~ 'hnsw'", schema)
+    assert [row["count"] for row in found] == [602]
+    assert len(near) == (1 if embedder else 0)
+
+
 async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(
     settings: Settings, index: PgvectorIndex
 ) -> None:
@@ -409,7 +431,7 @@ async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(
 
     readers = [asyncio.create_task(read()) for _ in range(3)]
     for version in range(1, 7):
-        await ingest(index, versions[version % 2], Hashed("hashed", 64))
+        await ingest(index, versions[version % 2], Hashed("hashed", 32 if version in (3, 4) else 64))
         await asyncio.sleep(0.05)
     done.set()
     await asyncio.gather(*readers)
@@ -587,11 +609,14 @@ async def test_an_extension_that_may_not_be_created_is_one_sentence(server: Serv
         await ingest(PgvectorIndex(settings_for(address)))
     async with raw(server.url_of(database)) as connection:
         await connection.execute("CREATE SCHEMA elsewhere; CREATE EXTENSION vector SCHEMA elsewhere")
-        await connection.execute(f"GRANT USAGE ON SCHEMA elsewhere TO {user}")
-    with pytest.raises(KnowledgeUnavailable, match="grant it CREATE there"):
+    with pytest.raises(KnowledgeUnavailable, match="to ingest, CREATE on the database"):
         await ingest(PgvectorIndex(settings_for(address)))
     async with raw(server.url) as connection:
         await connection.execute(f"GRANT CREATE ON DATABASE {database} TO {user}")
+    with pytest.raises(KnowledgeUnavailable, match="may not use: grant it USAGE there"):
+        await ingest(PgvectorIndex(settings_for(address)))
+    async with raw(server.url_of(database)) as connection:
+        await connection.execute(f"GRANT USAGE ON SCHEMA elsewhere TO {user}")
     index = PgvectorIndex(settings_for(address))
     await ingest(index, embedder=Hashed())
     assert (await found_by(index, "puppy", Hashed()))[0] == DOGS[0]

@@ -502,6 +502,20 @@ async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     assert len(degraded(caplog)) == len(warnings(caplog)) == 2  # one a call
 
 
+async def test_a_call_that_was_told_of_an_outage_does_not_wait_long_when_it_is_closed(
+    store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "LAST_SECONDS", 1000.0)
+    call.breaker_of(settings).failed()
+    store.answering.clear()
+    async with asyncio.timeout(30), CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+        memory.remember(turn(1))
+
+    assert (memory.lost, kept(settings)) == (0, [turn(1)])
+
+
 @pytest.mark.parametrize("who", ["another call's writer", "the worker"])
 async def test_whoever_finds_the_store_working_has_the_next_call_ask_it(
     store: FakeStore, settings: Settings, who: str

@@ -64,7 +64,7 @@ def test_the_image_runs_as_nobody_and_can_write_only_its_data(container: Contain
 
 
 def test_the_image_holds_the_agent_and_its_documents_and_nothing_else_of_the_project(container: Container) -> None:
-    assert container.execute("ls", "-A", "/app").split() == [".template.toml", ".venv", "knowledge"]
+    assert container.execute("ls", "-A", "/app").split() == [".template.toml", ".venv", "knowledge", "models"]
     assert "pytest" not in container.execute("ls", "/app/.venv/bin").split()
 
 

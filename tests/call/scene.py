@@ -14,27 +14,33 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from livekit import api
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 
 from tests.support.caller import Caller
 from tests.support.collector import Collector, collector
 from tests.support.ends import End
+from tests.support.engines import stores_for
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit, free_port
 from tests.support.templates import ROOT, Template
 from tests.support.worker import Record, Worker, worker
 
 ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
+# which stores the project of the ends has: `make test-all` proves them with those of its own and with shared ones
+STORES = os.environ.get("ENDS_STORES", "sqlite-sqlite")
 OPENED = ["room", "memory", "knowledge", "http", "pool", "session"]
 MEASURED = os.environ.get("ENDS_MEASURED")  # a file for the seconds of every end, for benchmarks/ends.py
 
 
 def troubled(template: Template, folder: Path) -> Project:
     """A project, with knowledge and memory, whose owner has made every mistake."""
-    project = render(template, folder / "front-desk", PAIRS[0])
+    (chosen,) = [one for one in PAIRS if f"{one.knowledge}-{one.memory}" == STORES]
+    project = render(template, folder / "front-desk", chosen)
     for name in ("persona.py", "resources.py"):
         shutil.copy(ROOT / "tests" / "support" / "troubled" / name, project.path / "src" / "agent" / name)
     project.install()
@@ -119,16 +125,31 @@ class Scene:
 
     def remembered(self, end: End, record: Record) -> None:
         """Memory has the call's reason, and every turn that was finished."""
-        with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
-            assert db.execute("SELECT reason, turns FROM calls WHERE call = ?", (record["call"],)).fetchall() == [
-                (end.reason, record["turns"])
-            ]
-            assert self.turns(record["call"]) == record["turns"]
+        assert self._kept(record["call"]) == (end.reason, record["turns"])
+        assert self.turns(record["call"]) == record["turns"]
 
     def turns(self, call: str) -> int:
         """How many turns of a call are in memory."""
+        if self.project.chosen.memory == "redis":
+            with closing(self._redis()) as redis:
+                texts = [item for key in redis.scan_iter("*:texts") for item in redis.hkeys(key)]
+            return sum(json.loads(item)[0] == call for item in texts)
         with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
             return int(db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0])
+
+    def _kept(self, call: str) -> tuple[str, int]:
+        """What the one record of a call says: reason, turns."""
+        if self.project.chosen.memory == "redis":
+            with closing(self._redis()) as redis:
+                (kept,) = [text for key in redis.scan_iter("*:records") if (text := redis.hget(key, call))]
+            known = json.loads(kept)
+            return known["reason"], known["turns"]
+        with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
+            ((reason, turns),) = db.execute("SELECT reason, turns FROM calls WHERE call = ?", (call,)).fetchall()
+        return reason, turns
+
+    def _redis(self) -> Any:
+        return Redis.from_url(stores_for(self.project)["AGENT_MEMORY_URL"], decode_responses=True)
 
     def _measure(self, end: End, room: str) -> None:
         """From the moment the agent knew to the free slot; the worker is asked every 50 ms."""
@@ -172,7 +193,9 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     """A worker with an agent name of its own: workers of one name share their calls."""
     agent, port = f"agent-{uuid.uuid4().hex[:8]}", free_port()
-    ours = {"AGENT_NAME": agent, "AGENT_METRICS_PORT": str(port), "AGENT_LOG_FORMAT": "json"}
+    ours = {"AGENT_NAME": agent, "AGENT_METRICS_PORT": str(port), "AGENT_LOG_FORMAT": "json", **stores_for(project)}
+    if project.chosen.knowledge == "pgvector":  # where each agent has an index of its own
+        await asyncio.to_thread(project.run, *project.agent, "ingest", env=ours)
     async with collector() as spans:
         settings = {**ours, **spans.environment, **environment}
         async with worker(project.path, command or project.agent, livekit, verb=verb, **settings) as running:

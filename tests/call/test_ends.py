@@ -314,7 +314,7 @@ async def test_a_killed_job_loses_no_finished_turn_and_strands_nobody(end: End, 
     await stage.counted(end)
     again = new_room()
     async with stage.caller(again, identity="ben") as caller:
-        await caller.hear_text_with("welcome back")
+        await caller.hear_text_with("cut off")
     await stage.expect(ENDS["leaves-listening"], again)
 
 

@@ -85,7 +85,7 @@ async def test_a_job_that_blocks_for_more_than_a_minute_loses_the_turn_in_flight
     end: End, project: Project, livekit: LiveKit
 ) -> None:
     room = new_room()
-    async with scene(project, livekit) as stage:
+    async with scene(project, livekit, AGENT_RESUME_SECONDS="600") as stage:
         async with stage.caller(room, identity="dan") as caller:
             await caller.hear_text_with("help")
             await caller.ask("Where can I park my bicycle?", "bicycle")
@@ -98,5 +98,5 @@ async def test_a_job_that_blocks_for_more_than_a_minute_loses_the_turn_in_flight
         assert stage.turns(told["call"] if "call" in told else record["call"]) == 4  # and the question that blocked it
         again = new_room()
         async with stage.caller(again, identity="dan") as caller:
-            await caller.hear_text_with("welcome back")
+            await caller.hear_text_with("cut off")
         await stage.expect(ENDS["leaves-listening"], again)

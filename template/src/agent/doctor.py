@@ -217,7 +217,7 @@ async def look_at_index(settings: Settings) -> list[Finding]:
     """Whether it is up to date, and can be searched by meaning as well."""
     from agent.knowledge import KnowledgeUnavailable
     from agent.knowledge.beside import local_embedder
-    from agent.knowledge.embeddings import embedder_of
+    from agent.knowledge.embeddings import SHARE, embedder_of
     from agent.knowledge.ingest import stale
 
     found = []
@@ -234,9 +234,16 @@ async def look_at_index(settings: Settings) -> list[Finding]:
         async with local_embedder(settings, wait=True), embedder_of(settings) as embedder:
             assert embedder is not None
             dimension = (await embedder.embed(["Are you there?"])).shape[1]
+            began = time.monotonic()
+            await embedder.embed(["How long do you take?"])
+            took = time.monotonic() - began
     except KnowledgeUnavailable as error:
         return [*found, finding("fail", "embedder", str(error))]
-    return [*found, Finding("ok", "embedder", f"{embedder.model} answers with {dimension} numbers")]
+    said = f"{embedder.model} answers with {dimension} numbers in {took * 1000:.0f} ms"
+    if took < settings.knowledge_seconds * SHARE:
+        return [*found, Finding("ok", "embedder", said)]
+    said += f", and a call waits {settings.knowledge_seconds * SHARE * 1000:.0f} ms for it"
+    return [*found, Finding("warn", "embedder", said, "raise AGENT_KNOWLEDGE_SECONDS, or take one that is nearer")]
 
 
 def check_memory(settings: Settings) -> Iterator[Finding]:

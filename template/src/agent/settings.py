@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     )
     knowledge_seconds: float = Field(default=0.25, gt=0, description="How long an answer waits for the documents.")
     knowledge_floor: float = Field(
-        default=0.35, ge=0, le=1, description="How relevant a passage must be to be used, 0 to 1; 0: any."
+        default=0.25, ge=0, le=1, description="How relevant a passage must be to be used, 0 to 1; 0: any."
     )
 
     @field_validator("home", mode="before")

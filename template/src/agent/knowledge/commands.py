@@ -55,7 +55,8 @@ def prepare_documents(settings: Settings) -> None:
             return None
         try:
             async with local_embedder(settings, wait=True, alone=True):
-                return await ingest(settings)
+                with showing("reading the documents") as progress:
+                    return await ingest(settings, (), lambda line, done, total: progress("", done, total))
         except KnowledgeUnavailable as error:
             if settings.embeddings == "none":
                 raise

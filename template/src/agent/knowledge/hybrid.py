@@ -85,6 +85,7 @@ def _score(found: Found, best: float) -> float:
 
 
 def _relevance(found: Found) -> float:
-    """Both halves count: a passage may share the rare words of a question, or say the same in others."""
-    relevance = found.covered if found.meaning is None else (found.covered + max(0.0, found.meaning)) / 2
-    return min(1.0, relevance)
+    """A passage may share the rare words of a question, or say the same in others; a little of both counts as well."""
+    if found.meaning is None:
+        return min(1.0, found.covered)
+    return min(1.0, max(0.0, found.meaning, (found.covered + found.meaning) / 2))

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from agent.failures import Breaker
 from agent.knowledge import KnowledgeUnavailable, Passage
 from agent.knowledge.hybrid import words_of
 from agent.lifecycle import Call, describe
@@ -24,12 +25,18 @@ async def look_up(call: Call, question: str) -> str:
     """What the documents say, for a model; never raises, and never takes longer than `knowledge_seconds`."""
     assert call.knowledge is not None
     began, outcome, passages = time.time_ns(), "ok", list[Passage]()
+    breaker = Breaker(call.settings.data / "knowledge.outage")
     try:
+        if breaker.open:
+            raise KnowledgeUnavailable("the documents did not answer a moment ago")
         async with asyncio.timeout(call.settings.knowledge_seconds):
             found = await call.knowledge.search(question)
+        breaker.worked()
         passages = [passage for passage in found if passage.relevance >= call.settings.knowledge_floor]
     except Exception as error:  # a store of the owner's may raise anything, and the reply must not wait for it
         outcome = "late" if isinstance(error, TimeoutError) else "error"
+        if outcome == "late":  # an error costs nobody any time
+            breaker.failed()
         said = str(error) if isinstance(error, KnowledgeUnavailable) else describe(error)
         sentence = said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
         call.warn_once("knowledge", log, f"answers go on without documents: {sentence}")

@@ -33,6 +33,8 @@ CONNECTIONS = 2  # of a call; a worker has one process a call
 NEAREST = 100  # what HNSW looks at for its best CANDIDATES
 COMMON = 2000  # passages that words may propose before the more common words of a question propose none
 BATCH = 256  # passages that are written at once
+FEW = 500  # passages that go into the vectors' index one by one; of more, sorting all of them anew is soon faster
+ANEW = 0.1  # from this part of all passages on: one by one takes twenty times as long
 TERM, LENGTH = "1.2::float", "0.75::float"  # BM25's k1 and b, as SQLite has them
 
 # One step a version; readers of the version before must be able to live with it, for they are still at work.
@@ -117,7 +119,6 @@ class PgvectorIndex:
                 await writer.finish()
                 await transaction.commit()
                 await writer.tidy()
-                await connection.close(timeout=ANSWER_SECONDS)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
@@ -264,6 +265,7 @@ class PgvectorWriter:
     def __init__(self, connection: asyncpg.Connection[asyncpg.Record], database: _Database, about: About) -> None:
         self._connection, self._database, self._about = connection, database, about
         self._generation, self._moved = 1, False
+        self._added, self._kept = 0, 0
         self._old: dict[str, list[int]] = {}  # the passages of each document that is not yet kept
         self._waiting: list[tuple[object, ...]] = []
         self._changed = False
@@ -283,7 +285,9 @@ class PgvectorWriter:
 
     async def keep(self, source: str) -> int:
         """Touch nothing; 0 passages if there is no such document, or another ingest changed the index meanwhile."""
-        return 0 if self._moved else len(self._old.pop(_clean(source), ()))
+        passages = 0 if self._moved else len(self._old.pop(_clean(source), ()))
+        self._kept += passages
+        return passages
 
     async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
         """Write in batches."""
@@ -307,18 +311,24 @@ class PgvectorWriter:
             " || to_tsvector('pg_catalog.english', body), numbers::vector "
             "FROM unnest($2::text[], $3::text[], $4::text[], $5::int[], $6::text[], $7::text[], $8::text[])"
             " AS new(source, title, text, length, heading, body, numbers)",
-            self._generation,
+            self._generation + (self._added >= FEW),
             *(list(column) for column in zip(*rows, strict=True)),
         )
+        self._added += len(rows)
 
     async def finish(self) -> None:
         """Delete what is neither kept nor added, and write what is known only at the end."""
         while self._waiting:
             await self._write()
-        execute, generation, about = self._connection.execute, self._generation, self._about
+        execute, about = self._connection.execute, self._about
         gone = [key for keys in self._old.values() for key in keys]
-        deleted = await execute("DELETE FROM passages WHERE id = ANY($1) OR generation <> $2", gone, generation)
+        old = self._generation, self._generation + 1
+        deleted = await execute("DELETE FROM passages WHERE id = ANY($1) OR generation <> ALL($2)", gone, old)
         self._changed |= deleted != "DELETE 0"
+        if self._added > FEW:
+            self._generation += self._added > ANEW * (self._added + self._kept)
+            await execute("UPDATE passages SET generation = $1 WHERE generation <> $1", self._generation)
+        generation = self._generation
         if 0 < about.dimension <= 4000:
             kind = "vector" if about.dimension <= 2000 else "halfvec"
             await execute(
@@ -347,7 +357,7 @@ class PgvectorWriter:
         """After the commit, without keeping readers waiting; left undone, the next ingest does it."""
         if not self._changed:
             return
-        with suppress(asyncpg.PostgresError):
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             for row in await self._connection.fetch(
                 "SELECT indexname FROM pg_indexes WHERE schemaname = $1 AND starts_with(indexname, 'passages_near_')"
                 " AND indexname <> $2",
@@ -384,6 +394,10 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
     if not await connection.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = $1", database.schema):
         await connection.execute(f"CREATE SCHEMA {database.schema}")
     await database.settle(connection)
+    if not await connection.fetchval("SELECT to_regtype('vector') IS NOT NULL"):
+        raise KnowledgeUnavailable(
+            f"{database.where} has the extension vector in a schema that this user may not use: grant it USAGE there"
+        )
     async with connection.transaction():
         await connection.execute("CREATE TABLE IF NOT EXISTS layout(version integer NOT NULL)")
         version = await connection.fetchval("SELECT coalesce(max(version), 0) FROM layout")
@@ -542,7 +556,7 @@ class _Database:
             "53300": "takes no more connections: raise its max_connections, or put a pooler before it",
             "53100": "has no space left on its disk: make room there",
             "25006": "may only be read: write the address of the primary into AGENT_KNOWLEDGE_URL",
-            "42501": "lets this user not do that: grant it CREATE there, or ingest as the user who did before",
+            "42501": f"refuses this user the schema {self.schema}: grant it (to ingest, CREATE on the database)",
             "55P03": f"is being ingested into for {LOCK_SECONDS:g} s already: wait, or end that ingest",
             "22000": "has vectors of another model: run `agent ingest`",
             "26000": "is behind a pooler that mixes sessions: have it pool by session",

@@ -104,6 +104,7 @@ class CallMemory:
         if self._store is None or self._caller is None:
             return None
         if self._breaker is not None and self._breaker.open:
+            self._failing = True
             self._miss("the store did not answer a moment ago; the caller is taken for an unknown one")
             return None
         try:

@@ -88,7 +88,8 @@ class RedisMemory:
     async def recall(self, caller: str) -> Profile | None:
         """Read in two round trips: which turns and which last call, then what they hold."""
         keys = self._keys(caller)
-        async with self._pipeline() as ask:
+        # in no transaction: a full server refuses to queue even a question
+        async with self._client.pipeline(transaction=False) as ask:
             ask.zrange(keys.turns, -RECALLED_TURNS, -1)
             ask.zcard(keys.calls)
             ask.zrange(keys.calls, -1, -1, withscores=True)
@@ -98,7 +99,7 @@ class RedisMemory:
         if not calls:
             return None
         call, at = last[0][0], float(last[0][1])
-        async with self._pipeline() as ask:
+        async with self._client.pipeline(transaction=False) as ask:
             ask.hget(keys.records, call)
             if items:
                 ask.hmget(keys.texts, items)
