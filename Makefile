@@ -51,7 +51,7 @@ bench: $(STAMP)  ## measure: copy time, first audio, free slots, every end in si
 	@$(PY) -m benchmarks.plots
 
 bench-parts: export PYTHONPATH := template/src
-bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 40 minutes
+bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 30 minutes
 	@$(PY) -m benchmarks.knowledge
 	@$(PY) -m benchmarks.turns
 	@$(PY) -m benchmarks.writes
