@@ -191,7 +191,7 @@ class Scene:
         patch.setattr(entrypoint, "open_resources", open_resources)
         patch.setattr(entrypoint, "build_persona", build_persona)
         quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
-        self.call = Call(self.line, load_settings().model_copy(update=quick))
+        self.call = Call(self.line, load_settings().model_copy(update={"memory_url": "sqlite", **quick}))
 
     async def begin(self, caller: str | None = "ann") -> None:
         """The call begins, with a caller or without."""

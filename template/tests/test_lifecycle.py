@@ -27,7 +27,7 @@ Steps = Callable[[Call], Awaitable[None]]
 
 def quick(**changes: float) -> Settings:
     """Settings with short limits, so that tests of hanging parts end soon."""
-    return Settings.model_validate({"close_seconds": 1.0, "goodbye_seconds": 0.5, **changes})
+    return Settings.model_validate({"memory_url": "sqlite", "close_seconds": 1.0, "goodbye_seconds": 0.5, **changes})
 
 
 @asynccontextmanager

@@ -976,7 +976,7 @@ async def test_a_dying_process_writes_the_record_in_whatever_order_its_tasks_are
     opened = asyncio.Event()
 
     async def hold() -> None:
-        async with CallMemory.open(Settings()) as memory:
+        async with CallMemory.open(Settings(memory_url="sqlite")) as memory:
             memory.know("ann")
             opened.set()
             try:

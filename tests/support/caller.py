@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import random
 import sys
 import time
 from collections.abc import Coroutine
@@ -14,11 +15,19 @@ from livekit import rtc
 
 from tests.support.server import LiveKit
 
+FIRST = "ada ann bea ben cleo dan eva finn gus hanna ida joe kim lena max nora otto pia ron sue tom una vera".split()
+MIDDLE = "ash birch clover daisy elder fern hazel iris juniper larkspur maple oak poppy rose rowan sage willow".split()
+LAST = "archer baker carter cooper dyer fisher fowler gardener hunter mason miller porter potter smith weaver".split()
 PATIENCE = 20.0  # seconds; for a busy machine, not a measure of anything
 
 
+def somebody() -> str:
+    """A name that an agent remembers, and that hardly anybody had before: who is cut off and calls again resumes."""
+    return f"{random.choice(FIRST)}-{random.choice(MIDDLE)}-{random.choice(LAST)}"
+
+
 class Caller:
-    """One person in one room; `async with` joins and hangs up."""
+    """One person in one room; `async with` joins and hangs up. Without an identity it is somebody new."""
 
     def __init__(
         self,
@@ -26,9 +35,10 @@ class Caller:
         room: str,
         agent_name: str | None = None,
         *,
-        identity: str = "ann",
+        identity: str | None = None,
         kind: str = "standard",
     ) -> None:
+        identity = identity or somebody()
         self.identity, self.server, self.room_name = identity, server, room
         self.room = rtc.Room()
         self.sentences: asyncio.Queue[str] = asyncio.Queue()  # what the agent said, a segment each

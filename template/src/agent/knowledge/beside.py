@@ -40,7 +40,7 @@ async def local_embedder(settings: Settings, *, wait: bool = False, alone: bool 
     folder = Path(tempfile.mkdtemp(prefix="agent-"))  # mode 0700, and short enough for the name of a socket
     os.environ[SOCKET] = str(folder / "embedder.sock")
     cores = os.cpu_count() or 1
-    keeper = _Keeper(folder / "embedder.sock", settings, cores if alone else max(1, cores // 2))
+    keeper = _Keeper(folder / "embedder.sock", settings, cores if alone else max(1, cores // 2), awaited=wait)
     keeping = asyncio.create_task(keeper.keep(), name="embedder")
     try:
         if wait:
@@ -54,8 +54,8 @@ async def local_embedder(settings: Settings, *, wait: bool = False, alone: bool 
 
 
 class _Keeper:
-    def __init__(self, socket: Path, settings: Settings, threads: int) -> None:
-        self._socket = socket
+    def __init__(self, socket: Path, settings: Settings, threads: int, *, awaited: bool) -> None:
+        self._socket, self._awaited = socket, awaited
         self._command = [
             *(sys.executable, "-m", "agent.knowledge.embedder"),
             *(str(socket), model_of(settings), str(settings.home), str(threads)),
@@ -76,8 +76,9 @@ class _Keeper:
             why = await self._run()
             if self._answers:
                 pause = FIRST_PAUSE
+            if self._first.done() or not self._awaited:  # else whoever waits for it is told
+                log.warning("the local embedder is started again in %g s: %s", pause, why)
             self._heard(why)
-            log.warning("the local embedder is started again in %g s: %s", pause, why)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def load(name: str, home: Path, *, threads: int = 1, download: bool = False) -> 
     try:
         fastembed = import_module("fastembed")
         description = import_module("fastembed.common.model_description")
+        with suppress(ModuleNotFoundError):  # its attempts are not news, its failure is told below
+            import_module("loguru").logger.disable("fastembed")
     except ModuleNotFoundError as error:
         raise KnowledgeUnavailable(
             f"AGENT_EMBEDDINGS=local, but {error.name} is not installed: run `uv sync --group local`"

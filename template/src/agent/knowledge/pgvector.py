@@ -568,6 +568,7 @@ class _Database:
 _NO_INDEX = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedObjectError)
 _LOST = (
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # of a connection that breaks just as it is used
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
