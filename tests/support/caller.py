@@ -15,9 +15,67 @@ from livekit import rtc
 
 from tests.support.server import LiveKit
 
-FIRST = "ada ann bea ben cleo dan eva finn gus hanna ida joe kim lena max nora otto pia ron sue tom una vera".split()
-MIDDLE = "ash birch clover daisy elder fern hazel iris juniper larkspur maple oak poppy rose rowan sage willow".split()
-LAST = "archer baker carter cooper dyer fisher fowler gardener hunter mason miller porter potter smith weaver".split()
+FIRST = [
+    "ada",
+    "ann",
+    "bea",
+    "ben",
+    "cleo",
+    "dan",
+    "eva",
+    "finn",
+    "gus",
+    "hanna",
+    "ida",
+    "joe",
+    "kim",
+    "lena",
+    "max",
+    "nora",
+    "otto",
+    "pia",
+    "ron",
+    "sue",
+    "tom",
+    "una",
+    "vera",
+]
+MIDDLE = [
+    "ash",
+    "birch",
+    "clover",
+    "daisy",
+    "elder",
+    "fern",
+    "hazel",
+    "iris",
+    "juniper",
+    "larkspur",
+    "maple",
+    "oak",
+    "poppy",
+    "rose",
+    "rowan",
+    "sage",
+    "willow",
+]
+LAST = [
+    "archer",
+    "baker",
+    "carter",
+    "cooper",
+    "dyer",
+    "fisher",
+    "fowler",
+    "gardener",
+    "hunter",
+    "mason",
+    "miller",
+    "porter",
+    "potter",
+    "smith",
+    "weaver",
+]
 PATIENCE = 20.0  # seconds; for a busy machine, not a measure of anything
 
 
