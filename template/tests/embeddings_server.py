@@ -25,6 +25,8 @@ class EmbeddingsServer:
         self.keys: list[str] = []
         self.dimension = len(THINGS) + 1
         self.status = 200
+        self.refusals: dict[int, int] = {}  # a status by the number of the request, from 1 on
+        self.asked = asyncio.Event()
         self.answer: Any = None  # instead of vectors
         self.stalled = asyncio.Event()
         self.stalled.set()
@@ -33,7 +35,10 @@ class EmbeddingsServer:
         asked = await request.json()
         self.texts += asked["input"]
         self.keys.append(request.headers.get("Authorization", ""))
+        self.asked.set()
         await self.stalled.wait()
+        if refusal := self.refusals.get(len(self.keys)):
+            return web.json_response({}, status=refusal)
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
         if self.answer is not None:

@@ -112,6 +112,44 @@ async def test_only_documents_that_have_changed_are_embedded_again(
 
 
 @needs_index
+async def test_a_document_that_could_not_be_read_is_skipped_every_time(settings: Settings) -> None:
+    (settings.documents / "scan.pdf").write_bytes(b"%PDF-1.7 nothing")
+    for change in ("", "\n\nMore."):
+        with (settings.documents / "visit.md").open("a", encoding="utf-8") as file:
+            file.write(change)
+        report = await ingest(settings)
+        assert ([skipped.source for skipped in report.skipped], report.documents) == (["scan.pdf"], 2)
+
+
+@needs_index
+async def test_documents_that_were_given_are_not_replaced_because_their_disk_is_away(
+    settings: Settings, tmp_path: Path
+) -> None:
+    given = tmp_path / "mounted"
+    given.mkdir()
+    (given / "garden.md").write_text("# Garden\n\nThe roses are red.\n", encoding="utf-8")
+    await ingest(settings, [given])
+    given.rename(tmp_path / "away")
+
+    assert not await stale(settings)
+    with pytest.raises(KnowledgeUnavailable, match="mounted"):
+        await ingest(settings)
+    (tmp_path / "away").rename(given)
+    assert not await stale(settings)
+    assert (await titles(settings, "roses"))[0] == ["Garden"]
+
+
+@needs_index
+async def test_a_server_that_has_had_enough_for_a_moment_costs_no_ingest(
+    settings: Settings, server: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.knowledge.ingest.PAUSES", (0.0, 0.0))
+    server.refusals = {2: 429, 3: 503}
+
+    assert (await ingest(settings)).passages == 3
+
+
+@needs_index
 async def test_a_document_that_is_gone_is_no_longer_found(settings: Settings) -> None:
     await ingest(settings)
     (settings.documents / "visit.md").unlink()
@@ -161,7 +199,7 @@ async def test_an_embedder_that_stalls_costs_a_share_of_one_deadline_and_one_war
     found = await titles(settings.model_copy(update={"knowledge_seconds": 0.2}), "dogs", "refunds", "dogs")
 
     assert [titles[0] for titles in found] == ["Dogs", "Refunds", "Dogs"]
-    assert server.texts == ["dogs"]  # then it is left alone
+    assert [text for text in server.texts if text != "Hello"] == ["dogs"]  # then it is left alone
     [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning.__dict__["fields"] == {"degraded": "embedder"}
 
@@ -219,12 +257,34 @@ async def test_what_a_server_answers_instead_of_vectors_is_one_sentence_without_
     assert "sk-secret" not in str(raised.value)
 
 
-async def test_no_server_at_all_is_one_sentence(settings: Settings) -> None:
-    nobody = settings.model_copy(update={"embeddings": "http://127.0.0.1:1/v1"})
+async def test_no_server_at_all_is_one_sentence_without_the_password(settings: Settings) -> None:
+    nobody = settings.model_copy(update={"embeddings": "http://user:pa55word@127.0.0.1:1/v1"})
     async with embedder_of(nobody) as embedder:
         assert embedder is not None
-        with pytest.raises(KnowledgeUnavailable, match="AGENT_EMBEDDINGS"):
+        with pytest.raises(KnowledgeUnavailable, match="AGENT_EMBEDDINGS") as raised:
             await embedder.embed(["dogs"])
+    assert "pa55word" not in str(raised.value)
+
+
+@needs_index
+async def test_the_connection_is_made_before_the_first_question(settings: Settings, server: EmbeddingsServer) -> None:
+    await ingest(settings)
+    server.texts.clear()
+    async with knowledge_of(settings):
+        await server.asked.wait()
+    assert server.texts == ["Hello"]
+
+
+async def test_a_process_that_cannot_be_started_for_a_moment_is_one_sentence(
+    local: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing_left(*command: object, **options: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", nothing_left)
+    with pytest.raises(KnowledgeUnavailable, match="no more processes"):
+        async with local_embedder(local, wait=True):
+            pass
 
 
 # ---------------------------------------------------------------------- the process beside the worker

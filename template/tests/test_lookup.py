@@ -136,7 +136,7 @@ async def test_a_reply_goes_on_without_documents_that_do_not_answer_and_says_so(
     shelf: Shelf, caplog: pytest.LogCaptureFixture, trouble: Callable[[Shelf], None], outcome: str
 ) -> None:
     caplog.set_level(logging.INFO, logger="agent.knowledge")
-    async with talk(knowledge_seconds=0.05) as call:
+    async with talk(knowledge_seconds=0.05, knowledge="pgvector") as call:
         trouble(shelf)
         for _ in range(2):
             assert await call.say("When do you open?") == "I cannot look that up at the moment."
@@ -151,6 +151,14 @@ async def test_a_reply_goes_on_without_documents_that_do_not_answer_and_says_so(
     warned = [record for record in caplog.records if (record.name, record.levelname) == ("agent.knowledge", "WARNING")]
     warnings = [record.__dict__["fields"] for record in warned]
     assert [fields.get("degraded") for fields in warnings] == ["knowledge"]  # one warning, which is counted
+
+
+async def test_an_index_of_this_machines_own_that_was_late_is_asked_again_at_once(shelf: Shelf) -> None:
+    async with talk(knowledge_seconds=0.05, knowledge="sqlite") as call:
+        stalls(shelf)
+        await call.say("When do you open?")
+        shelf.answers.set()
+        assert "ten" in await call.say("When do you open on Saturday?")
 
 
 async def test_where_the_model_asks_itself_it_has_a_tool(shelf: Shelf) -> None:

@@ -121,7 +121,7 @@ def test_documents_in_postgresql_are_ingested_before_the_agent_starts(project: P
     (pod,) = manifest["Job"]["spec"]["template"]["spec"]["containers"]
 
     assert ingest["command"] == pod["args"] == ["ingest"]
-    assert agent["depends_on"]["ingest"] == {"condition": "service_completed_successfully"}
+    assert agent["depends_on"]["ingest"] == {"condition": "service_started"}
     assert ingest["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert agent["environment"]["AGENT_KNOWLEDGE_URL"] == ingest["environment"]["AGENT_KNOWLEDGE_URL"]
     assert "ports" not in services["postgres"], "everybody knows its password"

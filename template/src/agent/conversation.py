@@ -220,7 +220,8 @@ class CallAgent(Agent):
 
 def _what_is_known(profile: Profile) -> str:
     """The caller's name, facts and earlier calls, for the model; the call that is resumed is no earlier one."""
-    earlier = profile.turns[: len(profile.turns) - len(profile.cut_off)]
+    resumed = {turn.call for turn in profile.cut_off}
+    earlier = [turn for turn in profile.turns if turn.call not in resumed]
     parts = [
         [f"The caller's name is {profile.name}."] if profile.name else [],
         ["Known of this caller:", *(f"- {fact}" for fact in profile.facts)] if profile.facts else [],

@@ -76,6 +76,7 @@ class Breaker:
 
     def __init__(self, file: Path, seconds: float = 5.0) -> None:
         self._file, self._seconds = file, seconds
+        self._well = False  # so that the file is not looked for after every use
         self._until = 0.0  # for this process, should the file be one that cannot be written
 
     @property
@@ -86,10 +87,11 @@ class Breaker:
             failed = self._file.stat().st_mtime
         except OSError:
             return now < self._until
-        return 0 <= now - failed < self._seconds
+        return now < self._until or 0 <= now - failed < self._seconds
 
     def failed(self) -> None:
         """Leave it alone from now on."""
+        self._well = False
         self._until = time.time() + self._seconds
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +99,8 @@ class Breaker:
 
     def worked(self) -> None:
         """Ask again whenever there is something to ask."""
-        self._until = 0.0
+        if self._well:
+            return
+        self._well, self._until = True, 0.0
         with suppress(OSError):
             self._file.unlink(missing_ok=True)

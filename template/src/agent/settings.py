@@ -11,7 +11,7 @@ import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     @field_validator("livekit_url")
     @classmethod
     def _url_is_websocket(cls, value: str) -> str:
-        if value and (urlsplit(value).scheme not in {"ws", "wss", "http", "https"} or not urlsplit(value).netloc):
+        if value and (_parts(value).scheme not in {"ws", "wss", "http", "https"} or not _parts(value).netloc):
             raise ValueError(
                 f"{value!r} is no address: write one such as wss://my-project.livekit.cloud or ws://localhost:7880"
             )
@@ -182,23 +182,21 @@ class Settings(BaseSettings):
     @field_validator("knowledge_url")
     @classmethod
     def _knowledge_url_is_postgresql(cls, value: SecretStr) -> SecretStr:
-        if (url := value.get_secret_value()) and urlsplit(url).scheme not in {"postgresql", "postgres"}:
+        if (url := value.get_secret_value()) and _parts(url).scheme not in {"postgresql", "postgres"}:
             raise ValueError("write an address such as postgresql://user:password@localhost:5432/name")
         return value
 
     @field_validator("embeddings")
     @classmethod
     def _embeddings_are_known(cls, value: str) -> str:
-        if value not in {"none", "local"} and not (
-            urlsplit(value).scheme in {"http", "https"} and urlsplit(value).netloc
-        ):
+        if value not in {"none", "local"} and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
             raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
         return value.rstrip("/")
 
     @field_validator("memory_url")
     @classmethod
     def _memory_is_known(cls, value: str) -> str:
-        if value not in {"sqlite", "none"} and urlsplit(value).scheme not in {"redis", "rediss"}:
+        if value not in {"sqlite", "none"} and _parts(value).scheme not in {"redis", "rediss"}:
             raise ValueError("write sqlite, none, or an address such as redis://localhost:6379/0")
         return value
 
@@ -233,6 +231,14 @@ class Settings(BaseSettings):
     def keyless(self) -> bool:
         """Whether the keys that LiveKit Inference needs are missing."""
         return not (self.livekit_api_key and self.livekit_api_secret.get_secret_value())
+
+
+def _parts(address: str) -> SplitResult:
+    """Of an address; empty if it is none, since the error would quote it, and with it a password."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def export_env_file(home: Path) -> None:

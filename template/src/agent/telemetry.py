@@ -104,8 +104,12 @@ class Ledger(logging.Handler):
         fields = getattr(record, "fields", {})
         if record.name == "agent.call" and "reason" in fields:
             self.ended.add(fields["call"])
-        if self._counts is not None and record.name.startswith("agent."):
-            self._counts.count(fields)
+        ours = record.name == "agent.call" or (record.name in COUNTED and "degraded" in fields)
+        if self._counts is not None and ours:
+            try:
+                self._counts.count(fields)
+            except Exception:  # what is raised here would end the thread that reads the job's log
+                self.handleError(record)
 
 
 class _Counts:

@@ -197,8 +197,6 @@ def forget_caller(caller: str) -> int:
     from agent.memory import MemoryUnavailable, keys_of, open_memory_of, spool
 
     settings = load_settings()
-    if settings.memory == "none":
-        raise SettingsError(["AGENT_MEMORY_URL=none: this agent remembers nobody"])
 
     async def forget() -> int:
         try:
@@ -211,5 +209,7 @@ def forget_caller(caller: str) -> int:
 
     with busy("asking the memory"):
         removed = asyncio.run(forget())
+    if settings.memory == "none" and not removed:
+        raise SettingsError(["AGENT_MEMORY_URL=none: this agent remembers nobody"])
     tell(f"{removed} turns, calls and facts of {caller} deleted" if removed else f"nothing is remembered of {caller}")
     return 0

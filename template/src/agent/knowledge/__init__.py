@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, cast
@@ -55,7 +56,7 @@ class About:
     schema: int  # of chunks: `agent.knowledge.chunks.SCHEMA`
     model: str  # of the embeddings; empty: none
     dimension: int  # of the embeddings; 0: none
-    roots: tuple[str, ...]  # the folders and files that were read, absolute
+    roots: tuple[str, ...]  # the folders and files that were given to read, absolute; none: the project's knowledge/
     digests: Mapping[str, str]  # of every document by its source, also of those that could not be read
 
     def fits(self, other: About) -> bool:
@@ -89,7 +90,7 @@ class Writer(Protocol):
     """One ingest. What is not named by `keep` or `add` is not in the index afterwards."""
 
     async def keep(self, source: str) -> int:
-        """Leave a document of the old index as it is; its passages."""
+        """Leave a document of the old index as it is; how many passages it has, 0 if it is not in there."""
         ...
 
     async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
@@ -139,4 +140,16 @@ async def knowledge_of(settings: Settings) -> AsyncIterator[Knowledge | None]:
         yield None
         return
     async with embedder_of(settings) as embedder, index.open(embedder) as knowledge:
-        yield knowledge
+        # a connection to a server that is far away takes longer than a question may: it is made while nobody waits
+        warming = asyncio.create_task(_warm(embedder), name="embedder warm-up")
+        try:
+            yield knowledge
+        finally:
+            warming.cancel()
+            await asyncio.wait([warming])
+
+
+async def _warm(embedder: Embedder | None) -> None:
+    if embedder is not None:
+        with suppress(KnowledgeUnavailable):  # the first question tells it
+            await embedder.embed(["Hello"])

@@ -23,6 +23,7 @@ log = logging.getLogger("agent.knowledge")
 LOOK_SECONDS = 1.0  # between two looks at whether it answers
 SILENT_SECONDS = 3.0  # of no answer, after which it is taken to hang
 LOADING_SECONDS = 60.0  # for the model, from a slow disk
+MOST_THREADS = 4  # a container has fewer cores than its machine, and no text is long enough for more
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before it is started again
 
 
@@ -39,7 +40,7 @@ async def local_embedder(settings: Settings, *, wait: bool = False, alone: bool 
         return
     folder = Path(tempfile.mkdtemp(prefix="agent-"))  # mode 0700, and short enough for the name of a socket
     os.environ[SOCKET] = str(folder / "embedder.sock")
-    cores = os.cpu_count() or 1
+    cores = min(MOST_THREADS, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
     keeper = _Keeper(folder / "embedder.sock", settings, cores if alone else max(1, cores // 2), awaited=wait)
     keeping = asyncio.create_task(keeper.keep(), name="embedder")
     try:
@@ -73,7 +74,10 @@ class _Keeper:
         pause = FIRST_PAUSE
         while True:
             self._answers = False
-            why = await self._run()
+            try:
+                why = await self._run()
+            except Exception as error:  # no process can be had, for a moment
+                why = f"{type(error).__name__}: {error}"
             if self._answers:
                 pause = FIRST_PAUSE
             if self._first.done() or not self._awaited:  # else whoever waits for it is told

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.knowledge import IngestReport, KnowledgeUnavailable, index_of
 from agent.knowledge.beside import local_embedder
+from agent.knowledge.chunks import SCHEMA
 from agent.knowledge.embedder import load, models_folder
 from agent.knowledge.embeddings import model_of
 from agent.knowledge.evaluate import Result, evaluate, questions_in
@@ -60,6 +61,10 @@ def prepare_documents(settings: Settings) -> None:
         except KnowledgeUnavailable as error:
             if settings.embeddings == "none":
                 raise
+            old = await index.about()
+            if old is not None and old.schema == SCHEMA and old.model == model_of(settings):
+                tell(f"the index stays as it was, without what has changed: {error}")
+                return None
             tell(f"documents are indexed by their words alone: {error}")
             return await ingest(settings.model_copy(update={"embeddings": "none"}))
 

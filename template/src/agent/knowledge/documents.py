@@ -67,10 +67,12 @@ def documents_in(roots: Sequence[Path]) -> Iterator[Document]:
                 continue
             if (document := _read(path, inside)) is None:
                 continue
-            if document.source in taken:  # two roots may hold files of one name
-                source = f"{folder.name}/{document.source}"
+            above = folder
+            while document.source in taken and above.name:  # several roots may hold files of one name
+                source = f"{above.name}/{document.source}"
                 document = Document(source, document.suffix, document.content, document.problem)
-            if document.source not in taken:
+                above = above.parent
+            if document.source not in taken:  # else it is the very same file
                 taken.add(document.source)
                 yield document
 

@@ -11,6 +11,8 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -55,7 +57,9 @@ class HttpEmbedder:
     def __init__(self, client: aiohttp.ClientSession, base: str, settings: Settings, *, reachable: bool) -> None:
         self.model = model_of(settings)
         self._client, self._url, self._reachable = client, f"{base}/embeddings", reachable
-        self._where = "the local embedder" if settings.embeddings == "local" else settings.embeddings
+        parts = urlsplit(base)  # without a user and a password
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._where = "the local embedder" if settings.embeddings == "local" else address
         key = settings.embeddings_key.get_secret_value()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -63,12 +67,11 @@ class HttpEmbedder:
         """Ask the server; vectors come back in any order, and are made as long as 1."""
         if not self._reachable:
             raise KnowledgeUnavailable("the local embedder is not running: `agent start`, `dev` and `chat` start it")
-        asked = {"model": self.model, "input": list(texts), "encoding_format": "float"}
         try:
-            async with self._client.post(self._url, json=asked, headers=self._headers) as answer:
-                if answer.status != 200:
-                    raise KnowledgeUnavailable(self._refused(answer.status))
-                found = await answer.json(content_type=None)
+            try:
+                found = await self._asked(texts)
+            except aiohttp.ServerDisconnectedError:  # it had closed a connection that was not used for a while
+                found = await self._asked(texts)
             rows = sorted(found["data"], key=lambda row: int(row["index"]))
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -83,6 +86,13 @@ class HttpEmbedder:
             raise KnowledgeUnavailable(f"{self._where} answers {len(vectors)} vectors for {len(texts)} texts")
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.maximum(lengths, 1e-12)  # type: ignore[no-any-return]
+
+    async def _asked(self, texts: Sequence[str]) -> Any:
+        asked = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        async with self._client.post(self._url, json=asked, headers=self._headers) as answer:
+            if answer.status != 200:
+                raise KnowledgeUnavailable(self._refused(answer.status))
+            return await answer.json(content_type=None)
 
     def _refused(self, status: int) -> str:
         cure = {
@@ -101,20 +111,29 @@ class Meaning:
         self._embedder, self._seconds = embedder, settings.knowledge_seconds * SHARE
         self._breaker = Breaker(settings.data / "embedder.outage")
         self._warned = False
+        self._asking: set[asyncio.Task[NDArray[np.float32]]] = set()
 
     async def of(self, question: str) -> NDArray[np.float32] | None:
         """The question as a vector of length 1, None if there is none in time."""
         if self._embedder is None or self._breaker.open:
             return None
-        try:
-            async with asyncio.timeout(self._seconds):
-                (vector,) = await self._embedder.embed([question])
-        except (KnowledgeUnavailable, TimeoutError) as error:
+        asking = asyncio.create_task(self._embedder.embed([question]), name="embed a question")
+        self._asking.add(asking)  # to its end, though nobody may wait for it: cancelled, it would cost the connection
+        asking.add_done_callback(self._asked)
+        done, _ = await asyncio.wait([asking], timeout=self._seconds)
+        error = asking.exception() if done else None
+        if not done or isinstance(error, KnowledgeUnavailable):
             self._breaker.failed()
-            self._warn(str(error) or f"no embedding within {self._seconds:g} s")
+            self._warn(str(error or f"no embedding within {self._seconds:g} s"))
             return None
+        (vector,) = asking.result()
         self._breaker.worked()
         return vector  # type: ignore[no-any-return]
+
+    def _asked(self, asking: asyncio.Task[NDArray[np.float32]]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # whoever still waits for it is told; nobody else needs to be
 
     def fits(self, about: About, vector: NDArray[np.float32]) -> bool:
         """Whether the index was made with this model; told once if it was not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,6 +18,7 @@ from agent.knowledge.embeddings import embedder_of, model_of
 from agent.settings import Settings
 
 BATCH = 16  # texts that are embedded at once: the local model needs gigabytes for a few hundred
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds, before a batch is tried again
 
 Progress = Callable[[str, int, int], None]
 """Told of each document: a line about it (empty if there is nothing to say), how many are done, how many there are."""
@@ -27,7 +29,7 @@ def _silent(line: str, done: int, documents: int) -> None:
 
 
 async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progress = _silent) -> IngestReport:
-    """Bring the index up to date with the documents below `paths`, else those it was made from, else knowledge/.
+    """Bring the index up to date with the documents below `paths`, else those given before, else knowledge/.
 
     Raises KnowledgeUnavailable if there is nothing to read, nothing to embed it or nowhere to write; the old index
     then stays.
@@ -35,12 +37,13 @@ async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progr
     if (index := index_of(settings)) is None:
         raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none), so there is nothing to ingest")
     old = await index.about()
-    roots = roots_of(settings, paths or _remembered(settings, old))
+    given = paths or [Path(root) for root in old.roots] if old else paths
+    roots = roots_of(settings, given)
     digests = {document.source: document.digest for document in documents_in(roots)}
     async with AsyncExitStack() as stack:
         embedder = await stack.enter_async_context(embedder_of(settings))
         dimension = len((await embedder.embed(["How long is a vector?"]))[0]) if embedder else 0
-        about = About(SCHEMA, model_of(settings), dimension, tuple(map(str, roots)), digests)
+        about = About(SCHEMA, model_of(settings), dimension, tuple(map(str, roots)) if given else (), digests)
         known = old.digests if old and old.fits(about) else {}
         writer = await stack.enter_async_context(index.rebuild(about))
         pipe = _Pipe(writer, embedder, progress, len(digests))
@@ -59,22 +62,27 @@ async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progr
 async def stale(settings: Settings) -> bool:
     """Whether the documents are not the ones in the index, or it is damaged, or made for another model.
 
-    An index that several machines share is not stale for want of documents on this one.
+    Nor is it for want of documents on this machine: they may be on another one, or on a disk that is not there yet.
     """
     if (index := index_of(settings)) is None:
         return False
     about = await index.about()
     if about is None or about.schema != SCHEMA or about.model != model_of(settings):
         return True
-    roots = [Path(root) for root in about.roots]
-    if not all(root.exists() for root in roots):  # of another machine, or paths that somebody gave and took away
-        return not index.shared and (settings.documents.is_dir() or roots == [settings.documents.resolve()])
+    roots = [Path(root) for root in about.roots] or [settings.documents]
+    if not all(root.exists() for root in roots):
+        return not index.shared and not about.roots
     return about.digests != {document.source: document.digest for document in documents_in(roots)}
 
 
-def _remembered(settings: Settings, about: About | None) -> Sequence[Path]:
-    roots = [Path(root) for root in about.roots] if about else []
-    return roots if roots and all(root.exists() for root in roots) else ()
+async def _patiently(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
+    """Embed, though the server may have had enough for a moment: thousands of passages are not lost for one of them."""
+    for pause in PAUSES:
+        try:
+            return await embedder.embed(texts)
+        except KnowledgeUnavailable:
+            await asyncio.sleep(pause)
+    return await embedder.embed(texts)
 
 
 class _Pipe:
@@ -96,7 +104,7 @@ class _Pipe:
         try:
             if document.problem:
                 raise KnowledgeUnavailable(document.problem)
-            pieces = document.passages()
+            pieces = await asyncio.to_thread(document.passages)  # a large PDF takes its time
         except KnowledgeUnavailable as error:
             self.skipped.append(Skipped(document.source, str(error)))
             return self._tell(f"{document.source} skipped: it {error}")
@@ -122,7 +130,7 @@ class _Pipe:
     async def _embedded(self, texts: list[str]) -> NDArray[np.float32] | None:
         if self._embedder is None or not texts:
             return None
-        batches = [await self._embedder.embed(texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        batches = [await _patiently(self._embedder, texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
         return np.concatenate(batches)
 
     def _count(self, passages: int) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from functools import cache
 
 from agent.failures import Breaker
 from agent.knowledge import KnowledgeUnavailable, Passage
 from agent.knowledge.hybrid import words_of
 from agent.lifecycle import Call, describe
+from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
 
@@ -25,17 +27,18 @@ async def look_up(call: Call, question: str) -> str:
     """What the documents say, for a model; never raises, and never takes longer than `knowledge_seconds`."""
     assert call.knowledge is not None
     began, outcome, passages = time.time_ns(), "ok", list[Passage]()
-    breaker = Breaker(call.settings.data / "knowledge.outage")
+    breaker = _breaker_of(call.settings)
     try:
-        if breaker.open:
+        if breaker and breaker.open:
             raise KnowledgeUnavailable("the documents did not answer a moment ago")
         async with asyncio.timeout(call.settings.knowledge_seconds):
             found = await call.knowledge.search(question)
-        breaker.worked()
+        if breaker:
+            breaker.worked()
         passages = [passage for passage in found if passage.relevance >= call.settings.knowledge_floor]
     except Exception as error:  # a store of the owner's may raise anything, and the reply must not wait for it
         outcome = "late" if isinstance(error, TimeoutError) else "error"
-        if outcome == "late":  # an error costs nobody any time
+        if breaker and outcome == "late":  # an error costs nobody any time
             breaker.failed()
         said = str(error) if isinstance(error, KnowledgeUnavailable) else describe(error)
         sentence = said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
@@ -49,6 +52,12 @@ async def look_up(call: Call, question: str) -> str:
     if not passages:
         return f"{NOTHING_FOUND} {HONEST}"
     return "\n\n".join([FOUND, *(f"[{p.source}] {p.title}\n{p.text}" for p in passages)])
+
+
+@cache
+def _breaker_of(settings: Settings) -> Breaker | None:
+    """Of a store that all calls share; one of this machine's own may be late for one call and none of the others."""
+    return Breaker(settings.data / "knowledge.outage") if settings.knowledge == "pgvector" else None
 
 
 def question_of(said: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ class PgvectorIndex:
     @asynccontextmanager
     async def open(self, embedder: Embedder | None) -> AsyncIterator[Knowledge]:
         """Yield the searchable index at once; it connects meanwhile, and its connections are dropped on exit."""
-        connections = _Connections(self._database)
+        connections = _Connections(self._database, max(ANSWER_SECONDS, self._settings.knowledge_seconds))
         knowledge = PgvectorKnowledge(self._database, connections, Meaning(embedder, self._settings))
         connections.begin(knowledge.prepare)
         try:
@@ -149,7 +149,7 @@ class PgvectorKnowledge:
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
         """Rank what either half proposes; a search that is cancelled goes on for a moment by itself."""
         words, phrase = words_of(question), phrase_of(question)
-        with self._database.told(ANSWER_SECONDS):
+        with self._database.told(self._connections.seconds):
             made = await self._connections.run(self.prepare) if self._made is None else self._made
             vector = await self._meaning.of(question)
             return await self._connections.run(
@@ -418,14 +418,14 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
 class _Connections:
     """The connections of one call. Who waits for an answer may go: the question is asked to its end or its deadline."""
 
-    def __init__(self, database: _Database) -> None:
-        self._database = database
+    def __init__(self, database: _Database, seconds: float) -> None:
+        self._database, self.seconds = database, seconds
         self._slots = asyncio.Semaphore(CONNECTIONS)
         self._idle: list[tuple[asyncpg.Connection[asyncpg.Record], float]] = []
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def run(self, work: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> T:
-        """Do it within ANSWER_SECONDS, connecting included."""
+        """Do it within `seconds`, connecting included."""
         return await asyncio.shield(self.begin(work))
 
     def begin(self, work: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> asyncio.Task[T]:
@@ -448,13 +448,13 @@ class _Connections:
             task.exception()  # whoever still waits for it is told; nobody else needs to be
 
     async def _run(self, work: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> T:
-        async with asyncio.timeout(ANSWER_SECONDS), self._slots:
+        async with asyncio.timeout(self.seconds), self._slots:
             while (connection := self._waiting()) is not None:
                 try:
                     return await self._used(connection, work)
                 except _LOST:
                     continue  # the server was started anew meanwhile: that is worth a new connection
-            return await self._used(await self._database.connect(ANSWER_SECONDS), work)
+            return await self._used(await self._database.connect(self.seconds), work)
 
     async def _used(
         self,

@@ -112,7 +112,10 @@ class SqliteWriter:
     async def keep(self, source: str) -> int:
         """Copy the passages and their vectors from the old file."""
         old = self._old
-        first, passages = old.execute("SELECT first, passages FROM documents WHERE source = ?", (source,)).fetchone()
+        found = old.execute("SELECT first, passages FROM documents WHERE source = ?", (source,)).fetchone()
+        if found is None:  # it could not be read, and is not in the index
+            return 0
+        first, passages = found
         rows = old.execute(
             "SELECT title, text, source FROM passages WHERE rowid BETWEEN ? AND ? ORDER BY rowid",
             (first, first + passages - 1),

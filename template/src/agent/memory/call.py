@@ -52,7 +52,9 @@ class CallMemory:
         self._breaker: Breaker | None = None
         self._wanted, self._transcripts, self._on_disk = store is not None, True, False
         if settings is not None:
-            self._spool, self._breaker = spool.folder_of(settings), breaker_of(settings)
+            self._spool = spool.folder_of(settings)
+            # a file of this machine's own may be late for one call and none of the others
+            self._breaker = None if settings.memory == "sqlite" else breaker_of(settings)
             self._wanted, self._transcripts = settings.memory != "none", settings.keep_transcripts
             self._on_disk = settings.memory == "sqlite"  # the same as the spool's
         self._caller: str | None = None
@@ -111,7 +113,7 @@ class CallMemory:
             profile = await _within(self._recall_seconds, self._store.recall(self._caller))
         except Exception as error:
             self._failing = True
-            if self._breaker is not None:
+            if self._breaker is not None and isinstance(error, MemoryUnavailable):
                 self._breaker.failed()
             self._miss(f"{_sentence(error)}; the caller is taken for an unknown one")
             return None

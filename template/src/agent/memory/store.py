@@ -14,6 +14,7 @@ from agent.settings import Settings
 # "module:factory"; a module that the project was made without is simply not there
 STORES = {"sqlite": "agent.memory.sqlite:open_memory", "redis": "agent.memory.redis:open_memory"}
 
+JOINERS = "\u200c\u200d"  # parts of words in Persian, Hindi and others
 RECALLED_TURNS = 20  # of all earlier calls, the last ones
 KEPT = 200  # turns, and calls, of one caller
 MOST_FACTS = 20  # of one caller, the newest
@@ -125,7 +126,9 @@ def broke_off(reason: str | None, ended: float, within: float) -> bool:
 
 def _line(text: str | None, longest: int) -> str | None:
     """The text on one line, without what cannot be printed or stored; None if nothing is left."""
-    words = " ".join("".join(letter if letter.isprintable() else " " for letter in text or "").split())
+    words = " ".join(
+        "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in text or "").split()
+    )
     return words[:longest].rstrip() or None
 
 
