@@ -92,10 +92,11 @@ class Breaker:
     def failed(self) -> None:
         """Leave it alone from now on."""
         self._well = False
-        self._until = time.time() + self._seconds
-        with suppress(OSError):
+        try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.touch()
+        except OSError:
+            self._until = time.time() + self._seconds
 
     def worked(self) -> None:
         """Ask again whenever there is something to ask."""
