@@ -270,6 +270,7 @@ async def test_no_server_at_all_is_one_sentence_without_the_password(settings: S
 async def test_the_connection_is_made_before_the_first_question(settings: Settings, server: EmbeddingsServer) -> None:
     await ingest(settings)
     server.texts.clear()
+    server.asked.clear()
     async with knowledge_of(settings):
         await server.asked.wait()
     assert server.texts == ["Hello"]

@@ -488,6 +488,7 @@ def degraded(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    settings = settings.model_copy(update={"memory_url": "redis://store"})
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
         memory.know("ann")
@@ -502,9 +503,23 @@ async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     assert len(degraded(caplog)) == len(warnings(caplog)) == 2  # one a call
 
 
+async def test_a_file_of_this_machines_own_that_failed_one_call_is_asked_by_the_next(
+    store: FakeStore, settings: Settings
+) -> None:
+    store.trouble = MemoryUnavailable("this call was late")
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() is None
+    store.trouble = None
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+
 async def test_a_call_that_was_told_of_an_outage_does_not_wait_long_when_it_is_closed(
     store: FakeStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = settings.model_copy(update={"memory_url": "redis://store"})
     monkeypatch.setattr(call, "LAST_SECONDS", 1000.0)
     call.breaker_of(settings).failed()
     store.answering.clear()
@@ -520,6 +535,7 @@ async def test_a_call_that_was_told_of_an_outage_does_not_wait_long_when_it_is_c
 async def test_whoever_finds_the_store_working_has_the_next_call_ask_it(
     store: FakeStore, settings: Settings, who: str
 ) -> None:
+    settings = settings.model_copy(update={"memory_url": "redis://store"})
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
         memory.know("ann")
