@@ -194,7 +194,7 @@ def test_documents_and_their_index_are_looked_at(doctor: Doctor, home: Path, mon
         main(["ingest"])
     after = doctor()
 
-    assert before.about("documents")[0].startswith("warn knowledge/latin.md is not UTF-8")
+    assert before.about("documents")[0].startswith("warn latin.md is not UTF-8")
     assert before.about("documents")[1].startswith("ok 1 in ")
     assert before.about("index")[0].startswith("warn ")
     assert after.about("index") == ["ok up to date"]

@@ -302,7 +302,8 @@ async def open_broken(settings: Settings) -> AsyncIterator[FakeStore]:
 @pytest.fixture
 async def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     FAKE.append(FakeStore())
-    monkeypatch.setitem(STORES, "sqlite", f"{__name__}:open_fake")
+    for kind in ("sqlite", "redis"):
+        monkeypatch.setitem(STORES, kind, f"{__name__}:open_fake")
     monkeypatch.setattr(call, "LAST_SECONDS", 0.05)
     monkeypatch.setattr(call, "LAST_SECONDS_IN_OUTAGE", 0.05)
     monkeypatch.setattr(call, "FIRST_PAUSE", 0.001)
