@@ -24,7 +24,7 @@ from agent.memory.thread import SqliteThread
 from agent.settings import Settings
 
 FORMAT = 3  # of the file; another one is built anew
-BLOCK = 2048  # vectors that are compared at once: their numbers are bytes in the file, and four bytes while they are
+BLOCK = 512  # vectors that are compared at once: their numbers are bytes in the file, and four bytes while they are
 
 TABLES = f"""
 {WORDS_TABLES}
@@ -212,7 +212,8 @@ class _Opened:
 
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
         products = [
-            self._numbers[start : start + BLOCK].astype(np.float32) @ vector
+            # not `@`: the threads of a BLAS go on spinning, and take the cores from whatever embeds the next question
+            np.einsum("ij,j->i", self._numbers[start : start + BLOCK].astype(np.float32), vector)
             for start in range(0, len(self._numbers), BLOCK)
         ]
         cosines: NDArray[np.float32] = np.concatenate([np.empty(0, np.float32), *products])
