@@ -51,9 +51,7 @@ def keep(folder: Path, items: Iterable[Item]) -> Path:
     kept = Path(unfinished).with_suffix(".jsonl")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(content)  # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
         os.replace(unfinished, kept)
     except OSError:
         Path(unfinished).unlink(missing_ok=True)
