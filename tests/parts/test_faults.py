@@ -234,7 +234,9 @@ async def slow_postgres(home: Path) -> AsyncIterator[Trouble]:
     async with closing(await asyncio.to_thread(Postgres)) as server, slow_wire(server.port) as wire:
         slow, quick = partial(setattr, wire, "delay", 0.3), partial(setattr, wire, "delay", 0.0)
         url = server.url.replace(f":{server.port}/", f":{wire.port}/")
-        yield Trouble({"knowledge": "pgvector", "knowledge_url": url}, cause=slow, heal=quick)
+        yield Trouble(
+            {"knowledge": "pgvector", "knowledge_url": url, "knowledge_seconds": 0.25}, cause=slow, heal=quick
+        )
 
 
 @asynccontextmanager

@@ -83,7 +83,8 @@ class Desk:
         (home / "knowledge").mkdir(exist_ok=True)
         (home / "knowledge" / "visit.md").write_text(DOCUMENT, encoding="utf-8")
         self._records = records
-        given = {"home": home, "data_dir": home / "data", "models": "scripted", "knowledge": "sqlite"}
+        given: dict[str, Any] = {"home": home, "data_dir": home / "data", "models": "scripted", "knowledge": "sqlite"}
+        given["knowledge_seconds"] = 1.0  # so that a busy machine is no fault
         self.settings = Settings.model_validate({**given, "memory_url": "sqlite", **trouble.healthy})
         self.broken = Settings.model_validate({**given, "memory_url": "sqlite", **trouble.healthy, **trouble.broken})
 
