@@ -1,4 +1,4 @@
-"""What stands in for a model that fails: how long each part of a reply may take, and what is heard when nothing can speak."""
+"""What stands in for a model that fails: how long a reply may take, and what is heard when nothing can speak."""
 
 from __future__ import annotations
 
