@@ -1,0 +1,187 @@
+"""What owners do to their projects: edits that an update has to keep, and that any copy of the template takes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from typing import Protocol
+
+from hypothesis import strategies as st
+
+from tests.support.projects import UV, clean_environment
+from tests.support.templates import MARK, Project
+
+PRINTABLE = st.text(st.characters(min_codepoint=32, exclude_categories=["C", "Z"]) | st.just(" "), max_size=30)
+YOURS = (
+    "README.md",
+    "src/agent/persona.py",
+    "src/agent/resources.py",
+    "tests/yours/test_persona.py",
+    "tests/yours/test_resources.py",
+)
+ADDED = (
+    ".github/workflows/deploy.yml",
+    "compose.override.yaml",
+    "docs/on-call.md",
+    "knowledge/prices.md",
+    "knowledge/menus/summer.txt",
+    "migrations/0001.sql",
+    "scripts/backup.sh",
+    "src/agent/tools/__init__.py",
+    "src/agent/tools/weather.py",
+    "tests/test_weather.py",
+    "tests/yours/test_weather.py",
+    "uv.lock",
+)
+
+
+class Edit(Protocol):
+    """One thing an owner does."""
+
+    def make(self, project: Project) -> None:
+        """Do it to this project."""
+        ...
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Lines put into a file that is the owner's, anywhere: after this share of its lines."""
+
+    name: str
+    place: float
+    lines: tuple[str, ...]
+
+    def make(self, project: Project) -> None:
+        """Insert them, if the project has the file."""
+        if (project.path / self.name).exists():
+            old = project.read(self.name).splitlines(keepends=True)
+            place = round(self.place * len(old))
+            project.write(self.name, "".join([*old[:place], *(f"{line}\n" for line in self.lines), *old[place:]]))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Lines of a file that is the owner's, deleted: all of them is the file itself."""
+
+    name: str
+    place: float
+    lines: int | None
+
+    def make(self, project: Project) -> None:
+        """Delete them, if the project has the file."""
+        if not (project.path / self.name).exists():
+            return
+        if self.lines is None:
+            (project.path / self.name).unlink()
+            return
+        old = project.read(self.name).splitlines(keepends=True)
+        place = round(self.place * len(old))
+        project.write(self.name, "".join([*old[:place], *old[place + self.lines :]]))
+
+
+@dataclass(frozen=True)
+class Below:
+    """Lines put below a mark of a shared file, in the indentation of the mark."""
+
+    name: str
+    mark: int
+    lines: tuple[str, ...]
+
+    def make(self, project: Project) -> None:
+        """Insert them below that mark, counted from the last one."""
+        old = project.read(self.name).splitlines(keepends=True)
+        marks = [number for number, line in enumerate(old) if MARK in line]
+        place = marks[-1 - self.mark % len(marks)]
+        margin = re.match(r"\s*", old[place])
+        assert margin is not None
+        new = [f"{margin[0]}{line}".rstrip() + "\n" for line in self.lines]
+        project.write(self.name, "".join([*old[: place + 1], *new, *old[place + 1 :]]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a tool at the end of pyproject.toml, once: twice would be no TOML."""
+
+    lines: tuple[str, ...]
+
+    def make(self, project: Project) -> None:
+        """Add it, if it is not there."""
+        if self.lines[-1] not in project.read("pyproject.toml"):
+            Below("pyproject.toml", 0, self.lines).make(project)
+
+
+@dataclass(frozen=True)
+class Add:
+    """A file of the owner's own."""
+
+    name: str
+    text: str
+
+    def make(self, project: Project) -> None:
+        """Write it."""
+        project.write(self.name, self.text)
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Another value of a line of pyproject.toml that the template has filled in."""
+
+    key: str
+    value: str
+
+    def make(self, project: Project) -> None:
+        """Write it."""
+        text, lines = re.subn(
+            rf"(?m)^{self.key} = .*$", lambda _: f"{self.key} = {self.value}", project.read("pyproject.toml"), count=1
+        )
+        assert lines == 1, self.key
+        project.write("pyproject.toml", text)
+
+
+@dataclass(frozen=True)
+class Depend:
+    """`uv add`; without `lock` only pyproject.toml is written, and nothing is resolved or installed."""
+
+    package: str
+    options: tuple[str, ...] = ()
+    lock: bool = False
+
+    def make(self, project: Project) -> None:
+        """Run the real uv."""
+        options = (*self.options, *([] if self.lock else ["--frozen"]))
+        command = [str(UV), "add", "--quiet", *options, self.package]
+        subprocess.run(command, cwd=project.path, env=clean_environment(), check=True, capture_output=True)
+
+
+def lines(prefix: str = "") -> st.SearchStrategy[tuple[str, ...]]:
+    """Some lines of a text file."""
+    return st.lists(PRINTABLE.map(lambda text: prefix + text), min_size=1, max_size=4).map(tuple)
+
+
+def edits(shared: list[str]) -> st.SearchStrategy[list[Edit]]:
+    """Anything that an owner may do by the rules of docs/agent/ownership.md."""
+    places = st.floats(0, 1)
+    return st.lists(
+        st.one_of(
+            st.builds(Insert, st.sampled_from(YOURS), places, lines()),
+            st.builds(Cut, st.sampled_from(YOURS), places, st.integers(1, 30) | st.none()),
+            # a comment: in a .gitignore or a Dockerfile other lines would mean something
+            st.builds(Below, st.sampled_from(shared), st.integers(0, 5), lines("# ")),
+            st.builds(Add, st.sampled_from(ADDED), lines().map("\n".join)),
+            st.builds(Describe, st.just("version"), st.sampled_from(['"0.2.0"', '"1.0.0rc1"', '"2026.11.23"'])),
+            st.builds(Describe, st.just("description"), st.sampled_from(['"Answers the phone."', '"🎙 = \\"tea\\""'])),
+            st.builds(Describe, st.just("line-length"), st.sampled_from(["100", "88"])),
+            st.builds(Table, st.sampled_from(TABLES)),
+            st.builds(Depend, st.sampled_from(["httpx", "aiofiles>=24", "zstandard==0.25.0", "arrow[doc]"])),
+            st.builds(Depend, st.sampled_from(["hypothesis", "freezegun>=1"]), st.just(("--dev",))),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+
+
+TABLES = [
+    ("", "[tool.coverage.run]", "branch = true"),
+    ("", "[[tool.mypy.overrides]]", 'module = "arrow.*"', "ignore_missing_imports = true"),
+]

@@ -1,0 +1,178 @@
+"""Whatever owners do to their projects, an update brings what is new and keeps every byte of theirs."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable
+from fnmatch import fnmatch
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from tests.support.templates import MARK, WORK_TREE, Project, Template, make_template, released
+from tests.update.owners import Add, Below, Cut, Depend, Describe, Edit, Insert, edits
+from tools.gate import cases_of, configuration, differences, versions_since
+
+NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
+VERSIONS = [*released(), WORK_TREE]
+OURS = "src/agent/lifecycle.py"
+FIX = "# A fix that owners wait for."
+SHARED = [
+    "pyproject.toml",
+    "compose.yaml",
+    "Dockerfile",
+    ".env.example",
+    ".gitignore",
+    "AGENTS.md",
+    "deploy/kubernetes.yaml",
+]
+ANY = settings(
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],  # an example takes seconds: smaller ones are not looked for
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
+    """Every release, this checkout, and a next release that changes a file of every kind."""
+    template = make_template(tmp_path_factory.mktemp("history") / "livekit-agent-template")
+    for name in template.copy(tmp_path_factory.mktemp("any") / "project").ownership()["shared"]:
+        template.add_line(name, "# A line of the template's.", before=MARK)
+    metadata = template.source("pyproject.toml")
+    text = metadata.read_text(encoding="utf-8")
+    metadata.write_text(text.replace("    # A line of the template's.\n", '    "anyio>=4",\n', 1), encoding="utf-8")
+    template.add_line(OURS, FIX)
+    for name in ("src/agent/persona.py", "README.md", "knowledge/news.md"):
+        template.source(name).touch()
+        template.add_line(name, "# This comes with first copies only.")
+    template.source("docs/agent/news.md").write_text("# News\n", encoding="utf-8")
+    template.release(NEXT)
+    return template
+
+
+@pytest.fixture(scope="module")
+def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Project]:
+    """A project of a release with the n-th set of its answers, committed; each is rendered once and then copied."""
+    folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, int], Project]()
+
+    def copy(version: str, number: int) -> Project:
+        cases = cases_of(configuration(history, version))
+        key = version, number % len(cases)
+        if key not in kept:
+            kept[key] = history.copy(folder / f"{version}-{key[1]}", version, **cases[key[1]])
+            kept[key].commit()
+        to = folder / uuid.uuid4().hex
+        shutil.copytree(kept[key].path, to, symlinks=True)
+        return Project(to)
+
+    return copy
+
+
+def is_yours(name: str, project: Project) -> bool:
+    return any(fnmatch(name, glob) for glob in project.ownership()["yours"])
+
+
+def assert_kept(
+    pristine: Callable[[str, int], Project], history: Template, version: str, number: int, made: list[Edit]
+) -> None:
+    """Make the edits, update, and compare with a fresh copy of the newest version with the same edits."""
+    project = pristine(version, number)
+    came = project.files().keys()
+    for edit in made:
+        edit.make(project)
+    project.commit()
+    before = project.files()
+
+    project.update(NEXT)
+
+    assert project.conflicts() == []
+    answers = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+    fresh = history.copy(project.path.with_name(f"{project.path.name}-fresh"), NEXT, **answers)
+    for edit in made:
+        edit.make(fresh)
+    owners, after, expected = fresh.ownership(), project.files(), fresh.files()
+    shared = {*owners["shared"], *owners["ours"]}
+    assert {name for name in shared if after.get(name) != expected.get(name)} == set(), "what is merged is not the sum"
+    theirs = {name for name in before if is_yours(name, fresh) or name not in came}
+    assert {name for name in theirs if after.get(name) != before[name]} == set(), "what is theirs was changed"
+    for folder in (project.path, fresh.path):
+        shutil.rmtree(folder)
+
+
+EVERYTHING: list[Edit] = [
+    Insert("src/agent/persona.py", 0.4, ("", "# tea", "")),
+    Cut("src/agent/resources.py", 0.5, 10),
+    Cut("README.md", 0, None),
+    *(Below(name, 0, ("# theirs", "# theirs too")) for name in SHARED),
+    *(Below(name, 1, ("# theirs as well",)) for name in SHARED),
+    Add("knowledge/prices.md", "# Prices"),
+    Add("tests/test_weather.py", "def test_it_rains() -> None: ..."),
+    Add("uv.lock", "version = 1"),
+    Describe("version", '"2.0.0"'),
+    Describe("description", '"Mine."'),
+    Describe("line-length", "100"),
+    Depend("httpx"),
+    Depend("hypothesis", ("--dev",)),
+]
+
+
+@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits(SHARED))
+@settings(ANY, max_examples=10, derandomize=True)
+@example(VERSIONS[0], 0, EVERYTHING)
+@example(VERSIONS[-1], 1, EVERYTHING)
+def test_an_update_keeps_whatever_an_owner_did(
+    history: Template, pristine: Callable[[str, int], Project], version: str, number: int, made: list[Edit]
+) -> None:
+    assert_kept(pristine, history, version, number, made)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits(SHARED))
+@settings(ANY, max_examples=150)
+def test_an_update_keeps_whatever_any_owner_did(
+    history: Template, pristine: Callable[[str, int], Project], version: str, number: int, made: list[Edit]
+) -> None:
+    assert_kept(pristine, history, version, number, made)
+
+
+@pytest.mark.parametrize("version", VERSIONS[:-2])
+def test_an_edited_project_ends_the_same_step_by_step(
+    history: Template, pristine: Callable[[str, int], Project], version: str
+) -> None:
+    direct, by_steps = pristine(version, 0), pristine(version, 0)
+    for project in (direct, by_steps):
+        for edit in EVERYTHING:
+            edit.make(project)
+        project.commit()
+    direct.update(NEXT)
+    for step in versions_since(history, version):
+        by_steps.update(step)
+        assert by_steps.conflicts() == []
+        by_steps.commit()
+    assert differences(direct, by_steps) == []
+
+
+@given(st.floats(0, 1), st.sampled_from(["cut", "insert", "change"]))
+@settings(ANY, max_examples=6, derandomize=True)
+@example(1.0, "insert")
+def test_an_edit_of_ours_is_merged_or_told_and_never_lost(
+    history: Template, pristine: Callable[[str, int], Project], place: float, what: str
+) -> None:
+    project = pristine(WORK_TREE, 0)
+    lines = project.read(OURS).splitlines(keepends=True)
+    at = min(round(place * len(lines)), len(lines) - 1) + (place == 1.0)
+    lines[at : at + (what != "insert")] = [] if what == "cut" else ["# Against the contract.\n"]
+    project.write(OURS, "".join(lines))
+    project.commit()
+
+    project.update(NEXT)
+
+    expected = [*lines, f"{FIX}\n"]
+    assert project.conflicts() or project.read(OURS) == "".join(expected)
+    if place == 1.0:  # both have added a line at the end
+        assert project.conflicts()
