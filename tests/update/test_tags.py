@@ -108,12 +108,25 @@ def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(two: tuple[C
     git(checkout.path, "tag", "mine")
     git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])  # by hand, and not annotated
     git(checkout.path, "push", "--quiet", "origin", "v0.1.0")
+    git(checkout.path, "tag", "--force", "--annotate", "--message=again", "v0.1.0", released["v0.1.0"])
 
     done = checkout.tags("--push", "origin")
 
+    assert done.returncode == 0, done.stderr
     assert "pushing v0.2.0 ..." in done.stdout
     assert checkout.at_remote() == released
     assert git(checkout.remote, "cat-file", "-t", "v0.1.0") == "commit\n"
+
+
+def test_a_tag_that_the_remote_has_is_not_made_again(two: tuple[Checkout, dict[str, str]]) -> None:
+    checkout, released = two
+    git(checkout.remote, "tag", "v0.1.0", released["v0.1.0"])
+
+    assert checkout.tags("--push", "origin").returncode == 0
+
+    assert git(checkout.path, "tag") == "v0.2.0\n"
+    git(checkout.path, "fetch", "--quiet", "--tags", "origin")
+    assert checkout.commit_of("v0.1.0") == released["v0.1.0"]
 
 
 def test_two_clones_make_the_same_tags(two: tuple[Checkout, dict[str, str]], tmp_path: Path) -> None:
