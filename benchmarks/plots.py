@@ -67,7 +67,8 @@ STYLE: dict[Any, Any] = {
 def caption(figure: Figure, results: Results) -> None:
     """Where the numbers are from, below the plot."""
     about = results["machine"]
-    tools = ", ".join(f"{name} {about[name]}" for name in ("livekit-agents", "copier", "cookiecutter") if name in about)
+    names = ("livekit-agents",) if "livekit-agents" in about else ("copier", "cookiecutter")
+    tools = ", ".join(f"{name} {about[name]}" for name in names)
     text = f"{about['date'][:10]}, {about['system']}, {about['cpus']} CPUs, {tools}"
     figure.supxlabel(text, x=0.99, ha="right", size=8, color=GREY)
 
