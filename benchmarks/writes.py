@@ -82,10 +82,15 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
 
 
 def work(
-    process: int, todo: list[tuple[int, str]], home: Path, redis_url: str, barrier: Barrier, done: Queue[dict[str, Any]]
+    process: int,
+    rounds: list[tuple[int, str]],
+    home: Path,
+    redis_url: str,
+    barrier: Barrier,
+    done: Queue[dict[str, Any]],
 ) -> None:
     """Every round, in step with the other processes."""
-    for number, store in todo:
+    for number, store in rounds:
         done.put(asyncio.run(write(settings_of(home, store, redis_url), number, process, barrier)))
         barrier.wait(PATIENCE)
 
@@ -113,18 +118,18 @@ def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     tell = Progress()
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
     results |= {"callers": PROCESSES * CALLERS, "processes": PROCESSES, "turns": TURNS, "rounds": []}
-    todo = [(at, store) for at in range(1 if quick else 10) for store in (STORES if at % 2 else STORES[::-1])]
+    rounds = [(at, store) for at in range(1 if quick else 10) for store in (STORES if at % 2 else STORES[::-1])]
     context = multiprocessing.get_context("spawn")
     barrier, done = context.Barrier(PROCESSES), context.Queue()
     with closing(RedisServer("valkey")) as redis:
         processes = [
-            context.Process(target=work, args=(process, todo, scratch, redis.url, barrier, done), daemon=True)
+            context.Process(target=work, args=(process, rounds, scratch, redis.url, barrier, done), daemon=True)
             for process in range(PROCESSES)
         ]
-        tell(f"{PROCESSES * CALLERS} callers talk, {len(todo)} times")
+        tell(f"{PROCESSES * CALLERS} callers talk, {len(rounds)} times")
         for process in processes:
             process.start()
-        for number, store in todo:
+        for number, store in rounds:
             parts = [done.get(timeout=2 * PATIENCE) for _ in processes]
             seconds = max(part["ended"] for part in parts) - min(part["began"] for part in parts)
             results["rounds"].append(

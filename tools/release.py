@@ -2,8 +2,9 @@
 
     python tools/release.py VERSION
 
-A released version never changes. The bundle is made of the tree, the version and the date in CHANGELOG.md alone, so
-anybody can make it again. Committing it is left to the person who releases, and tagging that commit to tools/tags.py.
+A released version never changes, and updates to it are tried before it is one (tools/gate.py). The bundle is made of
+the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again. Committing it is left to the
+person who releases, and tagging that commit to tools/tags.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from packaging.version import InvalidVersion, Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.support.templates import Template
+from tools.gate import gate
 from tools.history import (
     BRANCH,
     ROOT,
@@ -67,6 +70,10 @@ def release(version: str, root: Path = ROOT) -> str:
             if number <= newest:
                 raise Trouble(f"{version} is not newer than {newest}, and a released version never changes")
         commit(history, root, template_files(root, untracked=False), f"v{version}", date)
+        if broken := gate(Template(history), version):
+            raise Trouble(
+                "updates to it would break what owners were promised:\n" + "\n".join(f"  {b}" for b in broken)
+            )
         bundle = bundle_of(root).resolve()
         bundle.parent.mkdir(exist_ok=True)
         git(history, "-c", "pack.threads=1", "bundle", "create", "--quiet", str(bundle), BRANCH, "--tags")

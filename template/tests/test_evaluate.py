@@ -44,7 +44,7 @@ async def test_recall_and_reciprocal_rank_count_the_first_passage_of_the_source(
 def test_every_line_that_is_no_question_is_named(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     good = json.dumps({"question": "When?", "source": "hours.md"})
-    file.write_text(f'{good}\n\n{{"question": "Who?"}}\nnonsense\n["a"]\n', encoding="utf-8")
+    file.write_text("\n".join([good, "", '{"question": "Who?"}', "nonsense", '["a"]', ""]), encoding="utf-8")
 
     with pytest.raises(SettingsError) as raised:
         questions_in(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -421,3 +422,23 @@ async def test_a_long_section_is_cut_into_overlapping_passages_that_lose_nothing
 async def test_a_text_without_spaces_is_cut_too() -> None:
     passages = [text for _, text in chunk("a.md", list(sections_of("# 長\n\n" + "字" * 20_000)))]
     assert max(map(len, passages)) <= WORDS * 24
+
+
+async def test_the_index_is_read_before_the_first_question(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    await ingest(settings)
+    read, load = threading.Event(), sqlite._Opened
+
+    def opened(index: sqlite3.Connection) -> sqlite._Opened:
+        read.set()
+        return load(index)
+
+    monkeypatch.setattr(sqlite, "_Opened", opened)
+    async with knowledge_of(settings):
+        assert await asyncio.to_thread(read.wait, 10)
+
+
+async def test_an_index_that_cannot_be_read_is_told_by_a_question_and_not_by_opening_it(settings: Settings) -> None:
+    async with knowledge_of(settings) as knowledge:
+        assert knowledge is not None
+        with pytest.raises(KnowledgeUnavailable, match="there is no index"):
+            await knowledge.search("Dogs?")

@@ -184,7 +184,7 @@ async def test_a_record_holds_what_the_models_were_used_for(store: RedisMemory, 
 
 async def test_what_the_first_release_has_written_is_read(store: RedisMemory, settings: Settings, raw: Redis) -> None:
     tag = hashlib.sha256(b"ann").hexdigest()[:32]
-    v1 = f"{settings.name}:v1:{{{tag}}}"
+    v1 = f"{settings.name}:v1:" + "{" + tag + "}"
     item = json.dumps(["call-1", "item-1"])
     await raw.hset(f"{v1}:texts", item, json.dumps(asdict(turn(1))))
     await raw.zadd(f"{v1}:turns", {item: 1001.0})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +32,25 @@ def values_of(spec: dict[str, Any]) -> list[str]:
     """What a question lets one choose from."""
     choices = spec["choices"]
     return list(choices.values() if isinstance(choices, dict) else choices)
+
+
+def covering(choices: Mapping[str, Sequence[str]], attempts: int = 16) -> list[dict[str, str]]:
+    """A few combinations in which every pair of values of two questions is found, the defaults first."""
+    first, *others = (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
+    dice = random.Random(0)  # the same each time
+    tries = [_greedy(first, dice.sample(others, len(others))) for _ in range(attempts)]
+    return min(tries, key=len)
+
+
+def _greedy(first: dict[str, str], others: list[dict[str, str]]) -> list[dict[str, str]]:
+    def pairs(case: dict[str, str]) -> set[Any]:
+        return set(itertools.combinations(case.items(), 2))
+
+    found, missing = [first], set().union(*map(pairs, others)) - pairs(first)
+    while missing:
+        found.append(max(others, key=lambda case: len(missing & pairs(case))))
+        missing -= pairs(found[-1])
+    return found
 
 
 CHOICES = {name: values_of(spec) for name, spec in ASKED.items() if "choices" in spec}

@@ -78,7 +78,7 @@ def prepare_documents(settings: Settings) -> None:
         return
     if report is not None:
         for skipped in report.skipped:
-            tell(f"knowledge/{skipped.source} is left out: it {skipped.reason}")
+            tell(f"{skipped.source} is left out: it {skipped.reason}")
         tell(f"documents indexed: {report.documents}, passages: {report.passages}")
 
 
@@ -116,11 +116,12 @@ def download_files() -> int:
 def showing(what: str) -> Iterator[Progress]:
     """A progress bar on standard error if it is a terminal; what is said of documents, in any case."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
 
         def progress(line: str, done: int, total: int) -> None:

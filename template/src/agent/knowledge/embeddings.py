@@ -18,7 +18,7 @@ import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.failures import Breaker
+from agent.breaker import Breaker
 from agent.knowledge import About, Embedder, KnowledgeUnavailable
 from agent.settings import Settings
 

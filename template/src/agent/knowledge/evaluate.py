@@ -80,7 +80,7 @@ async def evaluate(
     async with knowledge_of(patient) as knowledge:
         if knowledge is None:
             raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none)")
-        await knowledge.search("warm up")  # the first search opens and loads, in a call as the caller is greeted
+        await knowledge.search("warm up")  # a call has opened and loaded the index before it is asked
         for number, question in enumerate(questions, start=1):
             began = time.perf_counter()
             passages = await knowledge.search(question.question, DEPTH)

@@ -37,7 +37,7 @@ async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progr
     if (index := index_of(settings)) is None:
         raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none), so there is nothing to ingest")
     old = await index.about()
-    given = paths or [Path(root) for root in old.roots] if old else paths
+    given = paths or ([Path(root) for root in old.roots] if old else [])
     roots = roots_of(settings, given)
     digests = {document.source: document.digest for document in documents_in(roots)}
     async with AsyncExitStack() as stack:

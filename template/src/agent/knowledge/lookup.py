@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import cache
 
-from agent.failures import Breaker
+from agent.breaker import Breaker
 from agent.knowledge import KnowledgeUnavailable, Passage
 from agent.knowledge.hybrid import words_of
 from agent.lifecycle import Call, describe

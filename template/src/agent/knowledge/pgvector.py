@@ -246,7 +246,8 @@ def _query(
 def _times(weights: str) -> str:
     # ts_rank of one word that is there n times is the sum of 1/i² up to n, as a part of that of all: what is missing is
     # 0.6079/(n + 0.5). Unnesting the words to count them finds the same passages and takes ten times as long.
-    return f"round(0.6079::float / (1.0001::float - ts_rank('{{{weights}}}', words, query)) - 0.5::float)"
+    array = "'{" + weights + "}'"
+    return f"round(0.6079::float / (1.0001::float - ts_rank({array}, words, query)) - 0.5::float)"
 
 
 def _indexed(dimension: int, column: str = "embedding") -> str:

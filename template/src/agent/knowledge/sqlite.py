@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -49,11 +50,15 @@ class SqliteIndex:
 
     @asynccontextmanager
     async def open(self, embedder: Embedder | None) -> AsyncIterator[Knowledge]:
-        """Yield the searchable index; its thread ends on exit."""
+        """Yield the searchable index, which is read while the call begins; its thread ends on exit."""
         thread = SqliteThread(self.path, self._connect)
+        knowledge = SqliteKnowledge(self.path, thread, Meaning(embedder, self.settings))
+        loading = asyncio.create_task(knowledge.load(), name="load the index")
         try:
-            yield SqliteKnowledge(self.path, thread, Meaning(embedder, self.settings))
+            yield knowledge
         finally:
+            loading.cancel()
+            await asyncio.wait([loading])
             await thread.aclose()
 
     async def about(self) -> About | None:
@@ -174,12 +179,20 @@ class SqliteKnowledge:
                 f"the index at {self._path} cannot be read ({error}): run `agent ingest`"
             ) from error
 
+    async def load(self) -> None:
+        """Read what searching takes, so that the first question does not wait for it; a search tells what is wrong."""
+        with suppress(sqlite3.Error, KnowledgeUnavailable):
+            await self._thread.run(self._open)
+
+    def _open(self, index: sqlite3.Connection) -> _Opened:
+        if self._opened is None or self._opened[0] is not index:
+            self._opened = index, _Opened(index)
+        return self._opened[1]
+
     def _found(
         self, index: sqlite3.Connection, words: list[str], phrase: str, vector: NDArray[np.float32] | None, limit: int
     ) -> list[Passage]:
-        if self._opened is None or self._opened[0] is not index:
-            self._opened = index, _Opened(index)
-        opened = self._opened[1]
+        opened = self._open(index)
         if words:
             scores, covered = scores_of(index, words, opened.passages)
         else:

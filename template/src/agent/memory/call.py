@@ -11,14 +11,12 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from agent.breaker import Breaker
 from agent.memory import spool
 from agent.memory.store import CallRecord, Memory, MemoryUnavailable, Note, Profile, Turn, open_memory_of
 from agent.settings import Settings
-
-if TYPE_CHECKING:
-    from agent.failures import Breaker
 
 T = TypeVar("T")
 
@@ -35,8 +33,6 @@ MOST_WAITING = 1000
 
 def breaker_of(settings: Settings) -> Breaker:
     """What tells the calls of this machine that the store did not answer a moment ago."""
-    from agent.failures import Breaker  # with the SDK, which `agent forget` does without
-
     return Breaker(settings.data / "memory.outage")
 
 

@@ -175,7 +175,8 @@ class RedisMemory:
 
     def _keys(self, caller: str) -> _Keys:
         tag = hashlib.sha256(caller.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        return _Keys(*(f"{self._agent}:v{SCHEMA}:{{{tag}}}:{name}" for name in _Keys._fields))
+        slot = "{" + tag + "}"  # what a cluster hashes
+        return _Keys(*(f"{self._agent}:v{SCHEMA}:{slot}:{name}" for name in _Keys._fields))
 
     def _expire(self, write: Pipeline, keys: _Keys) -> None:
         for key in keys:

@@ -84,7 +84,7 @@ async def deliver(settings: Settings) -> int:
                 if not alone:
                     break
                 written += await _deliver(file, store, transcripts=settings.keep_transcripts)
-                _drop(file)
+                file.unlink(missing_ok=True)
     return written
 
 
@@ -138,10 +138,6 @@ def _tidied(settings: Settings) -> list[Path]:
                 if now - file.stat().st_mtime > oldest:
                     file.unlink()
     return waiting(settings)
-
-
-def _drop(file: Path) -> None:
-    file.unlink(missing_ok=True)
 
 
 def _replace(file: Path, items: list[Item]) -> None:

@@ -1,0 +1,356 @@
+"""Try the updates from every release to this checkout, and say which promise to owners would be broken.
+
+    python tools/gate.py [DIR]      DIR: a history that tools/history.py has made; else it is made from this checkout
+
+Nothing may be lost by an update: no answer, no file, no name that an owner's code uses. What is read is read from each
+release's copier.yml and sources; what is tried is `copier update` itself, for a covering array of answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import os
+import string
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import griffe
+import jinja2
+import yaml
+from jinja2 import StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from packaging.version import Version
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.templates import (
+    AWKWARD_NAMES,
+    WORK_TREE,
+    Project,
+    Template,
+    covering,
+    git,
+    isolated_environment,
+    make_template,
+    values_of,
+)
+
+TRUST = ("_tasks", "_migrations", "_jinja_extensions")  # Copier refuses a template that has them, or ever had
+STEP_BY_STEP = 3  # of so many sets of answers one is updated through every release between as well
+
+# What an owner's persona.py, resources.py and tests may use. docs/agent/ownership.md of a project says it to them.
+PUBLIC = {
+    "agent.lifecycle.Call": ("caller", "settings", "resources", "memory", "knowledge", "open", "spawn", "hang_up"),
+    "agent.lifecycle.Reason": (
+        *("CALLER_LEFT", "CALLER_DROPPED", "NO_SHOW", "AGENT_HUNG_UP", "TOO_LONG", "TOO_SILENT"),
+        *("ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
+    ),
+    "agent.conversation.CallAgent": (
+        *("call", "patient_tools", "greeting", "resuming", "goodbye", "still_there", "sorry", "cannot_hear", "tools"),
+        *("welcome", "on_exit", "llm_node", "tts_node"),
+    ),
+    "agent.memory.store.Profile": ("name", "facts", "calls", "turns", "resumed"),
+    "agent.knowledge.KnowledgeUnavailable": (),
+    "agent.knowledge.evaluate.evaluate": (),
+    "agent.knowledge.evaluate.questions_in": (),
+    "agent.knowledge.ingest.ingest": (),
+    "agent.settings.load_settings": (),
+}
+
+Config = dict[str, Any]
+# Answers that a question may have been given: whatever one release took, the next one takes.
+ANSWERS = [
+    *AWKWARD_NAMES.values(),
+    *("a" * length for length in (1, 2, 57, 58, 60, 61, 63, 64, 80, 81, 100, 101, 200, 201)),
+    *(f"x{char}y" for char in string.printable),
+    *("3", "Front Desk", "front-desk", "front.desk", "front_desk", "café", "🎙", "مكتب", "null", "1e3", "a-1-b"),
+]
+
+
+def configuration(template: Template, version: str) -> Config:
+    """What copier.yml of a release says."""
+    found: Config = yaml.safe_load(git(template.path, "show", f"{version}:copier.yml"))
+    return found
+
+
+def questions(config: Config) -> dict[str, Config]:
+    """What a release asks, or works out without asking."""
+    return {name: spec for name, spec in config.items() if not name.startswith("_")}
+
+
+def cases_of(config: Config) -> list[dict[str, str]]:
+    """Answers to every question that has choices; every pair of two choices is in one of them."""
+    return covering({name: values_of(spec) for name, spec in questions(config).items() if "choices" in spec})
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+def needs_trust(version: str, config: Config) -> Iterator[str]:
+    """Copier asks for --trust for ever after, on the update that leaves such a release too."""
+    for name in TRUST:
+        if name in config:
+            yield f"{version} has {name}: `copier update` would demand --trust; do without"
+
+
+def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
+    """Answers that an update would replace by a default, without a word, or could not go on without."""
+    asked, asks = questions(before), questions(after)
+    reads = " ".join(str(spec.get("default", "")) for spec in asks.values())
+    for name, spec in asked.items():
+        if spec.get("when") is False:
+            continue
+        if name not in asks:
+            if name not in reads:
+                yield f"the question {name} of {old} is gone: let the default of the new one read `{name}`"
+            continue
+        if asks[name].get("type") != spec.get("type"):
+            yield f"{name} has another type than in {old}: give the question another name"
+        elif "choices" in spec:
+            choices = values_of(asks[name]) if "choices" in asks[name] else []
+            default = str(asks[name].get("default", ""))
+            for value in values_of(spec):
+                if value not in choices and f"'{value}'" not in default:
+                    yield f"{name}={value} of {old} is gone: keep it, or let the default turn '{value}' into another"
+        else:
+            for answer in ANSWERS:
+                if not refusal(asked, name, answer) and (sentence := refusal(asks, name, answer)):
+                    yield f"{name}={answer!r} was accepted by {old} and is refused now ({sentence}): accept it"
+    for name, spec in asks.items():
+        if name not in asked and spec.get("default") is None:
+            yield f"the question {name} is new since {old} and has no default: an update cannot ask it"
+
+
+def refusal(asked: dict[str, Config], name: str, answer: str) -> str:
+    """What the validator of this question says to an answer; nothing if it is accepted."""
+    answers: dict[str, Any] = {}
+    for question, spec in asked.items():
+        answers[question] = answer if question == name else compiled(str(spec.get("default", ""))).render(answers)
+    if answer in str(answers.get("taken_names", "")).split():
+        return ""  # a project of that name could not be installed any more
+    return compiled(asked[name].get("validator", "")).render(answers).strip()
+
+
+@functools.cache
+def compiled(expression: str) -> jinja2.Template:
+    """An expression of copier.yml, as Copier reads it."""
+    ansible = "jinja2_ansible_filters.AnsibleCoreFiltersExtension"
+    return SandboxedEnvironment(undefined=StrictUndefined, extensions=[ansible]).from_string(expression)
+
+
+def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
+    """What an owner's code may use and would miss. It may go when the last release of an earlier minor warned of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = (sources(template, version, Path(folder, version)) for version in (old, new))
+        for path, members in PUBLIC.items():
+            parent, name = path.rsplit(".", 1)
+            holders = [(parent, (name,)), *([(path, members)] if members else [])]
+            for holder, names in holders:
+                was, now = find(before, holder), find(after, holder)
+                if was is None or now is None:  # newer than that release, or told already
+                    continue
+                for name in names:
+                    if (known := was.members.get(name)) is None or (minor and is_deprecated(known)):
+                        continue
+                    if name not in now.members:
+                        yield gone(known.path, old)
+                for breakage in griffe.find_breaking_changes(was, now):
+                    known = breakage.obj
+                    ours = breakage.kind in CHANGES and known.path in {f"{holder}.{name}" for name in names}
+                    if ours and not (minor and is_deprecated(known)):
+                        what = breakage.kind.value.lower()
+                        yield f"{known.path} is not what it was in {old} ({what}): an owner's code would break"
+
+
+CHANGES = {
+    griffe.BreakageKind.PARAMETER_MOVED,
+    griffe.BreakageKind.PARAMETER_REMOVED,
+    griffe.BreakageKind.PARAMETER_CHANGED_KIND,
+    griffe.BreakageKind.PARAMETER_CHANGED_REQUIRED,
+    griffe.BreakageKind.PARAMETER_ADDED_REQUIRED,
+    griffe.BreakageKind.OBJECT_CHANGED_KIND,
+}
+
+
+def gone(path: str, old: str) -> str:
+    """The complaint about a name that is not there any more."""
+    return f"{path} is gone since {old}: keep it for a minor version, with @deprecated and what to use in its place"
+
+
+def sources(template: Template, version: str, folder: Path) -> griffe.Object | griffe.Alias:
+    """The package `agent` of a release, read and not imported."""
+    folder.mkdir()
+    git(template.path, "archive", f"--output={folder}/sources.tar", version, "template/src")
+    with tarfile.open(folder / "sources.tar") as archive:
+        archive.extractall(folder, filter="data")
+    return griffe.load("agent", search_paths=[folder / "template" / "src"], allow_inspection=False)
+
+
+def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | griffe.Alias | None:
+    """The object of this path, None if there is none."""
+    try:
+        found: griffe.Object | griffe.Alias = package[path.removeprefix("agent.")]
+    except KeyError:
+        return None
+    return found
+
+
+def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
+    """Whether using it warned already."""
+    decorators = getattr(known, "decorators", None) or []
+    return any(str(decorator.value).split("(")[0].endswith("deprecated") for decorator in decorators)
+
+
+# ---------------------------------------------------------------------- what is tried
+
+
+def owner_of(path: str, ownership: dict[str, Any]) -> str:
+    """yours, shared or ours."""
+    if any(fnmatch(path, glob) for glob in ownership["yours"]):
+        return "yours"
+    return "shared" if path in ownership["shared"] else "ours"
+
+
+def broken_updates(
+    template: Template, old: str, answers: dict[str, str], folder: Path, *, by_steps: bool = True
+) -> list[str]:
+    """What goes wrong when an untouched project of a release is updated to the newest version of the history."""
+    newest, *between = reversed(versions_since(template, old))
+    case = "-".join(answers.values())
+    project = template.copy(folder / "project", old, **answers)
+    project.commit()
+    before, owners = project.files(), project.ownership()
+    recorded = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+
+    project.update(newest)
+    if conflicts := project.conflicts():
+        return [f"{old} ({case}): the update conflicts with a project that nobody has touched: {conflicts}"]
+    found, updated = [], project.files()
+    kept = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+    for name, answer in recorded.items():
+        if kept.get(name) != answer:
+            found.append(f"{name}={answer!r} has become {kept.get(name)!r}")
+
+    fresh = template.copy(folder / "fresh", newest, **kept)
+    expected, owners_now = fresh.files(), fresh.ownership()
+    for name in sorted(before):
+        was = owner_of(name, owners)
+        if name not in expected:
+            if was != "ours":
+                found.append(f"{name} is {was} and is gone: an owner's lines would go with it; leave it where it is")
+        elif (now := owner_of(name, owners_now)) != was:
+            found.append(f"{name} was {was} and is {now}: leave it to whom it was")
+    for name in sorted(updated.keys() | expected.keys()):
+        whose = owner_of(name, owners_now)
+        if whose == "yours":
+            if name in before and updated.get(name) != before[name]:
+                found.append(f"{name} is the owner's and was changed")
+        elif updated.get(name) != expected.get(name):
+            found.append(f"{name} is not what a fresh copy has")
+
+    project.commit()
+    project.update(newest)
+    if changes := project.changes():
+        found.append(f"a second update changes {changes}")
+    if by_steps and between:
+        found += differences(project, through(template, old, [*reversed(between), newest], answers, folder / "steps"))
+    return [f"{old} ({case}): {complaint}" for complaint in found]
+
+
+def versions_since(template: Template, old: str) -> list[str]:
+    """The versions of the history that are newer, oldest first."""
+    tags = sorted(git(template.path, "tag").split(), key=Version)
+    return tags[tags.index(old) + 1 :]
+
+
+def through(template: Template, old: str, versions: list[str], answers: dict[str, str], folder: Path) -> Project:
+    """A project of a release that was updated to each of these versions in turn."""
+    project = template.copy(folder, old, **answers)
+    for version in versions:
+        project.commit()
+        project.update(version)
+    return project
+
+
+def differences(direct: Project, by_steps: Project) -> list[str]:
+    """The files that depend on the way an update took."""
+    one, other = direct.files(), by_steps.files()
+    return [
+        f"{name} depends on whether one updates step by step"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+
+
+# ---------------------------------------------------------------------- all of it
+
+
+def promises_broken(template: Template, version: str = WORK_TREE) -> Iterator[str]:
+    """What can be read: of every release, and of the newest version of the history, which is to be called `version`."""
+    *old, newest = sorted(git(template.path, "tag").split(), key=Version)
+    now = configuration(template, newest)
+    for release in [*old, newest]:
+        yield from needs_trust(release, configuration(template, release))
+    for release in old:
+        yield from lost_answers(release, configuration(template, release), now)
+    if old:
+        minor = Version(version).release[:2] > Version(old[-1]).release[:2]
+        yield from lost_names(template, old[-1], newest, minor=minor)
+
+
+def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
+    """Every release with each of its sets of answers, and whether to go there step by step as well."""
+    old = sorted(git(template.path, "tag").split(), key=Version)[:-1]
+    return [
+        (version, answers, number % STEP_BY_STEP == 0)
+        for version in old
+        for number, answers in enumerate(cases_of(configuration(template, version)))
+    ]
+
+
+def try_one(path: Path, version: str, answers: dict[str, str], by_steps: bool) -> list[str]:
+    """`broken_updates` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return broken_updates(Template(path), version, answers, Path(folder), by_steps=by_steps)
+
+
+def gate(template: Template, version: str = WORK_TREE) -> list[str]:
+    """Every complaint, of what is read or else of what is tried, and a line on standard error for each release."""
+    if found := list(promises_broken(template, version)):
+        return found
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(isolated_environment(Path(folder)))
+        with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+            for old, group in itertools.groupby(tries(template), key=lambda one: one[0]):
+                began, cases = time.monotonic(), list(group)
+                for complaints in pool.map(try_one, *zip(*((template.path, *one) for one in cases), strict=True)):
+                    found += complaints
+                took = f"{time.monotonic() - began:.0f} s"
+                print(f"gate: updated projects of {old} with {len(cases)} sets of answers ({took})", file=sys.stderr)
+    return found
+
+
+def main() -> int:
+    """Try everything; return the exit status."""
+    parser = argparse.ArgumentParser(description="Try the updates from every release to this checkout.")
+    parser.add_argument("history", type=Path, nargs="?", metavar="DIR", help="what tools/history.py has made")
+    given = parser.parse_args().history
+    with tempfile.TemporaryDirectory() as folder:
+        template = Template(given.resolve()) if given else make_template(Path(folder, "history"))
+        complaints = gate(template)
+    for complaint in complaints:
+        print(f"gate: {complaint}", file=sys.stderr)
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
