@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.templates import ROOT, Project, git
 from tests.update.test_release import make_checkout
+from tools.history import BRANCH, bundle_of, commit, open_releases, template_files
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,25 @@ class Checkout:
         """Where it is."""
         return self.project.path
 
-    def tool(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a tool of the checkout."""
-        command = [sys.executable, "-B", str(self.path / "tools" / name), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     def tags(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run tools/tags.py; whatever it says, it is not a traceback."""
-        done = self.tool("tags.py", *arguments)
+        command = [sys.executable, "-B", str(self.path / "tools" / "tags.py"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "Traceback" not in done.stderr
         return done
 
+    def bundle(self, version: str) -> None:
+        """Add the version to the bundle, as tools/release.py does when it has tried every update to it."""
+        with tempfile.TemporaryDirectory() as folder:
+            history, bundle = Path(folder), bundle_of(self.path)
+            open_releases(history, self.path)
+            commit(history, self.path, template_files(self.path, untracked=False), f"v{version}", "2026-01-01")
+            bundle.parent.mkdir(exist_ok=True)
+            git(history, "bundle", "create", "--quiet", str(bundle), BRANCH, "--tags")
+
     def release(self, version: str) -> str:
         """Release a version as a person does; the commit."""
-        done = self.tool("release.py", version)
-        assert done.returncode == 0, done.stderr
+        self.bundle(version)
         self.project.commit()
         return self.commit_of("HEAD")
 
@@ -147,8 +153,8 @@ def test_checking_says_what_is_missing_and_changes_nothing(two: tuple[Checkout, 
     done = checkout.tags("--check", "--push", "origin")
 
     assert done.returncode == 1
-    for version, commit in released.items():
-        assert f"{version} belongs on {commit}" in done.stdout
+    for version, found in released.items():
+        assert f"{version} belongs on {found}" in done.stdout
     assert git(checkout.path, "tag") == ""
     assert checkout.at_remote() == {}
 
@@ -157,7 +163,7 @@ def test_checking_says_what_is_missing_and_changes_nothing(two: tuple[Checkout, 
 
 
 def test_a_commit_without_the_released_template_is_not_tagged(checkout: Checkout) -> None:
-    assert checkout.tool("release.py", "0.1.0").returncode == 0
+    checkout.bundle("0.1.0")
     wrong = checkout.work("committed together with the bundle")
     checkout.push()
 
