@@ -44,7 +44,8 @@ canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents th
 	@$(PY) -m tests.support.server
 	@$(PY) tools/canary.py
 
-bench: $(STAMP)  ## measure: copy time, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
+bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
+	@$(PY) -m benchmarks.copies
 	@$(PY) -m benchmarks.run
 	@$(PY) -m benchmarks.ends
 	@$(PY) -m benchmarks.shapes

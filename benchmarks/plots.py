@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks import shapes, turns
+from benchmarks import copies, shapes, turns
 from benchmarks.report import PLOTS, Results, newest
 
 GREY, FAINT = "#57606a", "#d0d7de"
@@ -67,7 +67,9 @@ STYLE: dict[Any, Any] = {
 def caption(figure: Figure, results: Results) -> None:
     """Where the numbers are from, below the plot."""
     about = results["machine"]
-    text = f"{about['date'][:10]}, {about['system']}, {about['cpus']} CPUs, livekit-agents {about['livekit-agents']}"
+    names = ("livekit-agents",) if "livekit-agents" in about else ("copier", "cookiecutter")
+    tools = ", ".join(f"{name} {about[name]}" for name in names)
+    text = f"{about['date'][:10]}, {about['system']}, {about['cpus']} CPUs, {tools}"
     figure.supxlabel(text, x=0.99, ha="right", size=8, color=GREY)
 
 
@@ -281,7 +283,34 @@ def draw_ingests(results: Results) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------------- copies
+
+
+def draw_copies(results: Results) -> Figure:
+    """How much longer ours takes than the floor: a dot for every pair, a bar to their median."""
+    figure, axis = plt.subplots(figsize=(9, 2.8), layout="constrained")
+    axis.set_title("times what three files take: every pair, and the median")
+    axis.grid(axis="x", zorder=0)
+    for place, name in enumerate(copies.TITLES):
+        sides = results[name]
+        ratios = [ours / floor for ours, floor in zip(sides[copies.OURS], sides[copies.FLOOR], strict=True)]
+        middle = statistics.median(ratios)
+        axis.barh(place, middle, height=0.6, color=COLOURS[shapes.OURS], alpha=0.35, zorder=2)
+        heights = [place + 0.4 * (number / len(ratios) - 0.5) for number in range(len(ratios))]
+        axis.plot(ratios, heights, "o", color=COLOURS[shapes.OURS], markersize=3.5, zorder=3)
+        axis.text(0.04, place, f"{middle:.2f}", va="center", color="black", zorder=4)
+        if name in copies.GOALS:
+            axis.vlines(copies.GOALS[name], place - 0.38, place + 0.38, color=COLOURS["starter"], linewidth=2, zorder=4)
+    axis.set_yticks(range(len(copies.TITLES)), [title.strip("`") for title in copies.TITLES.values()])
+    axis.tick_params(axis="y", length=0, labelcolor="black")
+    axis.set_xlim(left=0)
+    axis.set_ylim(len(copies.TITLES) - 0.5, -0.5)
+    axis.legend([Line2D([], [], color=COLOURS["starter"], linewidth=2)], ["goal"], loc="upper right")
+    return figure
+
+
 DRAWINGS: dict[str, Callable[[Results], Figure]] = {
+    "copies": draw_copies,
     "shapes": draw_shapes,
     "soak": draw_soak,
     "rolling": draw_rolling,

@@ -31,17 +31,23 @@ PLOTS = ROOT / "docs" / "plots"
 Results = dict[str, Any]
 
 
-def machine() -> dict[str, Any]:
-    """What a reader has to know of the machine."""
+def tools_of(*packages: str) -> dict[str, Any]:
+    """The machine, and the versions of these packages."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
-        **{name: version(name) for name in ("copier", "livekit-agents")},
-        "livekit-server": subprocess.run([find_binary(), "--version"], capture_output=True, text=True).stdout.strip(),
+        "git": subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip(),
+        **{name: version(name) for name in packages},
     }
+
+
+def machine() -> dict[str, Any]:
+    """What a reader has to know of the machine, where calls are measured."""
+    server = subprocess.run([find_binary(), "--version"], capture_output=True, text=True).stdout.strip()
+    return tools_of("copier", "livekit-agents") | {"livekit-server": server}
 
 
 def finish(results: Results, seconds: float) -> None:

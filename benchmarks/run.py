@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.calls import BARE_NAME, DELETING, OURS, Sample, measure_first_audio, measure_slots
-from benchmarks.copying import measure_copies
 from benchmarks.report import Progress, finish, has_server, machine, report, workshop
 from tests.support.projects import PAIRS, render
 from tests.support.server import livekit_server
 from tests.support.templates import make_template
 
-GOALS = {"copy": 1.6, "join to sound": 1.05, "known to free": 0.3}  # ratios, and seconds
+GOALS = {"join to sound": 1.05, "known to free": 0.3}  # a ratio, and seconds
 
 
 async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
@@ -34,8 +33,6 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     project = render(template, scratch / "bench-agent", PAIRS[0], project_name="Bench Agent")
     project.install()
     results: dict[str, Any] = {"machine": machine(), "quick": quick}
-    tell("copying")
-    results["copy"] = measure_copies(template, scratch, pairs=2 if quick else 10)
     async with livekit_server() as server:
         tell("calling, up to the first sound")
         results["first audio"] = await measure_first_audio(project, server, pairs=2 if quick else 20)
@@ -77,18 +74,15 @@ def table(results: dict[str, Any]) -> str:
         met = "" if goal is None else f"at most {goal}: {'met' if middle <= goal else '**missed**'}"
         return f"| {what} | {spread(ours)} | {spread(theirs)} | {middle:.2f} ({low:.2f} to {high:.2f}) | {met} |"
 
-    copies = results["copy"]
     free = statistics.median(of("slot", OURS, "known to free"))
     about = results["machine"]
     lines = [
         f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load {about['load_before']} before and"
-        f" {about['load_after']} after; Python {about['python']}, Copier {about['copier']}, livekit-agents"
-        f" {about['livekit-agents']}, {about['livekit-server']}. {len(copies['ours'])} pairs of copies,"
-        f" {len(results['first audio'][OURS])} pairs of calls.",
+        f" {about['load_after']} after; Python {about['python']}, livekit-agents {about['livekit-agents']},"
+        f" {about['livekit-server']}. {len(results['first audio'][OURS])} pairs of calls.",
         "",
         "| median (smallest to largest) | ours | rival | ratio of medians (95 %) | goal |",
         "|---|---|---|---|---|",
-        compared("`copier copy`", copies["ours"], copies["small"], GOALS["copy"]),
         *[
             compared(name, of("first audio", OURS, name), of("first audio", BARE_NAME, name), GOALS.get(name))
             for name in ("join to sound", "join to agent", "agent to sound")
@@ -107,7 +101,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure and report; 1 where no server can be had. Whether a goal is met is for the reader to judge."""
-    parser = argparse.ArgumentParser(description="Measure copies and calls against plain rivals.")
+    parser = argparse.ArgumentParser(description="Measure calls against a plain rival.")
     parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
     quick: bool = parser.parse_args().quick
     if not has_server():

@@ -3,8 +3,8 @@
     python tools/release.py VERSION
 
 A released version never changes, and updates to it are tried before it is one (tools/gate.py). The bundle is made of
-the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again. Committing it and tagging that
-commit is left to the person who releases.
+the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again. Committing it is left to the
+person who releases, and tagging that commit to tools/tags.py.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> int:
     except Trouble as trouble:
         print(f"release: {trouble}", file=sys.stderr)
         return 1
-    print(f"Released. Next: git add releases && git commit -m 'Release {tag}' && git tag -a -m {tag} {tag}")
+    print(f"Released. Next: git add releases && git commit -m 'Release {tag}', and push: CI tags that commit of main")
     return 0
 
 
