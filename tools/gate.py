@@ -318,8 +318,9 @@ def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
 
 
 def try_one(path: Path, version: str, answers: dict[str, str], by_steps: bool) -> list[str]:
-    """`broken_updates` in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    """`broken_updates` in a process of its own, with a cache of its own: Copier's is not made for two at a time."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+        os.environ["COPIER_CACHE_DIR"] = cache
         return broken_updates(Template(path), version, answers, Path(folder), by_steps=by_steps)
 
 
