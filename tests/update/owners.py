@@ -20,6 +20,15 @@ YOURS = (
     "tests/yours/test_persona.py",
     "tests/yours/test_resources.py",
 )
+SHARED = (
+    ".env.example",
+    ".gitignore",
+    "AGENTS.md",
+    "Dockerfile",
+    "compose.yaml",
+    "deploy/kubernetes.yaml",
+    "pyproject.toml",
+)
 ADDED = (
     ".github/workflows/deploy.yml",
     "compose.override.yaml",
@@ -159,7 +168,7 @@ def lines(prefix: str = "") -> st.SearchStrategy[tuple[str, ...]]:
     return st.lists(PRINTABLE.map(lambda text: prefix + text), min_size=1, max_size=4).map(tuple)
 
 
-def edits(shared: list[str]) -> st.SearchStrategy[list[Edit]]:
+def edits() -> st.SearchStrategy[list[Edit]]:
     """Anything that an owner may do by the rules of docs/agent/ownership.md."""
     places = st.floats(0, 1)
     return st.lists(
@@ -167,7 +176,7 @@ def edits(shared: list[str]) -> st.SearchStrategy[list[Edit]]:
             st.builds(Insert, st.sampled_from(YOURS), places, lines()),
             st.builds(Cut, st.sampled_from(YOURS), places, st.integers(1, 30) | st.none()),
             # a comment: in a .gitignore or a Dockerfile other lines would mean something
-            st.builds(Below, st.sampled_from(shared), st.integers(0, 5), lines("# ")),
+            st.builds(Below, st.sampled_from(SHARED), st.integers(0, 5), lines("# ")),
             st.builds(Add, st.sampled_from(ADDED), lines().map("\n".join)),
             st.builds(Describe, st.just("version"), st.sampled_from(['"0.2.0"', '"1.0.0rc1"', '"2026.11.23"'])),
             st.builds(Describe, st.just("description"), st.sampled_from(['"Answers the phone."', '"🎙 = \\"tea\\""'])),
@@ -184,4 +193,20 @@ def edits(shared: list[str]) -> st.SearchStrategy[list[Edit]]:
 TABLES = [
     ("", "[tool.coverage.run]", "branch = true"),
     ("", "[[tool.mypy.overrides]]", 'module = "arrow.*"', "ignore_missing_imports = true"),
+]
+
+EVERYTHING: list[Edit] = [
+    Insert("src/agent/persona.py", 0.4, ("", "# tea", "")),
+    Cut("src/agent/resources.py", 0.5, 10),
+    Cut("README.md", 0, None),
+    *(Below(name, 0, ("# theirs", "# theirs too")) for name in SHARED),
+    *(Below(name, 1, ("# theirs as well",)) for name in SHARED),
+    Add("knowledge/prices.md", "# Prices"),
+    Add("tests/test_weather.py", "def test_it_rains() -> None: ..."),
+    Add("uv.lock", "version = 1"),
+    Describe("version", '"2.0.0"'),
+    Describe("description", '"Mine."'),
+    Describe("line-length", "100"),
+    Depend("httpx"),
+    Depend("hypothesis", ("--dev",)),
 ]

@@ -12,22 +12,13 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.templates import MARK, WORK_TREE, Project, Template, make_template, released
-from tests.update.owners import Add, Below, Cut, Depend, Describe, Edit, Insert, edits
+from tests.update.owners import EVERYTHING, Edit, edits
 from tools.gate import cases_of, configuration, differences, versions_since
 
 NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
 VERSIONS = [*released(), WORK_TREE]
 OURS = "src/agent/lifecycle.py"
 FIX = "# A fix that owners wait for."
-SHARED = [
-    "pyproject.toml",
-    "compose.yaml",
-    "Dockerfile",
-    ".env.example",
-    ".gitignore",
-    "AGENTS.md",
-    "deploy/kubernetes.yaml",
-]
 ANY = settings(
     deadline=None,
     database=None,
@@ -103,24 +94,7 @@ def assert_kept(
         shutil.rmtree(folder)
 
 
-EVERYTHING: list[Edit] = [
-    Insert("src/agent/persona.py", 0.4, ("", "# tea", "")),
-    Cut("src/agent/resources.py", 0.5, 10),
-    Cut("README.md", 0, None),
-    *(Below(name, 0, ("# theirs", "# theirs too")) for name in SHARED),
-    *(Below(name, 1, ("# theirs as well",)) for name in SHARED),
-    Add("knowledge/prices.md", "# Prices"),
-    Add("tests/test_weather.py", "def test_it_rains() -> None: ..."),
-    Add("uv.lock", "version = 1"),
-    Describe("version", '"2.0.0"'),
-    Describe("description", '"Mine."'),
-    Describe("line-length", "100"),
-    Depend("httpx"),
-    Depend("hypothesis", ("--dev",)),
-]
-
-
-@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits(SHARED))
+@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits())
 @settings(ANY, max_examples=10, derandomize=True)
 @example(VERSIONS[0], 0, EVERYTHING)
 @example(VERSIONS[-1], 1, EVERYTHING)
@@ -132,7 +106,7 @@ def test_an_update_keeps_whatever_an_owner_did(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits(SHARED))
+@given(st.sampled_from(VERSIONS), st.integers(0, 8), edits())
 @settings(ANY, max_examples=150)
 def test_an_update_keeps_whatever_any_owner_did(
     history: Template, pristine: Callable[[str, int], Project], version: str, number: int, made: list[Edit]

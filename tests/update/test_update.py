@@ -10,16 +10,13 @@ from pathlib import Path
 import copier
 import pytest
 
-from tests.support import projects
 from tests.support.templates import (
-    COMBINATIONS,
     MARK,
     ROOT,
     WORK_TREE,
     Project,
     Template,
     git,
-    identify,
     released,
 )
 
@@ -99,33 +96,6 @@ def test_an_update_brings_the_fix_and_keeps_every_byte_of_the_owners(
     assert project.changes() == [], "a second update changed something"
 
 
-def test_an_updated_project_passes_its_tests(fixed: Template, tmp_path: Path) -> None:
-    chosen = projects.Answers()
-    project = projects.Project(fixed.copy(tmp_path / "project", VERSIONS[0], **chosen.data()).path, chosen)
-    make_it_theirs(project)
-    project.update(NEXT)
-    project.install()
-    project.run("uv", "run", "pytest")
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify)
-def test_an_untouched_project_becomes_what_a_fresh_copy_is(
-    fixed: Template, version: str, case: dict[str, str], tmp_path: Path
-) -> None:
-    project = fixed.copy(tmp_path / "project", version, **case)
-    project.commit()
-    project.update(NEXT)
-    assert project.conflicts() == []
-
-    answers = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
-    fresh = fixed.copy(tmp_path / "fresh", NEXT, **answers)
-    ours = {*fresh.ownership()["ours"], *fresh.ownership()["shared"]}
-    updated, expected = project.files(), fresh.files()
-    assert {name for name in ours if updated.get(name) != expected.get(name)} == set()
-    assert updated.keys() - expected.keys() == set()
-
-
 def test_deleted_code_of_the_owner_comes_back_and_deleted_documents_do_not(fixed: Template, tmp_path: Path) -> None:
     project = fixed.copy(tmp_path / "project")
     for name in (PERSONA, "README.md"):
@@ -156,41 +126,6 @@ def test_a_project_from_cookiecutter_updates_too(fixed: Template, tmp_path: Path
     assert FIX in project.read(OURS)
     assert {name: project.read(name) for name in theirs} == theirs
     assert project.answers()["_commit"] == NEXT
-
-
-def test_lines_below_each_mark_merge_with_new_lines_above_it(own_template: Template, tmp_path: Path) -> None:
-    project = own_template.copy(tmp_path / "project")
-    shared = project.ownership()["shared"]
-    for name in shared:
-        lines = [f"{line}\n# theirs\n" if MARK in line else f"{line}\n" for line in project.read(name).splitlines()]
-        project.write(name, "".join(lines))
-    project.commit()
-    for name in shared:
-        own_template.add_line(name, "# ours", before=MARK)
-    own_template.release(NEXT)
-
-    project.update(NEXT)
-
-    assert project.conflicts() == []
-    for name in shared:
-        lines = [line.strip() for line in project.read(name).splitlines()]
-        marks = [number for number, line in enumerate(lines) if MARK in line]
-        assert marks, name
-        assert [(lines[number - 1], lines[number + 1]) for number in marks] == [("# ours", "# theirs")] * len(marks)
-
-
-def test_switching_an_option_there_and_back_leaves_no_trace(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project")
-    project.commit()
-    before = project.files()
-    project.update(WORK_TREE, memory="redis", knowledge="none")
-    assert project.conflicts() == []
-    assert not (project.path / "src/agent/memory/sqlite.py").exists()
-    assert "redis" in project.read("pyproject.toml")
-    assert {name for name in before if name.startswith("knowledge/")} <= project.files().keys()
-    project.commit()
-    project.update(WORK_TREE, memory="sqlite", knowledge="sqlite")
-    assert project.files() == before
 
 
 def test_no_path_has_changed_its_owner_since_it_was_released(template: Template, tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Options chosen anew by an update: files come and go, what is the owner's stays, and the way back leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.templates import CHOICES, COMBINATIONS, WORK_TREE, Project, Template
+from tests.update.owners import EVERYTHING
+
+ROUNDS = [(name, values) for name in CHOICES for values in (CHOICES[name], CHOICES[name][::-1])]
+
+
+def owned(template: Template, folder: Path, answers: dict[str, str]) -> Project:
+    """A project with these answers and everything that an owner does to one."""
+    project = template.copy(folder, **answers)
+    for edit in EVERYTHING:
+        edit.make(project)
+    return project
+
+
+@pytest.mark.parametrize(
+    ("question", "values"), ROUNDS, ids=lambda value: str(value) if isinstance(value, str) else "-".join(value)
+)
+def test_an_option_goes_round_with_everything_of_the_owners_in_place(
+    template: Template, question: str, values: list[str], tmp_path: Path
+) -> None:
+    base = COMBINATIONS[0] | {question: values[0]}
+    project = owned(template, tmp_path / "project", base)
+    project.commit()
+    project.write("data/memory.db", "what callers have said")  # git ignores it, an update must as well
+    before = project.files()
+    for value in [*values[1:], values[0]]:
+        project.update(WORK_TREE, **{question: value})
+
+        assert project.conflicts() == []
+        expected = owned(template, tmp_path / value, base | {question: value}).files()
+        after = project.files()
+        # documents come with the first copy only, and are never taken away
+        assert {
+            name
+            for name in after.keys() | expected.keys() - {"data/memory.db"}
+            if after.get(name) != expected.get(name, before.get(name)) and not name.startswith("knowledge/")
+        } == set()
+        project.commit()
+    assert project.files() == before
+
+
+def test_documents_outlive_an_agent_that_looks_nothing_up(template: Template, tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project")
+    project.write("knowledge/prices.md", "# Prices\n")
+    project.commit()
+    documents = {name: content for name, content in project.files().items() if name.startswith("knowledge/")}
+    project.update(WORK_TREE, knowledge="none")
+    assert not (project.path / "src/agent/knowledge/sqlite.py").exists()
+    assert {name: project.files().get(name) for name in documents} == documents
