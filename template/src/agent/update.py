@@ -172,8 +172,8 @@ def examine(home: Path) -> Project:
     if head.returncode:
         raise UpdateRefused(f"nothing is committed in {top}: run `git add --all && git commit -m start` first")
     if dirty := status(home):
-        others = f" and {len(dirty) - 1} more" if len(dirty) > 1 else ""
-        raise UpdateRefused(f"{dirty[0][1]}{others} is not committed: commit or stash your work, then update")
+        others = f" and {len(dirty) - 1} more are" if len(dirty) > 1 else " is"
+        raise UpdateRefused(f"{dirty[0][1]}{others} not committed: commit or stash your work, then update")
     for name in (ANSWERS, OWNERSHIP):
         if git_says(home, "ls-files", "--error-unmatch", "--", name).returncode:
             raise UpdateRefused(f"{home / name} is ignored by git: run `git add --force {name}` and commit it")
@@ -451,7 +451,8 @@ def ignoring(*signals: signal.Signals) -> Iterator[None]:
 
 def last_words(said: bytes, count: int) -> str:
     """The last lines of what a command said; of a traceback, what it was about."""
-    lines = [line.rstrip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+    text = re.sub(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+", "", said.decode(errors="replace"))
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-count:]) or "it said nothing"
 
 
