@@ -112,14 +112,15 @@ def run_update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
             run([uv, "sync"], folder, "Its dependencies cannot be installed, and the project is as it was.")
         with busy("running the project's tests in the updated copy; this takes as long as `uv run pytest`"):
             run([uv, "run", "pytest"], folder, failed_tests(outcome.version), lines=TEST_LINES)
+    way = f"from {before} to {outcome.version}" if outcome.version != before else f"at {before}"
     if preview:
-        print(f"The update from {before} to {outcome.version} fits and passes the project's tests. It would bring:")
+        print(f"The update {way} fits and passes the project's tests. It would bring:")
         print(listing(outcome.files))
         print("Nothing was changed. `agent update` without --preview does it.")
         return
     with busy("updating the project"):
         put_into(project, outcome)
-    print(f"Updated from {before} to {outcome.version}, not committed yet:")
+    print(f"Updated {way}, not committed yet:")
     print(listing(outcome.files))
     if changelog := changelog_of(project.answers["_src_path"], outcome.version):
         print(f"What is new: {masked(changelog)}")
