@@ -324,7 +324,8 @@ def put_into(project: Project, outcome: Outcome) -> None:
     unchanged = git(project.home, "rev-parse", "HEAD").decode().strip() == project.head and not status(project.home)
     if not unchanged:
         raise UpdateFailed("the project was changed while the update was tried, and was left alone: commit, try again")
-    applied = git_says(project.top, "apply", "--whitespace=nowarn", "-", given=outcome.patch)
+    with ignoring(signal.SIGINT, signal.SIGTERM):  # git too: it would stop in the middle of the files
+        applied = git_says(project.top, "apply", "--whitespace=nowarn", "-", given=outcome.patch)
     if applied.returncode:
         said = last_words(applied.stderr, LAST_WORDS)
         cure = "A file that git ignores is in its way? Move that file, and update again."
