@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,23 +20,17 @@ from agent.__main__ import main
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="an update needs git")
 
-UV = """#!{python}
-import json, os, pathlib, subprocess, sys
-
-here = pathlib.Path(__file__).parent
-with open(here / "log", "a") as log:
-    print(json.dumps([os.getcwd(), sys.argv[1:], dict(os.environ)]), file=log)
-match sys.argv[1:]:
-    case ["tool", "run", "--from", _, "copier", "update", "--defaults", *_]:
-        part = here / "copier.py"
-    case ["lock" | "sync" as command, *_]:
-        part = here / (command + ".py")
-    case ["run", "pytest"]:
-        part = here / "pytest.py"
-    case _:
-        sys.exit("no such command")
-if part.exists():
-    exec(part.read_text())
+UV = r"""#!/bin/sh
+here=$(dirname "$0")
+IFS=$(printf '\037')
+printf '%s\036%s\n' "$PWD" "$*" >> "$here/log"
+case "$1 $2 $3" in
+    "tool run --from") part=copier ;;
+    "lock "* | "sync "*) part=$1 ;;
+    "run pytest ") part=pytest ;;
+    *) exit 99 ;;
+esac
+[ ! -f "$here/$part.py" ] || exec {python} -IS "$here/$part.py"
 """
 FIX = """
 for name, before, after in (
@@ -68,18 +63,19 @@ class Uv:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        (folder / "uv").write_text(UV.format(python=sys.executable), encoding="utf-8")
+        (folder / "uv").write_text(UV.replace("{python}", shlex.quote(sys.executable)), encoding="utf-8")
         (folder / "uv").chmod(0o755)
 
     def does(self, command: str, code: str) -> None:
         """What copier, lock, sync or pytest runs in the folder it is called in."""
-        (self.folder / f"{command}.py").write_text(code, encoding="utf-8")
+        (self.folder / f"{command}.py").write_text(f"import os, pathlib, sys\n{code}", encoding="utf-8")
 
-    def calls(self) -> list[tuple[Path, list[str], dict[str, str]]]:
-        """Folder, arguments and environment of every call."""
+    def calls(self) -> list[tuple[Path, list[str]]]:
+        """Folder and arguments of every call."""
         log = self.folder / "log"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        return [(Path(folder), arguments, environment) for folder, arguments, environment in map(json.loads, lines)]
+        lines = log.read_text(encoding="utf-8").split("\n")[:-1] if log.exists() else []
+        calls = [line.split("\036") for line in lines]
+        return [(Path(folder), arguments.split("\037")) for folder, arguments in calls]
 
 
 class Project:
@@ -124,6 +120,20 @@ class Project:
         return ended
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _isolated() -> Iterator[None]:
+    """Nothing that the tester has configured for git or uv has a say."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in [name for name in os.environ if name.startswith(("GIT_", "UV"))]:
+            monkeypatch.delenv(name)
+        for role in ("AUTHOR", "COMMITTER"):
+            monkeypatch.setenv(f"GIT_{role}_NAME", "tester")
+            monkeypatch.setenv(f"GIT_{role}_EMAIL", "tester")
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+        monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Where previews are made."""
@@ -133,14 +143,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def uv(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
-    """A uv whose Copier brings a fix; nothing of the tester's settings is left."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "UV"))]:
-        monkeypatch.delenv(name)
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "tester")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "tester")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    """A uv whose Copier brings a fix."""
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     stand_in = Uv(tmp_path / "bin")
@@ -150,24 +153,41 @@ def uv(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
     return stand_in
 
 
-def fill(project: Project) -> None:
-    """The files of an untouched project."""
-    for name, text in FILES.items():
-        project.write(name, text)
+def fill(home: Path) -> None:
+    """Write the files of an untouched project."""
     digests = "".join(f'"{name}" = "{hashlib.sha256(FILES[name].encode()).hexdigest()}"\n' for name in OURS)
-    project.write(".template.toml", f"ours = {json.dumps([*OURS, '.copier-answers.yml'])}\n[sha256]\n{digests}")
+    ownership = f"ours = {json.dumps([*OURS, '.copier-answers.yml'])}\n[sha256]\n{digests}"
+    for name, text in {**FILES, ".template.toml": ownership}.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in a repository, everything committed; to be copied."""
+    home = tmp_path_factory.mktemp("committed")
+    fill(home)
+    for arguments in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "--all"],
+        ["commit", "--quiet", "-m", "it"],
+    ):
+        subprocess.run(["git", *arguments], cwd=home, check=True)
+    return home
 
 
 @pytest.fixture
 def project(
-    tmp_path: Path, folder: Path, uv: Uv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    committed: Path,
+    tmp_path: Path,
+    folder: Path,
+    uv: Uv,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Iterator[Project]:
     """A committed project; no test leaves a worktree or a folder behind."""
     project = Project(tmp_path / "front desk", capsys)
-    project.home.mkdir()
-    project.git("init", "--quiet", "--initial-branch=main")
-    fill(project)
-    project.commit()
+    shutil.copytree(committed, project.home)
     project.write(".env.local", "SECRET=1\n")
     monkeypatch.setenv("AGENT_HOME", str(project.home))
     yield project
@@ -206,14 +226,33 @@ def test_the_copy_is_locked_installed_and_tested_before_the_project_is_touched(p
 
     assert project.update().code == 0
 
-    calls = [(arguments[0], folder == project.home) for folder, arguments, _ in uv.calls()]
+    calls = [(arguments[0], folder == project.home) for folder, arguments in uv.calls()]
     assert calls == [("tool", False), ("lock", False), ("sync", False), ("run", False), ("sync", True)]
+    assert "--inexact" in uv.calls()[-1][1], "what the owner installed beside it stays"
+
+
+def test_a_lock_that_is_not_committed_is_not_made(project: Project, uv: Uv) -> None:
+    project.git("rm", "--quiet", "uv.lock")
+    project.commit()
+
+    assert project.update().code == 0
+
+    assert not (project.home / "uv.lock").exists()
+    assert ["lock"] not in [arguments for _, arguments in uv.calls()]
+
+
+def test_a_file_that_always_had_a_conflict_marker_has_no_conflict(project: Project, uv: Uv) -> None:
+    project.write("notes.md", "<<<<<<< is how a conflict begins\n")
+    project.commit()
+    uv.does("copier", f"{FIX}\nopen('notes.md', 'a').write('More.\\n')")
+
+    assert project.update().code == 0
 
 
 def test_copier_is_given_the_version_and_the_answers_and_never_trust(project: Project, uv: Uv) -> None:
     project.update("--to", "1.1.0", "-d", "memory=redis", "-d", "memory=a b=c")
 
-    _, arguments, _ = uv.calls()[0]
+    _, arguments = uv.calls()[0]
     assert arguments[:5] == ["tool", "run", "--from", "copier>=9.15,<10", "copier"]
     assert arguments[-6:] == ["--vcs-ref", "v1.1.0", "--data", "memory=redis", "--data", "memory=a b=c"]
     assert "--trust" not in arguments
@@ -227,11 +266,13 @@ def test_the_copys_commands_cannot_reach_the_project_through_the_environment(
         monkeypatch.setenv(name, str(project.home / name))
     monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i key")
 
-    assert project.update().code == 0
+    check = f"assert not os.environ.keys() & { ({*names, 'AGENT_HOME'})!r} and 'GIT_SSH_COMMAND' in os.environ\n"
+    for command, code in (("copier", FIX), ("lock", ""), ("sync", ""), ("pytest", "")):
+        uv.does(command, check + code)
 
-    for _, _, environment in uv.calls():
-        assert not environment.keys() & {*names, "AGENT_HOME"}
-        assert environment["GIT_SSH_COMMAND"] == "ssh -i key"
+    assert project.update().code == 0
+    assert len(uv.calls()) == 4
+
     for name in ("GIT_DIR", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name)
 
@@ -266,10 +307,13 @@ def test_a_project_may_be_a_folder_of_a_repository(
     project: Project, uv: Uv, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inner = Project(project.home / "apps" / "desk", capsys)
-    fill(inner)
+    fill(inner.home)
     project.commit()
     project.write("unrelated.txt", "not committed\n")
     monkeypatch.setenv("AGENT_HOME", str(inner.home))
+    uv.does("copier", f"open('{OURS[0]}', 'w').write('<<<<<<< before updating\\n# mine\\n')")
+    assert "\nsrc/agent/lifecycle.py:1 was changed" in inner.leaves_all().err
+    uv.does("copier", FIX)
 
     assert inner.update().code == 0
 
@@ -297,7 +341,7 @@ def test_conflict_markers_are_shown_and_the_project_is_left_alone(project: Proje
 def test_a_file_that_git_calls_unmerged_is_a_conflict_without_markers_too(project: Project, uv: Uv) -> None:
     blob = project.git("rev-parse", f"HEAD:{OURS[0]}")
     index = f"0 {'0' * 40}\t{OURS[0]}\n100644 {blob} 1\t{OURS[0]}\n100644 {blob} 2\t{OURS[0]}\n"
-    unmerged = f"subprocess.run(['git', 'update-index', '--index-info'], input={index!r}.encode(), check=True)"
+    unmerged = f"with os.popen('git update-index --index-info', 'w') as git: git.write({index!r})"
     uv.does("copier", f"{FIX}\n{unmerged}")
 
     assert "src/agent/lifecycle.py was changed here" in project.leaves_all().err
@@ -328,7 +372,7 @@ def test_a_file_that_is_not_the_templates_is_not_deleted_in_silence(project: Pro
 
 @pytest.mark.parametrize("command", ["pytest", "lock", "sync"])
 def test_what_fails_in_the_copy_does_not_reach_the_project(project: Project, uv: Uv, command: str) -> None:
-    uv.does(command, "print('E   assert 1 == 2'); print('the last word', file=sys.stderr); sys.exit(1)")
+    uv.does(command, "print('E   assert 1 == 2', flush=True); sys.exit('the last word')")
 
     ended = project.leaves_all()
 
