@@ -20,6 +20,11 @@ from agent.settings import load_settings
 from tests.embeddings_server import EmbeddingsServer, embeddings_server
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
+OURS = {  # files of the template's
+    "src/agent/line.py": "ctx.add_shutdown_callback(end)\n",
+    "docs/agent/commands.md": "# Commands\n",
+    ".github/workflows/update.yml": "name: Update\n",
+}
 needs_index = pytest.mark.skipif(
     importlib.util.find_spec("agent.knowledge.sqlite") is None, reason="made without knowledge=sqlite"
 )
@@ -59,10 +64,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for folder in ("knowledge", "src/agent"):
         (home / folder).mkdir(parents=True)
     (home / "knowledge" / "hours.md").write_text("# Opening hours\n\nOn Saturday we open at ten.\n", encoding="utf-8")
-    (home / "src" / "agent" / "line.py").write_text("ctx.add_shutdown_callback(end)\n", encoding="utf-8")
-    digest = hashlib.sha256((home / "src" / "agent" / "line.py").read_bytes()).hexdigest()
-    ownership = f'ours = ["src/agent/line.py"]\n\n[sha256]\n"src/agent/line.py" = "{digest}"\n'
-    (home / ".template.toml").write_text(ownership, encoding="utf-8")
+    for name, text in OURS.items():
+        write_own(home, text, name)
+    answers = "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
+    (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
+    digests = "".join(f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n' for name, text in OURS.items())
+    (home / ".template.toml").write_text(f"ours = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8")
     monkeypatch.setenv("AGENT_HOME", str(home))
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
     monkeypatch.setenv("AGENT_MEMORY_URL", "none")
@@ -256,22 +263,45 @@ def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.Monke
     assert examined.about("documents")[0].startswith("fail ")
 
 
-def test_a_changed_file_of_the_templates_is_a_warning(doctor: Doctor, home: Path) -> None:
+def test_the_version_of_the_template_is_told_without_the_password_of_its_address(doctor: Doctor) -> None:
+    examined = doctor()
+
+    (line,) = examined.about("template")
+    assert line.startswith("ok at v1.2.0 of https://***@example.com/template.git: `agent update`")
+    assert "hunter2" not in "\n".join(examined.lines)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_changed_file_of_the_templates_is_a_warning(doctor: Doctor, home: Path, name: str) -> None:
+    write_own(home, "# changed\n", name)
+
+    examined = doctor()
+
+    assert examined.code == 0
+    (line,) = examined.about("files")
+    assert line.startswith(f"warn {name} is the template's and was changed")
+    assert "`agent update`" in line
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name: str) -> None:
+    (home / name).unlink()
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("files")[0].startswith(f"fail {name} is missing")
+
+
+def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:
+    (home / ".copier-answers.yml").unlink()
     write_own(home, "# changed\n", "src/agent/line.py")
 
     examined = doctor()
 
     assert examined.code == 0
-    assert examined.about("files")[0].startswith("warn src/agent/line.py is the template's and was changed")
-
-
-def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path) -> None:
-    (home / "src" / "agent" / "line.py").unlink()
-
-    examined = doctor()
-
-    assert examined.code == 1
-    assert examined.about("files")[0].startswith("fail src/agent/line.py is missing")
+    assert examined.about("template")[0].startswith("ok left: this project gets no updates")
+    assert examined.about("files")[0].startswith("ok all of them are yours")
 
 
 @pytest.mark.parametrize(

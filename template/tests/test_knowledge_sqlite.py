@@ -364,7 +364,7 @@ async def test_a_store_that_the_project_was_made_without_is_one_sentence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STORES, "sqlite", "agent.knowledge.left_out:SqliteIndex")
-    with pytest.raises(KnowledgeUnavailable, match="copier update -d knowledge=sqlite"):
+    with pytest.raises(KnowledgeUnavailable, match="agent update -d knowledge=sqlite"):
         index_of(settings)
 
 

@@ -457,7 +457,7 @@ async def test_a_store_that_the_project_was_made_without_is_one_sentence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STORES, "sqlite", "agent.memory.left_out:open_memory")
-    with pytest.raises(MemoryUnavailable, match="copier update -d memory=sqlite"):
+    with pytest.raises(MemoryUnavailable, match="agent update -d memory=sqlite"):
         async with open_memory_of(settings):
             pass
 

@@ -135,6 +135,26 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
     raise typer.Exit(doctor(as_json=as_json))
 
 
+@app.command()
+def update(
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="This version, such as v1.2.0; by default the newest.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("-d", "--data", metavar="NAME=VALUE", help="Answer a question anew, such as memory=redis."),
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Try all of it and say what would change.")] = False,
+) -> None:
+    """Bring the template's fixes here: tried and tested in a copy first, then left for you to commit.
+
+    What does not fit or fails the tests changes nothing here: exit 1, and what to do.
+    """
+    from agent.update import update
+
+    raise typer.Exit(update(to, data or [], preview=preview))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 nothing was begun because something has to be put right first."""
     warnings.filterwarnings("ignore", message="The HMAC key is")  # said in our words: see warn_connection

@@ -1,6 +1,6 @@
 """The agent's side of a conversation: `CallAgent`, the base of every persona, and the session it speaks in.
 
-What is here reaches everyone by `copier update`; what an owner says and does is in persona.py, a subclass.
+What is here reaches everyone by `agent update`; what an owner says and does is in persona.py, a subclass.
 """
 
 from __future__ import annotations

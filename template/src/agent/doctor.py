@@ -12,13 +12,13 @@ import os
 import platform
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from agent.settings import Settings, SettingsError, find_home, load_settings
+from agent.update import masked, read_answers, read_ownership
 from agent.worker import busy, check_connection, warn_connection, warn_models
 
 SDK = ((1, 8, 9), (1, 9))  # what this code is tested with: from, and up to; pyproject.toml says the same
@@ -88,6 +88,7 @@ def examine() -> Iterator[Finding]:
         for check in checks:
             yield from check(settings)
     ownership = read_ownership(home)
+    yield from check_template(home)
     yield from check_drift(home, ownership)
     yield from check_own_code(home, ownership)
 
@@ -286,18 +287,24 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
 # ---------------------------------------------------------------------- the project's files
 
 
-def read_ownership(home: Path) -> dict[str, Any] | None:
-    """What `.template.toml` says about whose each file is; None if it cannot be read."""
-    try:
-        return tomllib.loads((home / ".template.toml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return None
+def check_template(home: Path) -> Iterator[Finding]:
+    """Which version of which template the project is at."""
+    answers = read_answers(home)
+    if {"_commit", "_src_path"} <= answers.keys():
+        cure = "`agent update` looks for a newer one"
+        yield Finding("ok", "template", f"at {answers['_commit']} of {masked(answers['_src_path'])}", cure)
+    elif (home / "src").is_dir():  # an image has none
+        cure = "restore .copier-answers.yml from version control if you did not mean to"
+        yield Finding("ok", "template", "left: this project gets no updates", cure)
 
 
 def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
     """Files that updates bring: whether they are as they came."""
     if ownership is None:
         yield Finding("warn", "files", f"{home / '.template.toml'} cannot be read", "restore it from version control")
+        return
+    if (home / "src").is_dir() and not read_answers(home):
+        yield Finding("ok", "files", "all of them are yours, because the project has left its template")
         return
     hashes: dict[str, str] = ownership.get("sha256", {})
     drifted = False
@@ -309,7 +316,7 @@ def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Findin
                 yield Finding("fail", "files", f"{name} is missing", f"restore it: `git checkout -- {name}`")
         elif name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
             drifted = True
-            cure = "move your change to persona.py or resources.py, or expect conflicts when you update"
+            cure = "move your change to persona.py or resources.py, or expect a conflict from `agent update`"
             yield Finding("warn", "files", f"{name} is the template's and was changed", cure)
     if not drifted:
         yield Finding("ok", "files", "the template's files are there, and those without answers are as they came")

@@ -126,7 +126,7 @@ def index_of(settings: Settings) -> Index | None:
     except ModuleNotFoundError as error:
         raise KnowledgeUnavailable(
             f"AGENT_KNOWLEDGE={settings.knowledge}, but this project was made without it ({error.name} is missing): "
-            f"run `copier update -d knowledge={settings.knowledge}`, or set AGENT_KNOWLEDGE=none"
+            f"run `agent update -d knowledge={settings.knowledge}`, or set AGENT_KNOWLEDGE=none"
         ) from error
     return cast(Index, made(settings))
 

@@ -149,7 +149,7 @@ def opener_of(settings: Settings) -> OpenMemory | None:
     except ModuleNotFoundError as error:
         raise MemoryUnavailable(
             f"AGENT_MEMORY_URL asks for {settings.memory}, but this project was made without it ({error.name} is "
-            f"missing): run `copier update -d memory={settings.memory}`, or set AGENT_MEMORY_URL=none"
+            f"missing): run `agent update -d memory={settings.memory}`, or set AGENT_MEMORY_URL=none"
         ) from error
 
 
