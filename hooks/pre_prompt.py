@@ -1,8 +1,8 @@
 """Turn this throw-away copy of the repository into the tree that Cookiecutter expects.
 
-Runs in the copy's root, before the first question. What is copied from a branch becomes the newest release first, as
-with Copier. Afterwards every question of copier.yml is one of cookiecutter.json, and the templates lie in a folder named
-by the answers, which are checked in the course (see copier_yml.py).
+Runs in the copy's root, before the first question. A copy of a branch becomes the newest release first, as with Copier.
+Afterwards every question of copier.yml is one of cookiecutter.json, and the templates lie in a folder named by the
+answers, which are checked in the course (see copier_yml.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from copier_yml import ASKED, CONFIG
 
 MODULE = "livekit_agent_template_copier_yml"  # a name of its own: `hooks` could be anybody's
 DECOY = Path("{{cookiecutter.needs_its_hooks}}")  # for tools that run no hook: see its README.md
-# A final or post release as PEP 440 has it: the tags that Copier chooses from (but for +local ones, which are nobody's).
-RELEASE = re.compile(r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?", re.IGNORECASE | re.ASCII)
+# A final or post release as PEP 440 has it: what Copier chooses from, but for +local ones.
+RELEASE = re.compile(
+    r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?", re.IGNORECASE | re.ASCII
+)
 
 
 def git(*arguments: str) -> str | None:

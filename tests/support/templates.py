@@ -35,6 +35,9 @@ def values_of(spec: dict[str, Any]) -> list[str]:
 CHOICES = {name: values_of(spec) for name, spec in ASKED.items() if "choices" in spec}
 COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
 
+# Only these hold free text; in the others `$`, `#` or a line's end could mean something.
+FREE_TEXT_IN = (".copier-answers.yml", "LICENSE", "README.md", "pyproject.toml")
+
 # Legal, and apt to break a file that does not expect them.
 AWKWARD_NAMES = {
     "project_name": 'Zoë "Z" O\'Neil \\ 🎙 {{ 7 * 7 }} #',
