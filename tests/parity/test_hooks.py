@@ -188,7 +188,7 @@ def test_the_copy_names_its_commit_and_loads_the_extension_under_a_name_of_its_o
 @pytest.fixture
 def given_answers(tmp_path: Path) -> dict[str, object]:
     """What Cookiecutter hands to a template: the answers and what it knows itself."""
-    answers = {
+    answers: dict[str, object] = {
         "project_name": "Front Desk",
         "project_slug": "front-desk",
         "agent_name": "desk",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shlex
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any, cast
 import copier
 import yaml
 from packaging.version import Version
+
+from tests.support.covering import covering
 
 ROOT = Path(__file__).parents[2]
 WORK_TREE = "v999.0.0"  # what tools/history.py calls this checkout
@@ -33,7 +36,11 @@ def values_of(spec: dict[str, Any]) -> list[str]:
 
 
 CHOICES = {name: values_of(spec) for name, spec in ASKED.items() if "choices" in spec}
-COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+COMBINATIONS = (
+    [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+    if math.prod(map(len, CHOICES.values())) <= 1000
+    else covering(CHOICES)
+)
 
 # Only these hold free text; in the others `$`, `#` or a line's end could mean something.
 FREE_TEXT_IN = (".copier-answers.yml", "LICENSE", "README.md", "pyproject.toml")
