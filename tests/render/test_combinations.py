@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from tests.support.templates import (
     AWKWARD_NAMES,
@@ -27,24 +31,13 @@ from tests.support.templates import (
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    ".py": ast.parse,
     ".toml": tomllib.loads,
     ".yaml": lambda text: list(yaml.safe_load_all(text)),
     ".yml": lambda text: list(yaml.safe_load_all(text)),
 }
 ANSWERS = "{{ _copier_conf.answers_file }}"
-
-
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=identify)
-def case(request: pytest.FixtureRequest) -> dict[str, str]:
-    """One combination."""
-    found: dict[str, str] = request.param
-    return found
-
-
-@pytest.fixture(scope="module")
-def project(template: Template, case: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of that combination, to be read only."""
-    return template.copy(tmp_path_factory.mktemp("rendered") / "project", **case)
 
 
 def parsed(project: Project) -> dict[str, Any]:
@@ -89,6 +82,37 @@ def test_what_an_option_leaves_out_is_not_there_and_all_else_is(
     expected = {name for name in names if not any(name == path or name.startswith(f"{path}/") for path in left_out)}
     assert project.files().keys() == expected
     assert not [folder for folder in project.folders() if not any((project.path / folder).iterdir())]
+
+
+def unique_files(projects: list[Project]) -> dict[tuple[str, bytes], Path]:
+    """Each file that differs from all others of its path, once, and where one of it is."""
+    return {
+        (name, content): project.path / name for project in projects for name, (content, _) in project.files().items()
+    }
+
+
+def test_every_unique_file_is_what_its_name_says(every_copy: list[Project]) -> None:
+    texts = {(name, content.decode()) for name, content in unique_files(every_copy)}
+    seen = set()
+    for name, text in sorted(texts):
+        suffix = Path(name).suffix
+        if suffix in PARSERS:
+            PARSERS[suffix](text)
+        if suffix == ".md":
+            for block in MarkdownIt().parse(text):
+                if block.type == "fence" and f".{block.info}" in PARSERS:
+                    PARSERS[f".{block.info}"](block.content)
+        seen.add(suffix or name)
+    assert seen >= {*PARSERS, ".md", "Dockerfile", "LICENSE"} - {".json"}
+
+
+def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(every_copy: list[Project]) -> None:
+    # where they are: ruff looks around a file for what is of the project itself
+    files = [str(path) for (name, _), path in unique_files(every_copy).items() if name.endswith(".py")]
+    ruff = Path(sys.executable).with_name("ruff")
+    for command in (["format", "--check", "--diff"], ["check"]):
+        done = subprocess.run([ruff, *command, "--no-cache", *files], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
