@@ -16,6 +16,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
+from tests.support.both_tools import BothTools
 from tests.support.templates import (
     AWKWARD_NAMES,
     COMBINATIONS,
@@ -211,8 +212,8 @@ def test_no_python_file_of_the_template_is_rendered(template: Template) -> None:
     assert not list((template.path / "template").rglob("*.py.jinja"))
 
 
-def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project", memory="redis", knowledge="pgvector")
+def test_a_project_cannot_be_named_like_what_it_installs(both_tools: BothTools) -> None:
+    project = both_tools.copied({"knowledge": "pgvector", "memory": "redis", "license": "MIT"})
     metadata = tomllib.loads(project.read("pyproject.toml"))
     required = metadata["project"]["dependencies"] + metadata["dependency-groups"]["dev"]
     taken = CONFIG["taken_names"]["default"].split()
@@ -221,7 +222,7 @@ def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp
         assert name in taken, f"copier.yml's taken_names lacks {name}"
 
 
-def test_every_shared_file_has_a_mark_below_which_owners_add_lines(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project")
+def test_every_shared_file_has_a_mark_below_which_owners_add_lines(both_tools: BothTools) -> None:
+    project = both_tools.copied(COMBINATIONS[0])
     for name in project.ownership()["shared"]:
         assert MARK in project.read(name), f"{name} is shared and has no mark"

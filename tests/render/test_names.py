@@ -138,7 +138,7 @@ def read_back(files: dict[str, str]) -> dict[str, list[str]]:
     """Every free text that the files hold, as those who read these files understand it."""
     answers = yaml.safe_load(files[".copier-answers.yml"])
     about = tomllib.loads(files["pyproject.toml"])["project"]
-    name, description = read_markdown(files["README.md"])
+    name, description = read_markdown(files["README.md"].split("\n```sh\n")[0])
     owner = re.search(r"^ *Copyright (?:\(c\) )?(.*?)(?:\. All rights reserved\.)?$", files["LICENSE"], re.MULTILINE)
     assert owner
     return {
@@ -158,7 +158,7 @@ def test_whatever_is_typed_comes_back_from_every_file_it_reaches(
     names = {"project_name": name, "description": description, "author_name": author}
     answers = quick.settle(**names)
     assert quick.refusals(answers) == []
-    files = quick.render(*FREE_TEXT_IN, **names, license=license)
+    files = quick.render(*FREE_TEXT_IN, **(answers | {"license": license}))
     assert read_back(files) == {
         question: [text] * (2 if question == "project_name" else 3) for question, text in names.items()
     }
