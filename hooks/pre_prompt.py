@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cookiecutter.utils import rmtree  # type: ignore[import-untyped]
+
 sys.path.insert(0, "hooks")
 from copier_yml import ASKED, CONFIG
 
@@ -57,28 +59,28 @@ def release_to_take() -> str | None:
     return newest_release((git("tag", "--list") or "").split()) if on_a_branch else None
 
 
-def become(release: str) -> bool:
-    """Put that release in the place of this copy, and say so; False if git cannot."""
+def become(release: str) -> None:
+    """Put that release in the place of this copy, and say so."""
     # A clone, because the .git of a linked work tree is the owner's own: a checkout would move their HEAD.
     fresh = Path(".release")
-    tag = f"refs/tags/{release}"
-    if git("clone", "--quiet", "--no-checkout", ".", str(fresh)) is None:
-        return False
-    if git("-C", str(fresh), "checkout", "--quiet", "--detach", tag) is None:
-        return False
+    cloned = git("clone", "--quiet", "--no-checkout", ".", str(fresh))
+    if cloned is None or git("-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}") is None:
+        sys.exit(
+            f"The newest release is {release}, which git cannot check out here. "
+            f"Name the one to take: `--checkout {release}`."
+        )
     for path in list(Path().iterdir()):
         if path != fresh:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for path in list(fresh.iterdir()):
         path.rename(path.name)
     fresh.rmdir()
     print(
-        f"This is {release}, the newest release. `--checkout v0.1.0` takes that one, "
-        "`--checkout origin/main` what is not released yet.",
+        f"This is {release}, the newest release. `--checkout VERSION` takes another, `--checkout origin/BRANCH` what "
+        "is not released yet; for a folder of this machine, `git checkout --detach VERSION` there.",
         file=sys.stderr,
         flush=True,
     )
-    return True
 
 
 def form() -> dict[str, Any]:
@@ -114,8 +116,8 @@ def reshape(root: Path) -> list[str]:
 
 def main() -> None:
     """Reshape the copy, or let the release that it becomes do so with its own hook."""
-    release = release_to_take()
-    if release and become(release):
+    if release := release_to_take():
+        become(release)
         sys.exit(subprocess.call([sys.executable, "hooks/pre_prompt.py"]))
     commit = described_commit()
     config = form() | ({"_commit": commit} if commit else {})

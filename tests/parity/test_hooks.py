@@ -46,7 +46,9 @@ def copy(template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @given(st.lists(FINAL | NEVER, max_size=8))
 @settings(max_examples=300, deadline=None, derandomize=True)
 @example(["v0.9.0", "v0.10.0", "v1.0.0rc1"])
-@example(["1.0", "1.0.post1", "1!0.1"])
+@example(["1.0", "1.0.post1"])
+@example(["2.0", "1!0.1"])
+@example(["1.0.0", "1"])
 def test_the_newest_release_is_the_one_that_copier_takes(pre_prompt: ModuleType, tags: list[str]) -> None:
     final = [tag for tag in tags if tag not in NEVER_TAGS and not Version(tag).is_prerelease]
     found = pre_prompt.newest_release(tags)
@@ -80,9 +82,16 @@ def test_a_linked_work_tree_stays_where_it_is(pre_prompt: ModuleType, copy: Proj
     git(copy.path, "worktree", "add", "--quiet", "-b", "feature", str(tmp_path / "linked"))
     shutil.copytree(tmp_path / "linked", tmp_path / "copy of linked")
     os.chdir(tmp_path / "copy of linked")
-    assert pre_prompt.become("v0.1.0")
+    pre_prompt.become("v0.1.0")
     assert git(tmp_path / "copy of linked", "describe", "--tags") == "v0.1.0\n"
     assert git(tmp_path / "linked", "status", "--porcelain", "--branch") == "## feature\n"
+
+
+def test_a_release_that_git_cannot_check_out_is_not_passed_over(pre_prompt: ModuleType, copy: Project) -> None:
+    git(copy.path, "tag", "v1000.0.0", git(copy.path, "rev-parse", "HEAD:LICENSE").strip())
+    with pytest.raises(SystemExit, match=r"is v1000\.0\.0, which git cannot check out here"):
+        pre_prompt.main()
+    assert copy.read("cookiecutter.json") == (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("commit", ["v0.1.0", "v0.2.0", WORK_TREE])
@@ -109,7 +118,10 @@ def test_without_git_the_copy_is_taken_as_it_is(
 
 def test_a_folder_that_is_no_repository_is_taken_as_it_is(pre_prompt: ModuleType, copy: Project) -> None:
     shutil.rmtree(copy.path / ".git")
-    git(copy.path.parent, "init", "--quiet")  # the repository of somebody else, around it
+    around = copy.path.parent  # the repository of somebody else
+    git(around, "init", "--quiet")
+    git(around, "commit", "--quiet", "--allow-empty", "--message=theirs")
+    git(around, "tag", "v9.0.0")
     assert pre_prompt.release_to_take() is None
     assert pre_prompt.described_commit() is None
 

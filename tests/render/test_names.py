@@ -255,6 +255,8 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     st.sampled_from(COMBINATIONS),
 )
 @settings(max_examples=200, deadline=None, derandomize=True)
+@example("x" * 60, "x" * 63, {"knowledge": "pgvector", "memory": "redis", "license": "MIT"})
+@example("x" * 55 + "-yz", "null", {"knowledge": "pgvector", "memory": "sqlite", "license": "MIT"})
 def test_any_slug_and_dispatch_name_are_words_in_every_file_they_reach(
     slug: str, agent: str, case: dict[str, str]
 ) -> None:
