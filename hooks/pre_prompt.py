@@ -33,7 +33,9 @@ def git(*arguments: str) -> str | None:
     """What git prints here, None if this is no git repository, there is no git, or git says no."""
     if not Path(".git").exists() or not shutil.which("git"):
         return None
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # A git hook that runs us names its own repository; what is configured stays.
+    kept = [name for name in os.environ if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")]
+    environ = {name: os.environ[name] for name in kept}
     done = subprocess.run(["git", *arguments], env=environ, capture_output=True, text=True, check=False)
     return None if done.returncode else done.stdout.strip()
 
