@@ -1,33 +1,88 @@
 """Turn this throw-away copy of the repository into the tree that Cookiecutter expects.
 
-Runs in the copy's root, before the first question. Afterwards every question of copier.yml is one of cookiecutter.json,
-and the templates lie in a folder named by the answers, which are checked in the course (see copier_yml.py).
+Runs in the copy's root, before the first question. A copy of a branch becomes the newest release first, as with Copier.
+Afterwards every question of copier.yml is one of cookiecutter.json, and the templates lie in a folder named by the
+answers, which are checked in the course (see copier_yml.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from cookiecutter.utils import rmtree  # type: ignore[import-untyped]
+
 sys.path.insert(0, "hooks")
 from copier_yml import ASKED, CONFIG
 
 MODULE = "livekit_agent_template_copier_yml"  # a name of its own: `hooks` could be anybody's
+DECOY = Path("{{cookiecutter.needs_its_hooks}}")  # for tools that run no hook: see its README.md
+# A final or post release as PEP 440 has it: what Copier chooses from, but for +local ones.
+RELEASE = re.compile(
+    r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?", re.IGNORECASE | re.ASCII
+)
+
+
+def git(*arguments: str) -> str | None:
+    """What git prints here, None if this is no git repository, there is no git, or git says no."""
+    if not Path(".git").exists() or not shutil.which("git"):
+        return None
+    # A git hook that runs us names its own repository; what is configured stays.
+    kept = [name for name in os.environ if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")]
+    environ = {name: os.environ[name] for name in kept}
+    done = subprocess.run(["git", *arguments], env=environ, capture_output=True, text=True, check=False)
+    return None if done.returncode else done.stdout.strip()
 
 
 def described_commit() -> str | None:
     """The commit as Copier records it, None where there is no git repository or no git."""
-    if not Path(".git").exists() or not shutil.which("git"):
-        return None
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "describe", "--tags", "--always"]
-    described = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    return described.stdout.strip() or None
+    return git("describe", "--tags", "--always") or None
+
+
+def newest_release(tags: list[str]) -> str | None:
+    """The tag that Copier would take, None if no tag is a release."""
+    ranked = []
+    for tag in tags:
+        if found := RELEASE.fullmatch(tag):
+            number = re.sub(r"(\.0+)+$", "", found[2]).split(".")  # 1.0 and 1 are the same
+            ranked.append((int(found[1] or 0), [int(part) for part in number], int(found["post"] or -1), tag))
+    return max(ranked, key=lambda entry: entry[:3])[-1] if ranked else None
+
+
+def release_to_take() -> str | None:
+    """The release that this copy of a branch should be; None if it is one, or a commit that was asked for."""
+    on_a_branch = git("symbolic-ref", "--quiet", "HEAD")
+    return newest_release((git("tag", "--list") or "").split()) if on_a_branch else None
+
+
+def become(release: str) -> None:
+    """Put that release in the place of this copy, and say so."""
+    # A clone, because the .git of a linked work tree is the owner's own: a checkout would move their HEAD.
+    fresh = Path(".release")
+    cloned = git("clone", "--quiet", "--no-checkout", ".", str(fresh))
+    if cloned is None or git("-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}") is None:
+        sys.exit(
+            f"The newest release is {release}, which git cannot check out here. "
+            f"Name the one to take: `--checkout {release}`."
+        )
+    for path in list(Path().iterdir()):
+        if path != fresh:
+            rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in list(fresh.iterdir()):
+        path.rename(path.name)
+    fresh.rmdir()
+    print(
+        f"This is {release}, the newest release. `--checkout VERSION` takes another, `--checkout origin/BRANCH` what "
+        "is not released yet; for a folder of this machine, `git checkout --detach VERSION` there.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def form() -> dict[str, Any]:
@@ -62,12 +117,16 @@ def reshape(root: Path) -> list[str]:
 
 
 def main() -> None:
-    """Reshape the copy."""
+    """Reshape the copy, or let the release that it becomes do so with its own hook."""
+    if release := release_to_take():
+        become(release)
+        sys.exit(subprocess.call([sys.executable, "hooks/pre_prompt.py"]))
     commit = described_commit()
     config = form() | ({"_commit": commit} if commit else {})
     config["_copy_without_render"] = reshape(Path("template"))
     config["_extensions"] = [f"{MODULE}.copier_yml.CopierTemplate"]
     config["_jinja2_env_vars"] = {"line_statement_prefix": CONFIG["_envops"]["line_statement_prefix"]}
+    shutil.rmtree(DECOY, ignore_errors=True)
     Path("cookiecutter.json").write_text(json.dumps(config), encoding="utf-8")
     Path(MODULE).mkdir()
     shutil.copy("hooks/copier_yml.py", MODULE)

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.both_tools import BothTools
 from tests.support.projects import CALLED, Answers, Project, render
 from tests.support.server import LiveKit, livekit_server
 from tests.support.templates import Template, isolated_environment, make_template
+
+BOTH_TOOLS = "seconds of both tools"  # the property of the tests that compare them
 
 pytest.register_assert_rewrite("tests.call.scene")
 
@@ -20,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, tests of one project, one worker or one image stay in one process: they share what is expensive."""
     for item in items:
         folder = item.path.parent.name
+        if {"both_tools", "every_copy"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("combinations"))
         if folder in {"call", "build"}:
             parameters = getattr(item, "callspec", None)
             chosen = parameters.params.get("project") if parameters else None
@@ -47,6 +52,20 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def own_template(tmp_path: Path) -> Template:
     """The same, to be changed by one test."""
     return make_template(tmp_path / "livekit-agent-template")
+
+
+@pytest.fixture(scope="session")
+def both_tools(template: Template, tmp_path_factory: pytest.TempPathFactory) -> BothTools:
+    """Every combination of answers, by either tool."""
+    return BothTools(template, tmp_path_factory.mktemp("combinations"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many combinations both tools have rendered, and in which time."""
+    passed = terminalreporter.stats.get("passed", [])
+    seconds = [value for report in passed for name, value in report.user_properties if name == BOTH_TOOLS]
+    if seconds:
+        terminalreporter.write_line(f"{len(seconds)} combinations by both tools in {sum(seconds):.0f} s")
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,12 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.support.covering import covering
 from tests.support.templates import (
     AWKWARD_NAMES,
     WORK_TREE,
     Project,
     Template,
-    covering,
     git,
     isolated_environment,
     make_template,

@@ -16,7 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE")
+PARTS = (
+    *("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE"),
+    # what a Cookiecutter without hooks is answered with
+    *("needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py", "{{cookiecutter.needs_its_hooks}}"),
+)
 BRANCH = "refs/heads/main"
 WORK_TREE = "v999.0.0"
 

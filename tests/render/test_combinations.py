@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
+from tests.support.both_tools import BothTools
 from tests.support.templates import (
     AWKWARD_NAMES,
     COMBINATIONS,
     CONFIG,
+    FREE_TEXT_IN,
     MARK,
     ROOT,
     Project,
@@ -26,26 +32,13 @@ from tests.support.templates import (
 
 PARSERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,
+    ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    ".py": ast.parse,
     ".toml": tomllib.loads,
     ".yaml": lambda text: list(yaml.safe_load_all(text)),
     ".yml": lambda text: list(yaml.safe_load_all(text)),
 }
 ANSWERS = "{{ _copier_conf.answers_file }}"
-# Only these hold free text; in the others `$`, `#` or a line's end could mean something.
-FREE_TEXT_IN = {".copier-answers.yml", "AGENTS.md", "LICENSE", "README.md", "pyproject.toml"}
-
-
-@pytest.fixture(scope="module", params=COMBINATIONS, ids=identify)
-def case(request: pytest.FixtureRequest) -> dict[str, str]:
-    """One combination."""
-    found: dict[str, str] = request.param
-    return found
-
-
-@pytest.fixture(scope="module")
-def project(template: Template, case: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project of that combination, to be read only."""
-    return template.copy(tmp_path_factory.mktemp("rendered") / "project", **case)
 
 
 def parsed(project: Project) -> dict[str, Any]:
@@ -90,6 +83,37 @@ def test_what_an_option_leaves_out_is_not_there_and_all_else_is(
     expected = {name for name in names if not any(name == path or name.startswith(f"{path}/") for path in left_out)}
     assert project.files().keys() == expected
     assert not [folder for folder in project.folders() if not any((project.path / folder).iterdir())]
+
+
+def unique_files(projects: list[Project]) -> dict[tuple[str, bytes], Path]:
+    """Each file that differs from all others of its path, once, and where one of it is."""
+    return {
+        (name, content): project.path / name for project in projects for name, (content, _) in project.files().items()
+    }
+
+
+def test_every_unique_file_is_what_its_name_says(every_copy: list[Project]) -> None:
+    texts = {(name, content.decode()) for name, content in unique_files(every_copy)}
+    seen = set()
+    for name, text in sorted(texts):
+        suffix = Path(name).suffix
+        if suffix in PARSERS:
+            PARSERS[suffix](text)
+        if suffix == ".md":
+            for block in MarkdownIt().parse(text):
+                if block.type == "fence" and f".{block.info}" in PARSERS:
+                    PARSERS[f".{block.info}"](block.content)
+        seen.add(suffix or name)
+    assert seen >= {*PARSERS, ".md", "Dockerfile", "LICENSE"} - {".json"}
+
+
+def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(every_copy: list[Project]) -> None:
+    # where they are: ruff looks around a file for what is of the project itself
+    files = [str(path) for (name, _), path in unique_files(every_copy).items() if name.endswith(".py")]
+    ruff = Path(sys.executable).with_name("ruff")
+    for command in (["format", "--check", "--diff"], ["check"]):
+        done = subprocess.run([ruff, *command, "--no-cache", *files], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
@@ -151,7 +175,7 @@ def test_free_text_stays_out_of_files_that_would_interpret_it(template: Template
     names = {"project_name": "Free Text One", "description": "Free Text Two", "author_name": "Free Text Three"}
     project = template.copy(tmp_path / "project", **names)
     reached = {name for name, (content, _) in project.files().items() if b"Free Text" in content}
-    assert reached <= FREE_TEXT_IN
+    assert reached == set(FREE_TEXT_IN)
 
 
 def test_copying_needs_neither_trust_nor_answers_nor_git(template: Template, tmp_path: Path) -> None:
@@ -188,8 +212,8 @@ def test_no_python_file_of_the_template_is_rendered(template: Template) -> None:
     assert not list((template.path / "template").rglob("*.py.jinja"))
 
 
-def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project", memory="redis", knowledge="pgvector")
+def test_a_project_cannot_be_named_like_what_it_installs(both_tools: BothTools) -> None:
+    project = both_tools.copied({"knowledge": "pgvector", "memory": "redis", "license": "MIT"})
     metadata = tomllib.loads(project.read("pyproject.toml"))
     required = metadata["project"]["dependencies"] + metadata["dependency-groups"]["dev"]
     taken = CONFIG["taken_names"]["default"].split()
@@ -198,7 +222,7 @@ def test_a_project_cannot_be_named_like_what_it_installs(template: Template, tmp
         assert name in taken, f"copier.yml's taken_names lacks {name}"
 
 
-def test_every_shared_file_has_a_mark_below_which_owners_add_lines(template: Template, tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project")
+def test_every_shared_file_has_a_mark_below_which_owners_add_lines(both_tools: BothTools) -> None:
+    project = both_tools.copied(COMBINATIONS[0])
     for name in project.ownership()["shared"]:
         assert MARK in project.read(name), f"{name} is shared and has no mark"

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import sys
 import tomllib
+from io import StringIO
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+import yaml
+from dotenv import dotenv_values
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from jinja2 import StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import UndefinedError
+from jinja2.meta import find_undeclared_variables
+from markdown_it import MarkdownIt
 
-from tests.support.templates import CONFIG, ROOT, Template, cookiecut, copy_by_hand, literal
+from tests.support import quick
+from tests.support.templates import (
+    ASKED,
+    AWKWARD_NAMES,
+    CHOICES,
+    COMBINATIONS,
+    CONFIG,
+    FREE_TEXT_IN,
+    WORK_TREE,
+    Template,
+    cookiecut,
+    copy_by_hand,
+    identify,
+    literal,
+)
 
 SENTENCES = {
     "project_name": "Write a name of 1 to 80 printable characters on one line, such as Front Desk.",
@@ -31,6 +48,22 @@ SENTENCES = {
     "author_name": "Write an owner of 1 to 100 printable characters on one line, such as Ada Lovelace.",
 }
 LIMITS = {"project_name": 80, "description": 200, "author_name": 100}
+WORDS_IN = (  # the files that slugs and dispatch names reach
+    *(".copier-answers.yml", ".env.example", "compose.yaml", "deploy/kubernetes.yaml", "pyproject.toml"),
+    "src/agent/defaults.toml",
+)
+LOOK_ALIKES = [
+    *('"', "'", "\\", '\\"', "\\n", "\\u0041", "\\N{DASH}", '"""', "'''", "`", "```", "~~~", "%", "%s", "{}", "{0}"),
+    *("{{ 7 * 7 }}", "{{", "}}", "{% raw %}", "{% endraw %}", "{#", "#}", "# % if x", "# %", "{{ cookiecutter._x }}"),
+    *("${HOME}", "$HOME", "$(id)", "`id`", "; rm x", "&& x", "| x", "> x", ">", "!x", "!!", "*", "~", "\\$x"),
+    *("key: value", ": ", " #", "# x", "- x", "-", "---", "...", "? x", "!!str x", "&a", "*a", "%YAML 1.1", "@x", "|-"),
+    *("[table]", "[[x]]", "x = 1", "]", "}", ",", "null", "yes", "3.10", "1e3", "0x1F", "2026-01-01", "true"),
+    *("FROM x", "RUN x", "ARG x=1", "ENV x=$y", "COPY . .", "<<EOF", "EOF", "\\ x"),
+    *("*x*", "**x**", "_x_", "__x__", "a_b", "~~x~~", "[x](y)", "![x](y)", "[x]: /y", "<b>", "</b>", "<!-- x -->"),
+    *("<a@b.c>", "<https://x.y>", "&amp;", "&#65;", "&copy", "1. x", "1) x", "12.", "+ x", "+", "=", "===", "***"),
+    *("___", "##", "C#", "a #", "| a | b |", "x | y", "[^1]", "- [ ] x", "<details>", "<?x", "<!x", "1234567890. x"),
+    *("🎙", "👩🚀", "é", "e\u0301", "\u0301", "שלום", "مرحبا", "漢字", "ß", "İ", "ﬀ", "\U0001d538", "\U000e0100"),
+]
 REFUSED = [
     *((name, "") for name in SENTENCES),
     *((name, "x" * 201) for name in SENTENCES),
@@ -51,23 +84,9 @@ REFUSED = [
 ]
 
 
-def load_hooks() -> ModuleType:
-    """hooks/copier_yml.py, which computes what copier.yml says; that both tools agree with it, tests/parity proves."""
-    spec = importlib.util.spec_from_file_location("copier_yml", ROOT / "hooks" / "copier_yml.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def is_legal(text: str, limit: int) -> bool:
     """Whether free text may be an answer."""
     return text.isprintable() and text == text.strip() and 0 < len(text) <= limit
-
-
-HOOKS = load_hooks()
-ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, extensions=[HOOKS.CopierTemplate])
 
 
 @given(st.text(min_size=1, max_size=80) | st.from_regex(r"[a-z0-9 _.-]{1,80}", fullmatch=True))
@@ -80,8 +99,8 @@ ENVIRONMENT = SandboxedEnvironment(undefined=StrictUndefined, extensions=[HOOKS.
 @example("-" * 80)
 @example("İstanbul")
 def test_any_accepted_name_gives_a_legal_slug_and_agent_name(name: str) -> None:
-    answers = HOOKS.settle(ENVIRONMENT, {"project_name": name})
-    refusals = HOOKS.complaints(ENVIRONMENT, answers)
+    answers = quick.settle(project_name=name)
+    refusals = quick.refusals(answers)
     if is_legal(name, LIMITS["project_name"]):
         assert refusals == []
     else:
@@ -92,38 +111,187 @@ def test_any_accepted_name_gives_a_legal_slug_and_agent_name(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", answers["agent_name"])
 
 
-@given(
-    st.text(max_size=210) | st.text(alphabet="\"'\\{}%#$`<>:&*!|- \t\néZ🎙", max_size=90),
-    st.sampled_from(sorted(LIMITS)),
-)
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@example("{{ 7 * 7 }}{% raw %}", "project_name")
-@example('\\"', "author_name")
-@example("x" * 200, "description")
-@example("x" * 100, "author_name")
-def test_free_text_is_refused_before_a_file_is_written_or_comes_back_from_every_file(
-    template: Template, tmp_path_factory: pytest.TempPathFactory, text: str, question: str
+def typed(limit: int) -> st.SearchStrategy[str]:
+    """Free text that is legal: printable characters, and what files could take for a part of themselves."""
+    printable = st.characters(exclude_categories=["C", "Z"], include_characters=" ")
+    parts = st.lists(
+        st.sampled_from(LOOK_ALIKES) | st.text(printable, min_size=1, max_size=12), min_size=1, max_size=12
+    )
+    joined = st.builds(str.join, st.sampled_from(["", " "]), parts)
+    return joined.map(lambda text: text[:limit].strip()).filter(lambda text: is_legal(text, limit))
+
+
+def read_markdown(text: str) -> list[str]:
+    """What a heading and the paragraph below it say, and nothing but text in either."""
+    for flavour in ("commonmark", "gfm-like"):
+        blocks = MarkdownIt(flavour, {"linkify": False}).parse(text)
+        assert [block.type for block in blocks[:6]] == [
+            *("heading_open", "inline", "heading_close"),
+            *("paragraph_open", "inline", "paragraph_close"),
+        ], text[:300]
+        said = [block.children or [] for block in blocks[:6] if block.type == "inline"]
+        assert {child.type for children in said for child in children} <= {"text", "text_special"}, text[:300]
+    return ["".join(child.content for child in children) for children in said]
+
+
+def read_back(files: dict[str, str]) -> dict[str, list[str]]:
+    """Every free text that the files hold, as those who read these files understand it."""
+    answers = yaml.safe_load(files[".copier-answers.yml"])
+    about = tomllib.loads(files["pyproject.toml"])["project"]
+    name, description = read_markdown(files["README.md"].split("\n```sh\n")[0])
+    owner = re.search(r"^ *Copyright (?:\(c\) )?(.*?)(?:\. All rights reserved\.)?$", files["LICENSE"], re.MULTILINE)
+    assert owner
+    return {
+        "project_name": [answers["project_name"], name],
+        "description": [answers["description"], about["description"], description],
+        "author_name": [answers["author_name"], *(author["name"] for author in about["authors"]), owner[1]],
+    }
+
+
+@given(typed(80), typed(200), typed(100), st.sampled_from(CHOICES["license"]))
+@settings(max_examples=400, deadline=None, derandomize=True)
+@example(*("x" * LIMITS[name] for name in LIMITS), "MIT")
+@example(*(AWKWARD_NAMES[name] for name in LIMITS), "Apache-2.0")
+def test_whatever_is_typed_comes_back_from_every_file_it_reaches(
+    name: str, description: str, author: str, license: str
 ) -> None:
-    folder = tmp_path_factory.mktemp("copied") / "project"
-    if not is_legal(text, LIMITS[question]):
-        with pytest.raises(ValueError, match=re.escape(SENTENCES[question])):
-            template.copy(folder, **{question: text})
-        assert not folder.exists()
+    names = {"project_name": name, "description": description, "author_name": author}
+    answers = quick.settle(**names)
+    assert quick.refusals(answers) == []
+    files = quick.render(*FREE_TEXT_IN, **(answers | {"license": license}))
+    assert read_back(files) == {
+        question: [text] * (2 if question == "project_name" else 3) for question, text in names.items()
+    }
+
+
+@pytest.mark.parametrize("text", LOOK_ALIKES)
+def test_what_looks_like_a_part_of_a_file_is_text_alone_first_and_last(text: str) -> None:
+    for line in (text.strip(), f"{text} last".strip(), f"first {text}".strip()):
+        files = quick.render(*FREE_TEXT_IN, project_name=line, description=line, author_name=line)
+        assert {answer for answers in read_back(files).values() for answer in answers} == {line}
+
+
+def test_every_printable_character_comes_back_from_every_file_it_reaches() -> None:
+    printable = "".join(character for character in map(chr, range(sys.maxunicode + 1)) if character.isprintable())
+    assert len(printable) > 140_000
+    kept = {name: quick.TEMPLATES[name] for name in FREE_TEXT_IN}
+    recorded = quick.settle()
+    for first in range(0, len(printable), 198):
+        text = f"a{printable[first : first + 198]}z"  # too long for a name, which no template minds
+        names = {"project_name": text, "description": text, "author_name": text}
+        answers = recorded | names
+        asked = {name: answers[name] for name in ASKED}
+        files = {name: template.render(answers, _copier_answers=asked) for name, template in kept.items()}
+        found = {answer for answers in read_back(files).values() for answer in answers}
+        assert found == {text}, f"one of U+{ord(printable[first]):04X} and the next 197 does not come back"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "My Agent",
+        "Zoë & Söhne",
+        "O'Neil's (2nd) desk, no. 5!",
+        "front_desk: 24/7",
+        "C# + R",
+        "3 < 4 > 2",
+        "Bär-Café #1",
+    ],
+)
+def test_an_ordinary_name_is_not_escaped(name: str) -> None:
+    assert quick.render("README.md", project_name=name)["README.md"].startswith(f"# {name}\n")
+
+
+@pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify)
+def test_copier_renders_what_plain_jinja_does(template: Template, case: dict[str, str], tmp_path: Path) -> None:
+    project = template.copy(tmp_path / "project", **AWKWARD_NAMES, **case)
+    quickly = quick.render(*(name for name in quick.TEMPLATES if name in project.files()), **AWKWARD_NAMES, **case)
+    assert {name for name, text in quickly.items() if text != project.read(name)} == {".copier-answers.yml"}
+    assert project.answers() == yaml.safe_load(quickly[".copier-answers.yml"]) | {
+        "_commit": WORK_TREE,
+        "_src_path": template.url,
+    }
+
+
+def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
+    """Where the files have the slug, and where the dispatch name."""
+    compose = yaml.safe_load(files["compose.yaml"])
+    objects = list(yaml.safe_load_all(files["deploy/kubernetes.yaml"]))
+    answers = yaml.safe_load(files[".copier-answers.yml"])
+    deployment = objects[-1]
+    pod = deployment["spec"]["template"]
+    sources = [source for entry in pod["spec"]["containers"][0]["envFrom"] for source in entry.values()]
+    slugs = [
+        answers["project_slug"],
+        tomllib.loads(files["pyproject.toml"])["project"]["name"],
+        compose["name"],
+        *(thing["metadata"]["name"] for thing in objects if thing["kind"] != "Job"),
+        *(source["name"] for source in sources),
+        deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"],
+        pod["metadata"]["labels"]["app.kubernetes.io/name"],
+        pod["spec"]["containers"][0]["image"].split(":")[0],
+        *(
+            volume["persistentVolumeClaim"]["claimName"]
+            for volume in pod["spec"]["volumes"]
+            if "emptyDir" not in volume
+        ),
+    ]
+    environment = dotenv_values(stream=StringIO(files[".env.example"].replace("# AGENT_NAME=", "AGENT_NAME=")))
+    dispatch = [
+        answers["agent_name"],
+        environment["AGENT_NAME"],
+        tomllib.loads(files["src/agent/defaults.toml"])["name"],
+    ]
+    return slugs, dispatch
+
+
+@given(
+    st.sampled_from(["null", "on", "no", "y", "true", "e1", "x" * 60])
+    | st.from_regex(r"[a-z][a-z0-9]{0,8}(-[a-z0-9]{1,8}){0,4}", fullmatch=True),
+    st.sampled_from(
+        ["null", "~", "on", "1e3", "0x1F", "1_000", "12:30:45", "2026-01-01", ".5", "3.10", "NaN", "=", "<<"]
+    )
+    | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True),
+    st.sampled_from(COMBINATIONS),
+)
+@settings(max_examples=200, deadline=None, derandomize=True)
+@example("x" * 60, "x" * 63, {"knowledge": "pgvector", "memory": "redis", "license": "MIT"})
+@example("x" * 55 + "-yz", "null", {"knowledge": "pgvector", "memory": "sqlite", "license": "MIT"})
+def test_any_slug_and_dispatch_name_are_words_in_every_file_they_reach(
+    slug: str, agent: str, case: dict[str, str]
+) -> None:
+    names = {"project_slug": slug, "agent_name": agent}
+    if quick.refusals(quick.settle(**names)):
         return
-    project = template.copy(folder, **{question: text})
-    assert project.answers()[question] == text
-    about = tomllib.loads(project.read("pyproject.toml"))["project"]
-    if question == "description":
-        assert about["description"] == text
-    if question == "author_name":
-        assert about["authors"] == [{"name": text}]
-        assert text in project.read("LICENSE")
+    files = quick.render(*WORDS_IN, **names, **case)
+    slugs, dispatch = named(files)
+    assert set(slugs) == {slug}
+    assert set(dispatch) == {agent}
+    for thing in yaml.safe_load_all(files["deploy/kubernetes.yaml"]):
+        assert len(thing["metadata"]["name"]) <= 63, "Kubernetes makes labels of names"
+    reached = {
+        name
+        for name, text in quick.render(project_slug="s-l-u-g", agent_name="N.A.M.E", **case).items()
+        if "s-l-u-g" in text or "N.A.M.E" in text
+    }
+    assert reached == set(WORDS_IN)
+
+
+def test_an_answer_that_a_file_needs_and_that_is_missing_is_an_error() -> None:
+    answers = quick.settle()
+    needed = {path: find_undeclared_variables(quick.ENVIRONMENT.parse(text)) for path, text in quick.SOURCES.items()}
+    assert set.union(*needed.values()) == {*ASKED, "_copier_answers"}
+    for path, names in needed.items():
+        for name in names & ASKED.keys():
+            fewer = {key: value for key, value in answers.items() if key != name}
+            with pytest.raises(UndefinedError, match=name):
+                quick.TEMPLATES[path].render(fewer)
 
 
 @pytest.mark.parametrize(("question", "answer"), REFUSED)
 def test_an_illegal_answer_is_refused_with_what_to_type(question: str, answer: str) -> None:
-    answers = HOOKS.settle(ENVIRONMENT, {question: answer})
-    assert f"{question}: {SENTENCES[question]}" in HOOKS.complaints(ENVIRONMENT, answers)
+    answers = quick.settle(**{question: answer})
+    assert f"{question}: {SENTENCES[question]}" in quick.refusals(answers)
 
 
 @pytest.mark.parametrize(

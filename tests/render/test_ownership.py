@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.both_tools import BothTools
 from tests.support.templates import COMBINATIONS, CONFIG, MARK, ROOT, Template, identify
 
 UPDATE_ONLY = "{% if _copier_operation == 'update' %}"
@@ -21,8 +22,8 @@ def test_the_committed_ownership_is_the_generated_one() -> None:
 
 
 @pytest.mark.parametrize("case", COMBINATIONS[::5], ids=identify)
-def test_every_file_of_a_project_has_one_owner(template: Template, case: dict[str, str], tmp_path: Path) -> None:
-    project = template.copy(tmp_path / "project", **case)
+def test_every_file_of_a_project_has_one_owner(both_tools: BothTools, case: dict[str, str]) -> None:
+    project = both_tools.copied(case)
     owners = project.ownership()
     for name in project.files():
         classes = [
@@ -44,13 +45,13 @@ def test_hashes_are_those_of_the_files_that_are_the_same_in_every_project(templa
         assert hashlib.sha256((project.path / name).read_bytes()).hexdigest() == digest, name
 
 
-def test_copier_never_overwrites_what_is_yours(template: Template, tmp_path: Path) -> None:
-    owners = template.copy(tmp_path / "project").ownership()
+def test_copier_never_overwrites_what_is_yours(both_tools: BothTools) -> None:
+    owners = both_tools.copied(COMBINATIONS[0]).ownership()
     assert CONFIG["_skip_if_exists"] == [f"/{glob}" for glob in owners["yours"]]
 
 
-def test_what_comes_once_is_yours(template: Template, tmp_path: Path) -> None:
-    owners = template.copy(tmp_path / "project").ownership()
+def test_what_comes_once_is_yours(both_tools: BothTools) -> None:
+    owners = both_tools.copied(COMBINATIONS[0]).ownership()
     once = [entry.removeprefix(UPDATE_ONLY) for entry in CONFIG["_exclude"] if entry.startswith(UPDATE_ONLY)]
     assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
     assert {"knowledge/**", "README.md"} <= set(owners["yours"])

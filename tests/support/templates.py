@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
-import random
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,8 @@ from typing import Any, cast
 import copier
 import yaml
 from packaging.version import Version
+
+from tests.support.covering import covering
 
 ROOT = Path(__file__).parents[2]
 WORK_TREE = "v999.0.0"  # what tools/history.py calls this checkout
@@ -34,27 +35,15 @@ def values_of(spec: dict[str, Any]) -> list[str]:
     return list(choices.values() if isinstance(choices, dict) else choices)
 
 
-def covering(choices: Mapping[str, Sequence[str]], attempts: int = 16) -> list[dict[str, str]]:
-    """A few combinations in which every pair of values of two questions is found, the defaults first."""
-    first, *others = (dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
-    dice = random.Random(0)  # the same each time
-    tries = [_greedy(first, dice.sample(others, len(others))) for _ in range(attempts)]
-    return min(tries, key=len)
-
-
-def _greedy(first: dict[str, str], others: list[dict[str, str]]) -> list[dict[str, str]]:
-    def pairs(case: dict[str, str]) -> set[Any]:
-        return set(itertools.combinations(case.items(), 2))
-
-    found, missing = [first], set().union(*map(pairs, others)) - pairs(first)
-    while missing:
-        found.append(max(others, key=lambda case: len(missing & pairs(case))))
-        missing -= pairs(found[-1])
-    return found
-
-
 CHOICES = {name: values_of(spec) for name, spec in ASKED.items() if "choices" in spec}
-COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+COMBINATIONS = (
+    [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+    if math.prod(map(len, CHOICES.values())) <= 1000
+    else covering(CHOICES)
+)
+
+# Only these hold free text; in the others `$`, `#` or a line's end could mean something.
+FREE_TEXT_IN = (".copier-answers.yml", "LICENSE", "README.md", "pyproject.toml")
 
 # Legal, and apt to break a file that does not expect them.
 AWKWARD_NAMES = {

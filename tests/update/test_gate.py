@@ -43,7 +43,9 @@ def test_every_name_that_owners_are_promised_is_in_their_documentation(template:
     page = (template.path / "template" / "docs" / "agent" / "ownership.md").read_text(encoding="utf-8")
     for path, members in PUBLIC.items():
         for name in (path.rsplit(".", 1)[1], *members):
-            assert f"`{name}" in page, f"docs/agent/ownership.md does not say that owners may use {name} of {path}"
+            assert f"`{name}`" in page or f"`{name}()`" in page, (
+                f"docs/agent/ownership.md does not say that owners may use {name} of {path}"
+            )
 
 
 def replace(template: Template, name: str, old: str, new: str) -> None:

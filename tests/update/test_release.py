@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.templates import ROOT, WORK_TREE, Project, git
+from tools.history import PARTS
 
-PARTS = (
-    "copier.yml",
-    "cookiecutter.json",
-    "hooks",
-    "template",
-    "tools",
-    "tests/__init__.py",
-    "tests/support/templates.py",
-)
+MADE = (*(part for part in PARTS if part != "CHANGELOG.md"), "tools", "tests/__init__.py", "tests/support")
 CHANGELOG = """\
 # Changelog
 
@@ -42,7 +35,7 @@ CHANGELOG = """\
 def make_checkout(folder: Path) -> Project:
     """A checkout of the template with a changelog and without releases, everything committed."""
     checkout = Project(folder)
-    for name in git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PARTS).split("\0"):
+    for name in git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *MADE).split("\0"):
         if name and (ROOT / name).is_file():
             checkout.write(name, (ROOT / name).read_text(encoding="utf-8"))
             (folder / name).chmod((ROOT / name).stat().st_mode)

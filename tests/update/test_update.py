@@ -19,6 +19,7 @@ from tests.support.templates import (
     git,
     released,
 )
+from tools.history import PARTS
 
 NEXT = "v999.1.0"  # this checkout with a fix in it
 VERSIONS = [*released(), WORK_TREE]
@@ -138,7 +139,6 @@ def test_no_path_has_changed_its_owner_since_it_was_released(template: Template,
 
 
 def test_the_bundle_holds_what_the_tags_of_this_checkout_hold(template: Template) -> None:
-    parts = ("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE")
     for tag in git(ROOT, "tag").split():
         if tag in VERSIONS:
-            assert git(ROOT, "ls-tree", "-r", tag, "--", *parts) == git(template.path, "ls-tree", "-r", tag), tag
+            assert git(ROOT, "ls-tree", "-r", tag, "--", *PARTS) == git(template.path, "ls-tree", "-r", tag), tag
