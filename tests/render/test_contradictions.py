@@ -22,9 +22,9 @@ from agent.__main__ import app
 from agent.settings import Settings
 from tests.support.templates import ROOT, Project
 
-ENVIRONMENT = re.compile(r"\b(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
+ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
 # Files that come into being when the agent runs; the documents name them so.
-MADE = {"knowledge.db", "memory.db", "uv.lock", ".env.local"}
+MADE = {"data/", "knowledge.db", "memory.db", "uv.lock", ".env.local"}
 COMMANDS: dict[str, click.Command] = get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -135,8 +135,10 @@ def test_one_image_of_each_store_is_named_everywhere(project: Project, case: dic
 
 def test_one_uv_installs_everywhere(project: Project) -> None:
     image = found_in(project.read("Dockerfile"), r"astral-sh/uv:([\d.]+)")
-    steps = load(project, ".github/workflows/ci.yml")["jobs"]["test"]["steps"]
-    assert image == {step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")}
+    for workflow in ("ci.yml", "update.yml"):
+        jobs = load(project, f".github/workflows/{workflow}")["jobs"].values()
+        steps = [step for job in jobs for step in job["steps"]]
+        assert image == {step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")}, workflow
 
 
 def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) -> None:
