@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,20 +36,28 @@ def main() -> int:
     """Run every check, also after a failure; 1 if any failed."""
     template = ROOT / "template"
     here = {"PYTHONPATH": f"{template / 'src'}{os.pathsep}{template}", "MYPYPATH": f"src{os.pathsep}."}
-    results = [
-        run("format", "ruff", "format", "--check", "--quiet", "."),
-        run("lint", "ruff", "check", "--quiet", "."),
-        run("ownership is up to date", "python", "tools/ownership.py", "--check"),
-        run(
+    checks = [
+        partial(
+            run,
             "types of the template",
             *("mypy", "--strict", "--explicit-package-bases", "src/agent", "tests", "main.py"),
             cwd=template,
             **here,
         ),
-        run("types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"),
-        run("types of the hooks", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "hooks"),
-        run("tests of the template, in place", "python", "-m", "pytest", "tests", cwd=template, **here),
+        partial(run, "types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"),
+        partial(run, "types of the hooks", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "hooks"),
+        partial(run, "format", "ruff", "format", "--check", "--quiet", "."),
+        partial(run, "lint", "ruff", "check", "--quiet", "."),
+        partial(run, "ownership is up to date", "python", "tools/ownership.py", "--check"),
     ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda check: check(), checks))
+    side_by_side = ("-n", str(os.cpu_count()), "--dist", "loadfile")
+    results.append(
+        run(
+            "tests of the template, in place", *("python", "-m", "pytest", "tests", *side_by_side), cwd=template, **here
+        )
+    )
     return 0 if all(results) else 1
 
 

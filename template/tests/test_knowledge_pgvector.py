@@ -365,7 +365,11 @@ async def test_nothing_is_kept_of_an_index_that_another_ingest_changed(
     assert await ingest(index, {}, keep=["visit.md"]) == [0]
 
 
-@pytest.mark.parametrize("then", [Hashed("another"), Hashed(dimension=32), Hashed(dimension=2500), None], ids=repr)
+@pytest.mark.parametrize(
+    "then",
+    [Hashed("another"), Hashed(dimension=32), Hashed(dimension=2500), None],
+    ids=["another model", "another dimension", "too many numbers to index", "none"],
+)
 async def test_another_model_makes_every_passage_anew(
     settings: Settings, index: PgvectorIndex, then: Hashed | None
 ) -> None:

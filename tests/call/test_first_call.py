@@ -16,6 +16,13 @@ from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
 
+# Each choice is in one of these. The other projects hold the same tests in another mixture, which `make test-all` runs.
+DIAGONAL = {("sqlite", "sqlite"), ("pgvector", "redis"), ("none", "none")}
+TESTED = [
+    pytest.param(answers, marks=() if (answers.knowledge, answers.memory) in DIAGONAL else pytest.mark.slow)
+    for answers in CALLED
+]
+
 
 @pytest.fixture(params=CALLED, ids=str)
 def project(request: pytest.FixtureRequest, projects: dict[Answers, Project]) -> Project:
@@ -32,6 +39,7 @@ def test_its_types_are_strict_and_right(project: Project) -> None:
     project.run("uv", "run", "mypy")
 
 
+@pytest.mark.parametrize("project", TESTED, ids=str, indirect=True)
 def test_its_own_tests_pass_without_keys_or_network(project: Project) -> None:
     done = project.run("uv", "run", "pytest", env=stores_for(project))
     assert " passed" in done.stdout
