@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("combinations"))
         if folder in {"call", "build"}:
             parameters = getattr(item, "callspec", None)
-            chosen = parameters.params.get("project") if parameters else None
+            chosen = (parameters.params.get("project") or parameters.params.get("version")) if parameters else None
             item.add_marker(pytest.mark.xdist_group(str(chosen or item.path.stem)))
 
 

@@ -23,8 +23,8 @@ from agent.settings import Settings
 from tests.support.templates import ROOT, Project
 
 ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
-# Files that come into being when the agent runs; the documents name them so.
-MADE = {"data/", "knowledge.db", "memory.db", "uv.lock", ".env.local"}
+# What comes into being when the agent runs, and where owners may put what they like; the documents name them so.
+MADE = {"data/", "src/agent/tools/", "scripts/", "knowledge.db", "memory.db", "uv.lock", ".env.local"}
 COMMANDS: dict[str, click.Command] = get_command(app).commands  # type: ignore[attr-defined]
 
 

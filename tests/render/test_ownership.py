@@ -55,3 +55,12 @@ def test_what_comes_once_is_yours(both_tools: BothTools) -> None:
     once = [entry.removeprefix(UPDATE_ONLY) for entry in CONFIG["_exclude"] if entry.startswith(UPDATE_ONLY)]
     assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
     assert {"knowledge/**", "README.md"} <= set(owners["yours"])
+
+
+def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(template: Template) -> None:
+    page = template.source("docs/agent/ownership.md").read_text(encoding="utf-8")
+    assert "`src/agent/tools/`, `scripts/`, `tests/yours/` and `docs/` (outside `docs/agent/`)" in page
+    root = template.path / "template"
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    theirs = [name for name in names if name.startswith(("src/agent/tools/", "scripts/", "docs/"))]
+    assert [name for name in theirs if not name.startswith("docs/agent/")] == []
