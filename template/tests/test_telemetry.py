@@ -85,6 +85,7 @@ OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1
         *(None, 7, "reason", ["reason"], Raising()),
         {"reason": OWN["reason"]},
         {"reason": OWN["reason"], "call": "mine"},
+        {"reason": OWN["reason"], "seconds": 1.0, "turns": 1},
         {**OWN, "call": ["mine"]},
         {**OWN, "seconds": "a while"},
         {**OWN, "turns": "many"},
