@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ async def _finish(run: object) -> None:
 async def talk(caller: str = "ann", **changes: object) -> AsyncIterator[Talk]:
     """A call that `caller` has begun and been greeted in; hung up on exit. `changes` are settings."""
     line = TestLine(limited=False)
+    line.call_id = uuid.uuid4().hex  # memory tells calls apart by it
     call = Call(line, load_settings().model_copy(update=changes))
     line.arrive(caller)
     await call.begin(answer)

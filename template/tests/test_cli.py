@@ -101,6 +101,37 @@ def test_help_does_not_wait_for_the_sdk() -> None:
     assert told.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("ingest", marks=needs_index),
+        pytest.param("evaluate", marks=needs_index),
+        pytest.param("forget", marks=needs_store),
+    ],
+)
+def test_a_command_that_needs_no_call_does_not_wait_for_the_sdk(
+    agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL" if command == "forget" else "AGENT_KNOWLEDGE", "sqlite")
+    questions = home / "questions.jsonl"
+    questions.write_text('{"question": "When do you open?", "source": "hours.md"}\n', encoding="utf-8")
+    if command == "evaluate":
+        agent("ingest")
+    arguments = {"ingest": ["ingest"], "evaluate": ["evaluate", str(questions)], "forget": ["forget", "ann"]}[command]
+    listed = """
+import sys
+from agent.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*[name for name in sys.modules if name.split(".")[0] == "livekit"], file=sys.stderr)
+"""
+
+    done = subprocess.run([sys.executable, "-c", listed, *arguments], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, ""), done.stderr
+
+
 def test_help_names_every_command(agent: Agent) -> None:
     ended = agent("--help")
 
@@ -283,6 +314,21 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     assert [caller for file in spool.waiting(settings) for caller, _ in spool.items_of(file)] == ["bob"]
     (settings.data / "memory.db").rmdir()
     assert agent("forget", "bob").err == "1 turns, calls and facts of bob deleted\n"
+
+
+def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(agent: Agent) -> None:
+    from agent.memory import Turn, spool
+
+    load_settings.cache_clear()
+    settings = load_settings()
+    turn = Turn(call="call", item="1", role="user", text="hello", at=1e10)
+    spool.keep(spool.folder_of(settings), [("ann", turn), ("bob", turn)])
+
+    first = agent("forget", "ann")
+    assert (first.code, first.err) == (0, "1 turns, calls and facts of ann deleted\n")
+    assert [caller for file in spool.waiting(settings) for caller, _ in spool.items_of(file)] == ["bob"]
+    again = agent("forget", "ann")
+    assert (again.code, again.err) == (2, "agent: AGENT_MEMORY_URL=none: this agent remembers nobody\n")
 
 
 @needs_store

@@ -380,6 +380,44 @@ async def test_what_the_caller_says_of_themselves_is_known_in_the_next_call(
         assert "do not promise" in call.tool_output("remember_caller")
 
 
+async def test_a_name_is_greeted_as_it_was_told_with_its_joiners(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("agent.memory.sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+    async with talk() as call:
+        await call.say('/tool remember_caller {"name": "\u0645\u06cc\u200c\u0646\u0627"}')
+    async with talk() as call:
+        assert call.said == ["Welcome back, \u0645\u06cc\u200c\u0646\u0627! How can I help you today?"]
+
+
+async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
+    cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("agent.memory.sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+    async with talk() as first:
+        await first.say("I want a table for two.")
+        assert first.call.memory is not None
+        assert await first.call.memory.flush(5)
+        agents = cast(Slow)
+        async with talk() as second:
+            assert second.said == ["Sorry, we were cut off. Where were we?"]  # the first one has no end yet
+            messages = [(message.role, message.text_content or "") for message in agents[-1].chat_ctx.messages()]
+            assert ("user", "I want a table for two.") in messages
+            for call, text in (second, "My bicycle is red."), (first, "At seven."), (second, "It is parked outside."):
+                await call.say(text)
+                assert call.call.memory is not None
+                assert await call.call.memory.flush(5)
+            agents = cast(Slow)
+            async with talk():
+                messages = [(message.role, message.text_content or "") for message in agents[-1].chat_ctx.messages()]
+    told = [text for role, text in messages if role == "system"][-1]
+    said = ["I want a table for two.", "At seven.", "My bicycle is red.", "It is parked outside."]
+    assert [told.count(f"user: {text}") for text in said] == [1, 1, 0, 0]
+    assert [text for role, text in messages if role == "user"] == said[2:]  # of the call that goes on
+
+
 async def test_nothing_can_be_noted_without_a_memory(cast: Cast) -> None:
     agents = cast(Slow)
     async with talk(memory_url="none"):

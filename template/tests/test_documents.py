@@ -159,6 +159,20 @@ def test_paths_are_read_instead_of_the_folder_and_names_do_not_collide(tmp_path:
     assert second.exists()
 
 
+@pytest.mark.parametrize("given", ["docs", "docs/hours.md"])
+def test_no_file_of_three_roots_with_one_name_is_lost(tmp_path: Path, given: str) -> None:
+    for name in ("x", "y", "z"):
+        write(tmp_path / name / "docs" / "hours.md", f"In {name}.")
+
+    found = list(documents_in(roots_of(settings_in(tmp_path), [tmp_path / name / given for name in ("x", "y", "z")])))
+
+    assert [(document.source, document.content) for document in found] == [
+        ("hours.md", b"In x."),
+        ("docs/hours.md", b"In y."),
+        ("z/docs/hours.md", b"In z."),
+    ]
+
+
 @pytest.mark.parametrize(("given", "sentence"), [("nowhere", "there is no"), ("picture.png", "of no kind")])
 def test_a_path_that_cannot_be_read_is_one_sentence(tmp_path: Path, given: str, sentence: str) -> None:
     write(tmp_path / "picture.png")

@@ -472,6 +472,13 @@ def test_what_is_noted_is_one_short_line() -> None:
     assert Note.of("call-1", " ", None) is None
 
 
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u0646\u0627", "क्\u200dषमा", "ශ්\u200dරී", "👩\u200d💻"])
+def test_the_joiners_within_a_name_are_kept(name: str) -> None:
+    noted = Note.of("call-1", f" {name}\n", f"Is called {name}.")
+    assert noted is not None
+    assert (noted.name, noted.fact) == (name, f"Is called {name}.")
+
+
 def test_the_reasons_of_calls_that_broke_off_are_the_lifecycles() -> None:
     reasons = {Reason.CALLER_DROPPED, Reason.WORKER_DIED, Reason.JOB_DIED, Reason.error(3, "build")}
     every = {value for name, value in vars(Reason).items() if name.isupper()} | reasons
@@ -486,6 +493,14 @@ def degraded(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "degraded" in getattr(record, "fields", {})]
 
 
+async def recalled_by_the_next_call(store: FakeStore, settings: Settings) -> Profile | None:
+    """What it is told of its caller; the store works again by then."""
+    store.trouble = None
+    async with CallMemory.open(settings) as memory:
+        memory.know("ann")
+        return await memory.recall()
+
+
 async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -494,12 +509,9 @@ async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     async with CallMemory.open(settings) as memory:
         memory.know("ann")
         assert await memory.recall() is None
-    store.trouble = None
     store.asked.clear()
-    async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        assert await memory.recall() is None
 
+    assert await recalled_by_the_next_call(store, settings) is None
     assert not store.asked.is_set()
     assert len(degraded(caplog)) == len(warnings(caplog)) == 2  # one a call
 
@@ -511,10 +523,8 @@ async def test_a_file_of_this_machines_own_that_failed_one_call_is_asked_by_the_
     async with CallMemory.open(settings) as memory:
         memory.know("ann")
         assert await memory.recall() is None
-    store.trouble = None
-    async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+    assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
 
 
 async def test_a_call_that_was_told_of_an_outage_does_not_wait_long_when_it_is_closed(
@@ -550,23 +560,21 @@ async def test_whoever_finds_the_store_working_has_the_next_call_ask_it(
             other.know("bob")
             other.remember(turn(1))
             assert await other.flush(5)
-    async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+    assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
 
 
 async def test_a_store_that_can_be_read_but_not_written_goes_on_being_asked(
     store: FakeStore, settings: Settings
 ) -> None:
+    settings = settings.model_copy(update={"memory_url": "redis://store"})
     async with CallMemory.open(settings) as memory:
         memory.know("ann")
         store.trouble = MemoryUnavailable("the store is full")
         memory.remember(turn(1))
         await store.asked.wait()
-    store.trouble = None
-    async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        assert await memory.recall() == Profile("ann", 1, 0.0)
+
+    assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
 
 
 async def test_an_outage_and_its_end_are_told_once_and_counted_once(

@@ -72,6 +72,33 @@ def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(mon
     assert {line.split(":")[0] for line in problems.splitlines()} == {"LIVEKIT_URL", "AGENT_PORT", "AGENT_MEMORY_URL"}
 
 
+@pytest.mark.parametrize("name", ["AGENT_MEMORY_URL", "AGENT_KNOWLEDGE_URL"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis+tls://ann:very-secret-indeed@[store]/0",
+        "postgres//ann:very-secret-indeed@[::1",
+        "postgresql://ann:very-secret-indeed@st\u2100re:5432/name",
+        "redis://ann:very-secret-indeed@st\u2100re:6379/0",
+        "http://ann:very-secret-indeed@store",
+        "ann:very-secret-indeed@store",
+    ],
+)
+def test_a_password_in_an_address_that_is_none_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, address: str
+) -> None:
+    monkeypatch.setenv(name, address)
+    with pytest.raises(SettingsError, match=f"^{name}: write ") as caught:
+        load_settings()
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [" redis://store", "REDIS://store", "rediss://store"])
+def test_every_address_that_is_taken_for_a_redis_chooses_it(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", address)
+    assert load_settings().memory == "redis"
+
+
 def test_an_empty_home_is_none_and_a_tilde_is_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import REGISTRY
@@ -43,8 +44,16 @@ def test_a_person_reads_what_went_wrong_and_how_long_it_took() -> None:
     assert line.endswith("step 2: connect  outcome=error  ms=8500")
 
 
-def test_the_worker_counts_calls_turns_and_closes_from_their_records() -> None:
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    """A ledger that counts; a process has one, so its metrics go with it."""
     ledger = Ledger(counting=True)
+    yield ledger
+    for metric in vars(ledger._counts).values():
+        REGISTRY.unregister(metric)
+
+
+def test_the_worker_counts_calls_turns_and_closes_from_their_records(ledger: Ledger) -> None:
     ledger.handle(record(fields={"resource": "memory", "outcome": "timeout", "ms": 2000, "call": "a", "room": "r"}))
     ledger.handle(record(fields={"reason": "too long", "seconds": 90.0, "turns": 4, "call": "a", "room": "r"}))
     ledger.handle(record(fields={"reason": "job died", "seconds": 2.0, "turns": None, "call": "b", "room": "r"}))
@@ -57,6 +66,46 @@ def test_the_worker_counts_calls_turns_and_closes_from_their_records() -> None:
     assert value("agent_turns_total") == 4
     assert value("agent_call_seconds_sum") == 92.0
     assert value("agent_closes_total", {"resource": "memory", "outcome": "timeout"}) == 1
+
+
+class Raising:
+    """Fields that cannot even be looked into."""
+
+    def __contains__(self, name: object) -> bool:
+        raise RuntimeError(str(name))
+
+
+OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1}
+
+
+@pytest.mark.parametrize("name", ["agent.call", "agent.memory"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(None, 7, "reason", ["reason"], Raising()),
+        {"reason": OWN["reason"]},
+        {"reason": OWN["reason"], "call": "mine"},
+        {"reason": OWN["reason"], "seconds": 1.0, "turns": 1},
+        {**OWN, "call": ["mine"]},
+        {**OWN, "seconds": "a while"},
+        {**OWN, "turns": "many"},
+        {**OWN, "turns": -1},
+        {"resource": "memory"},
+    ],
+)
+def test_an_owners_own_record_with_odd_fields_neither_ends_the_thread_that_reads_it_nor_counts_as_a_call(
+    fields: object, name: str, ledger: Ledger
+) -> None:
+    for one in (ledger, Ledger(counting=False)):
+        one.handle(record(name=name, fields=fields))  # what it raised would end the SDK's thread
+
+    assert ledger.ended == set()
+    ledger.handle(record(fields={"reason": "too long", "seconds": 90.0, "turns": 4, "call": "a", "room": "r"}))
+    assert ledger.ended == {"a"}
+    counted = {sample.name: sample for metric in REGISTRY.collect() for sample in metric.samples}
+    assert counted["agent_calls_total"].labels == {"reason": "too long"}
+    values = [counted[name].value for name in ("agent_calls_total", "agent_call_seconds_count", "agent_turns_total")]
+    assert values == [1, 1, 4]
 
 
 @pytest.mark.parametrize(("allow", "private"), [(None, False), ("true", True)])

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -28,20 +29,32 @@ pytestmark = pytest.mark.xdist_group("parts")
 
 World = Callable[[Path], AbstractAsyncContextManager[Trouble]]
 
-# ---------------------------------------------------------------------- Redis
+S = TypeVar("S", RedisServer, Postgres)
 
 
-def redis(engine: str, make: Callable[[RedisServer], Trouble]) -> World:
-    """A server of its own, with this trouble."""
+def on(
+    start: Callable[[], S], address: str, make: Callable[[S], Trouble], *, model: bool = False, **healthy: str
+) -> World:
+    """A server of its own, with this trouble; the setting `address` says where it is, `healthy` are further ones."""
 
     @asynccontextmanager
     async def world(home: Path) -> AsyncIterator[Trouble]:
-        async with closing(RedisServer(engine)) as server:
+        async with closing(await asyncio.to_thread(start)) as server:
             trouble = make(server)
-            trouble.healthy.setdefault("memory_url", server.url)
+            trouble.healthy |= {address: server.url, **healthy}
+            if model:
+                folder = minilm(home / "minilm")
+                trouble.healthy |= {"embeddings": "local", "embeddings_model": str(folder), "knowledge_seconds": 1.0}
             yield trouble
 
     return world
+
+
+# ---------------------------------------------------------------------- Redis
+
+
+valkey = partial(on, partial(RedisServer, "valkey"), "memory_url")
+redis = partial(on, partial(RedisServer, "redis"), "memory_url")
 
 
 def killed(server: RedisServer) -> Trouble:
@@ -191,19 +204,7 @@ async def embedder(home: Path, how: signal.Signals) -> AsyncIterator[Trouble]:
 # ---------------------------------------------------------------------- PostgreSQL
 
 
-def postgres(make: Callable[[Postgres], Trouble], *, model: bool = False) -> World:
-    @asynccontextmanager
-    async def world(home: Path) -> AsyncIterator[Trouble]:
-        async with closing(await asyncio.to_thread(Postgres)) as server:
-            trouble = make(server)
-            if model:
-                folder = minilm(home / "minilm")
-                trouble.healthy |= {"embeddings": "local", "embeddings_model": str(folder), "knowledge_seconds": 1.0}
-            trouble.healthy.setdefault("knowledge", "pgvector")
-            trouble.healthy.setdefault("knowledge_url", server.url)
-            yield trouble
-
-    return world
+postgres = partial(on, Postgres, "knowledge_url", knowledge="pgvector")
 
 
 def postgres_killed(server: Postgres) -> Trouble:
@@ -273,17 +274,17 @@ async def postgres_model(home: Path) -> AsyncIterator[Trouble]:
 MEMORY, LATER = partial(Fault, part="memory"), partial(Fault, part="knowledge", answers=(NOT_NOW,))
 
 FAULTS = {
-    "valkey killed before the call": MEMORY(redis("valkey", killed), when="before", greeting=STRANGER),
-    "valkey killed and back in mid-call": MEMORY(redis("valkey", killed), when="blip"),
-    "valkey stalled in mid-call": MEMORY(redis("valkey", stalled), when="mid"),
+    "valkey killed before the call": MEMORY(valkey(killed), when="before", greeting=STRANGER),
+    "valkey killed and back in mid-call": MEMORY(valkey(killed), when="blip"),
+    "valkey stalled in mid-call": MEMORY(valkey(stalled), when="mid"),
     "valkey slow": MEMORY(slow_valkey, when="before", greeting=STRANGER),
-    "valkey with another password": MEMORY(redis("valkey", other_password), when="before", greeting=STRANGER),
-    "valkey asked for TLS on a plain port": MEMORY(redis("valkey", tls_to_plain), when="before", greeting=STRANGER),
-    "valkey out of memory": MEMORY(redis("valkey", out_of_memory), when="mid"),
-    "valkey become a read-only replica": MEMORY(redis("valkey", read_only), when="mid"),
-    "redis killed before the call": MEMORY(redis("redis", killed), when="before", greeting=STRANGER),
-    "redis stalled in mid-call": MEMORY(redis("redis", stalled), when="mid"),
-    "redis out of memory": MEMORY(redis("redis", out_of_memory), when="mid"),
+    "valkey with another password": MEMORY(valkey(other_password), when="before", greeting=STRANGER),
+    "valkey asked for TLS on a plain port": MEMORY(valkey(tls_to_plain), when="before", greeting=STRANGER),
+    "valkey out of memory": MEMORY(valkey(out_of_memory), when="mid"),
+    "valkey become a read-only replica": MEMORY(valkey(read_only), when="mid"),
+    "redis killed before the call": MEMORY(redis(killed), when="before", greeting=STRANGER),
+    "redis stalled in mid-call": MEMORY(redis(stalled), when="mid"),
+    "redis out of memory": MEMORY(redis(out_of_memory), when="mid"),
     "memory file locked by another process": MEMORY(memory_locked, when="mid"),
     "memory file deleted in mid-call": MEMORY(memory_deleted, when="mid", part="", keeps="new"),
     "memory file corrupt": MEMORY(memory_corrupt, when="before", part="", greeting=STRANGER, keeps="new"),

@@ -225,7 +225,7 @@ class Settings(BaseSettings):
     @property
     def memory(self) -> str:
         """Which memory module: none, sqlite or redis."""
-        return "redis" if self.memory_url.startswith("redis") else self.memory_url
+        return self.memory_url if self.memory_url in {"sqlite", "none"} else "redis"
 
     @property
     def keyless(self) -> bool:

@@ -21,6 +21,8 @@ BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 # what has to reach the worker from its jobs, whatever is shown
 COUNTED = {"agent.call": logging.INFO, "agent.memory": logging.WARNING, "agent.knowledge": logging.WARNING}
 
+END = {"call", "reason", "seconds", "turns"}  # what the record of an ended call has, and no other
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields", "taskName"}
 
 
@@ -101,15 +103,15 @@ class Ledger(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take down the end of a call, the close of a resource, a part that failed; no other record is ours."""
-        fields = getattr(record, "fields", {})
-        if record.name == "agent.call" and "reason" in fields:
-            self.ended.add(fields["call"])
-        ours = record.name == "agent.call" or (record.name in COUNTED and "degraded" in fields)
-        if self._counts is not None and ours:
-            try:
+        try:
+            fields = getattr(record, "fields", {})
+            ended = {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
+            ours = record.name == "agent.call" or (record.name in COUNTED and "degraded" in fields)
+            if self._counts is not None and ours:
                 self._counts.count(fields)
-            except Exception:  # what is raised here would end the thread that reads the job's log
-                self.handleError(record)
+            self.ended |= ended
+        except Exception:  # what is raised here would end the thread that reads the job's log
+            self.handleError(record)
 
 
 class _Counts:
@@ -127,10 +129,11 @@ class _Counts:
             self._degraded.labels(fields["degraded"]).inc()
         elif "resource" in fields:
             self._closes.labels(fields["resource"], fields["outcome"]).inc()
-        elif "reason" in fields:
+        elif fields.keys() >= END:
+            seconds, turns = float(fields["seconds"]), fields["turns"] or 0
+            self._turns.inc(turns)  # first, since it is what can refuse
+            self._seconds.observe(seconds)
             self._calls.labels(fields["reason"]).inc()
-            self._seconds.observe(fields["seconds"])
-            self._turns.inc(fields["turns"] or 0)
 
 
 # ---------------------------------------------------------------------- traces
