@@ -25,6 +25,7 @@ from typing import Any
 
 import griffe
 import jinja2
+import jinja2.meta
 import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
@@ -105,7 +106,7 @@ def needs_trust(version: str, config: Config) -> Iterator[str]:
 def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
     """Answers that an update would replace by a default, without a word, or could not go on without."""
     asked, asks = questions(before), questions(after)
-    reads = " ".join(str(spec.get("default", "")) for spec in asks.values())
+    reads = {name for spec in asks.values() for name in read_by(str(spec.get("default", "")))}
     for name, spec in asked.items():
         if spec.get("when") is False:
             continue
@@ -128,6 +129,11 @@ def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
     for name, spec in asks.items():
         if name not in asked and spec.get("default") is None:
             yield f"the question {name} is new since {old} and has no default: an update cannot ask it"
+
+
+def read_by(expression: str) -> set[str]:
+    """The answers that a default is made from."""
+    return jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(expression))
 
 
 def refusal(asked: dict[str, Config], name: str, answer: str) -> str:

@@ -261,13 +261,14 @@ def test_copier_is_given_the_version_and_the_answers_and_never_trust(project: Pr
 def test_the_copys_commands_cannot_reach_the_project_through_the_environment(
     project: Project, uv: Uv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = {"GIT_DIR", "GIT_INDEX_FILE", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONPATH"}
-    for name in names:
+    names = {"GIT_DIR", "GIT_INDEX_FILE", "VIRTUAL_ENV", "UV_WORKING_DIR", "PYTHONPATH", "UV_FROZEN", "UV_ENV_FILE"}
+    for name in (*names, "UV_PROJECT_ENVIRONMENT"):
         monkeypatch.setenv(name, str(project.home / name))
     monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i key")
 
     check = f"assert not os.environ.keys() & { ({*names, 'AGENT_HOME'})!r} and 'GIT_SSH_COMMAND' in os.environ\n"
-    for command, code in (("copier", FIX), ("lock", ""), ("sync", ""), ("pytest", "")):
+    alone = "assert 'UV_PROJECT_ENVIRONMENT' not in os.environ\n"
+    for command, code in (("copier", FIX), ("lock", alone), ("sync", alone), ("pytest", alone)):
         uv.does(command, check + code)
 
     assert project.update().code == 0
@@ -275,6 +276,36 @@ def test_the_copys_commands_cannot_reach_the_project_through_the_environment(
 
     for name in ("GIT_DIR", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name)
+
+
+def test_copier_sees_none_of_the_settings_by_which_git_leaves_lines_out(
+    project: Project, uv: Uv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "gitconfig"
+    settings.write_text(
+        f"[apply]\nwhitespace = error\n[core]\nattributesFile = {settings}\nexcludesFile = {settings}\n"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "http.proxy")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "proxy")
+    asked = "said = lambda name: os.popen(f'git config {name}').read().strip()\n"
+    names = ("apply.whitespace", "core.attributesFile", "core.excludesFile", "http.proxy")
+    uv.does("copier", f"{FIX}\n{asked}assert {[*map(said_of, names)]!r} == [said(name) for name in {names!r}]")
+
+    assert project.update().code == 0
+
+
+def said_of(name: str) -> str:
+    """What git says of a setting in the copy."""
+    return {"apply.whitespace": "nowarn", "http.proxy": "proxy"}.get(name, os.devnull)
+
+
+def test_files_that_the_owner_deleted_are_named_as_not_updated(project: Project) -> None:
+    project.git("rm", "--quiet", OURS[1])
+    project.commit()
+
+    assert f"Not updated, because you deleted or moved them: {OURS[1]}\n" in project.update().out
 
 
 def test_where_nothing_is_newer_nothing_is_done(project: Project, uv: Uv) -> None:
@@ -298,8 +329,10 @@ def test_a_preview_tries_everything_and_changes_nothing(project: Project, uv: Uv
 def test_a_new_file_arrives_although_the_owner_has_git_ignore_its_kind(project: Project, uv: Uv) -> None:
     uv.does("copier", FIX + "pathlib.Path('example.log').write_bytes(bytes(range(256)))")
 
-    assert project.update().code == 0
+    ended = project.update()
 
+    assert ended.code == 0
+    assert "add it by force: git add --force example.log\n" in ended.out
     assert (project.home / "example.log").read_bytes() == bytes(range(256))
 
 
@@ -352,7 +385,7 @@ def test_a_rejected_hunk_is_a_conflict_also_where_git_ignores_it(project: Projec
 
     ended = project.leaves_all()
 
-    assert "pyproject.toml was changed" in ended.err
+    assert "pyproject.toml: this change of yours fits nowhere in the new version:" in ended.err
     assert "    +new\n" in ended.err
 
 
@@ -402,6 +435,19 @@ def test_an_ignored_file_in_the_way_stops_the_whole_update(project: Project, uv:
     assert "audit.log: already exists" in project.leaves_all().err
 
 
+@pytest.mark.parametrize(("there", "new"), [("ops", "ops/run.py"), ("ops/run.py/mine", "ops/run.py")])
+def test_what_git_finds_in_its_way_half_way_through_undoes_what_it_has_done(
+    project: Project, uv: Uv, there: str, new: str
+) -> None:
+    project.write(".gitignore", FILES[".gitignore"] + "ops\n")
+    project.commit()
+    code = f"\nos.remove('{OURS[1]}')\nos.mkdir('ops')\npathlib.Path('{new}').write_text('the template')"
+    uv.does("copier", FIX + code)
+    project.write(there, "the owner\n")
+
+    assert "cannot be put into the project, which is as it was" in project.leaves_all().err
+
+
 def test_work_that_is_done_meanwhile_is_left_alone(project: Project, uv: Uv) -> None:
     uv.does("pytest", f"open({str(project.home / 'meanwhile.py')!r}, 'w').write('# mine')")
 
@@ -423,7 +469,7 @@ def test_no_password_of_the_templates_address_is_shown(project: Project, uv: Uv)
     assert "https://***@example.com/template.git" in ended.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_nothing_behind(project: Project, uv: Uv, number: signal.Signals, code: int) -> None:
     before = project.files()
     uv.does("pytest", f"import signal; os.kill(os.getppid(), {int(number)}); signal.pause()")
@@ -453,6 +499,19 @@ def test_work_that_is_not_committed_is_refused_and_named(project: Project, uv: U
     project.write(OURS[0], "# changed\n")
     assert "src/agent/lifecycle.py and 1 more are not committed" in refused(project)
     assert uv.calls() == []
+
+
+@pytest.mark.parametrize("content", [b"# caf\xe9\n", "# a\n".encode("utf-16-le")], ids=["latin-1", "utf-16"])
+def test_a_file_that_copier_would_mangle_is_refused(project: Project, uv: Uv, content: bytes) -> None:
+    (project.home / OURS[0]).write_bytes(content)
+    project.commit()
+    assert "src/agent/lifecycle.py holds bytes that are no UTF-8 text" in refused(project)
+    assert uv.calls() == []
+
+
+def test_an_unfinished_merge_is_refused(project: Project) -> None:
+    project.write(".git/MERGE_HEAD", project.git("rev-parse", "HEAD"))
+    assert "in the middle of a merge or the like (MERGE_HEAD): finish it" in refused(project)
 
 
 def test_a_folder_without_a_repository_or_a_commit_is_refused(project: Project) -> None:

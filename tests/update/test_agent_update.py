@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +37,25 @@ class Desk:
         return self.project.run(*command, check=False, env=self.environment)
 
 
+def unkind_settings(folder: Path) -> Path:
+    """What people set for all their repositories, and what makes Copier by itself drop lines of theirs."""
+    (folder / "attributes").write_text("* -diff\n", encoding="utf-8")
+    (folder / "excludes").write_text("AGENTS.md\npyproject.toml\n", encoding="utf-8")
+    core = f"[core]\nattributesFile = {folder}/attributes\nexcludesFile = {folder}/excludes\n"
+    settings = folder / "gitconfig"
+    settings.write_text(f"{core}[apply]\nwhitespace = error\n[status]\nshowUntrackedFiles = no\n", encoding="utf-8")
+    return settings
+
+
 @pytest.fixture
 def desk(fixed: Template, tmp_path: Path) -> Desk:
     """A project of the version before; what is installed is beside it, so that its files can be compared."""
     chosen = projects.Answers()
     project = projects.Project(fixed.copy(tmp_path / "desk", WORK_TREE, **chosen.data()).path, chosen)
     make_it_theirs(project)
+    project.write("notes.md", "Two spaces at the end  \nare a line break.\n")
     environment = {
-        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_GLOBAL": str(unkind_settings(tmp_path)),
         "GIT_CONFIG_NOSYSTEM": "1",
         "PYTEST_ADDOPTS": "tests/yours/test_persona.py",  # the others are run by the tests of the template
         "PYTHONDONTWRITEBYTECODE": "1",

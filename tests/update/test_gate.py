@@ -97,6 +97,18 @@ def asked(**spec: object) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize(
+    "others",
+    [
+        {"taken": {"type": "str", "when": False, "default": "agent memory tests"}},
+        {"memory_url": {"type": "str", "default": "{{ in_memory }}"}},
+    ],
+    ids=["a word", "a longer name"],
+)
+def test_only_a_default_that_reads_the_old_answer_keeps_it(others: dict[str, dict[str, object]]) -> None:
+    assert [said for said in lost_answers("v1", asked(), others) if "the question memory of v1 is gone" in said]
+
+
+@pytest.mark.parametrize(
     "now",
     [
         asked(choices=["sqlite", "nobody"], default="{{ 'nobody' if memory | default('') == 'none' else 'sqlite' }}"),

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,15 +29,24 @@ UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcel
 # stays: certificates, ssh and credentials are needed to reach a template.
 ELSEWHERE = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
-    *("GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "VIRTUAL_ENV", "UV_PROJECT", "PYTHONPATH", "AGENT_HOME"),
+    *("GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_DIFF_OPTS"),
+    *("VIRTUAL_ENV", "UV_PROJECT", "UV_WORKING_DIR", "PYTHONPATH", "AGENT_HOME"),
+    # what would keep uv from locking, installing and testing the copy as the project has it
+    *("UV_FROZEN", "UV_LOCKED", "UV_ENV_FILE", "UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_SYNC"),
 }
-GIT = (
-    "git",
-    "-c",
-    f"core.hooksPath={os.devnull}",
-    "-c",
-    "core.quotePath=off",
-)  # a preview is no checkout of the owner's
+# How git is in the copy, whatever its owner has set: Copier takes the owner's lines from git's diff and has git put
+# them back, and notices nothing when a setting makes git leave some out. Hooks are for checkouts of the owner's.
+IN_THE_COPY = {
+    "apply.whitespace": "nowarn",
+    "core.attributesFile": os.devnull,
+    "core.excludesFile": os.devnull,
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "status.showUntrackedFiles": "all",
+}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 10.0  # seconds that a command may take to end when this one has to
+IN_PROGRESS = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 PLAIN = ("--no-renames", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 SHOWN_FILES = 40
 SHOWN_LINES = 20
@@ -81,6 +91,7 @@ class Outcome:
     version: str
     files: dict[str, str]  # path in the project: A, M, T or D
     patch: bytes
+    shipped: list[str]  # what the template brings and updates
 
 
 def update(to: str | None, data: Sequence[str], *, preview: bool) -> int:
@@ -124,8 +135,12 @@ def run_update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
     print(listing(outcome.files))
     if changelog := changelog_of(project.answers["_src_path"], outcome.version):
         print(f"What is new: {masked(changelog)}")
-    print("Review it:  git add --all && git diff --cached\nKeep it:    git commit -m 'Update the template'")
-    print("Undo it:    git stash --include-untracked")
+    if unreached := [name for name in outcome.shipped if not is_plain(project.home / name)]:
+        print(f"Not updated, because you deleted or moved them: {', '.join(unreached)}")
+    if ignored := [name for name, kind in outcome.files.items() if kind == "A" and is_ignored(project.home, name)]:
+        print(f"Your .gitignore hides what is new, so add it by force: git add --force {shlex.join(ignored)}")
+    print("Review it:  git add --all -- . && git diff --cached\nKeep it:    git commit -m 'Update the template'")
+    print("Undo it:    git stash --include-untracked -- .")
     if (project.home / os.environ.get("UV_PROJECT_ENVIRONMENT", ".venv")).is_dir():
         with busy("installing the updated project"):  # inexact: groups that the owner installed beside it stay
             problem = "The update is in the project, but its dependencies could not be installed: run `uv sync`."
@@ -157,7 +172,7 @@ def examine(home: Path) -> Project:
             cure = "run `git init && git add --all && git commit -m start` there, so that an update can be undone"
             raise UpdateRefused(f"{home} is in no git repository: {cure}")
         raise UpdateRefused(f"git refuses {home}: {complaint}")
-    top = Path(asked.stdout.decode().removesuffix("\n")).resolve()
+    top = Path(os.fsdecode(asked.stdout).removesuffix("\n")).resolve()
     answers = read_answers(home)
     if not answers.get("_commit") or not answers.get("_src_path"):
         cure = "restore it from version control; a project that has left its template has no updates"
@@ -172,13 +187,38 @@ def examine(home: Path) -> Project:
     head = git_says(home, "rev-parse", "--verify", "--quiet", "HEAD")
     if head.returncode:
         raise UpdateRefused(f"nothing is committed in {top}: run `git add --all && git commit -m start` first")
+    for name in IN_PROGRESS:
+        if (home / os.fsdecode(git(home, "rev-parse", "--git-path", name)).removesuffix("\n")).exists():
+            raise UpdateRefused(f"{top} is in the middle of a merge or the like ({name}): finish it, then update")
     if dirty := status(home):
         others = f" and {len(dirty) - 1} more are" if len(dirty) > 1 else " is"
         raise UpdateRefused(f"{dirty[0][1]}{others} not committed: commit or stash your work, then update")
     for name in (ANSWERS, OWNERSHIP):
         if git_says(home, "ls-files", "--error-unmatch", "--", name).returncode:
             raise UpdateRefused(f"{home / name} is ignored by git: run `git add --force {name}` and commit it")
+    for name in (*ownership.get("ours", []), *ownership.get("shared", [])):
+        if not is_text(home / name):
+            cure = "save it as UTF-8 and commit it"
+            raise UpdateRefused(f"{home / name} holds bytes that are no UTF-8 text, which Copier would drop: {cure}")
     return Project(top, home.resolve().relative_to(top), head.stdout.decode().strip(), answers, ownership)
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file can be merged as text; what is not there can."""
+    try:
+        return not path.is_file() or "\0" not in path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+
+
+def is_plain(path: Path) -> bool:
+    """Whether there is a file of its own; Copier leaves out what is deleted, and what lies behind a link."""
+    return path.is_file() and not path.is_symlink()
+
+
+def is_ignored(home: Path, name: str) -> bool:
+    """Whether `git add` would leave a file out."""
+    return git_says(home, "check-ignore", "--quiet", "--no-index", "--", name).returncode == 0
 
 
 def read_answers(home: Path) -> dict[str, str]:
@@ -214,10 +254,11 @@ def preview_of(project: Project) -> Iterator[Path]:
     tree = folder / project.top.name
     try:
         with busy("copying the project"):
-            git(project.top, "worktree", "add", "--quiet", "--detach", str(tree), project.head)
+            git_says(project.top, "worktree", "prune")  # of an update that was killed
+            git(project.top, "worktree", "add", "--quiet", "--detach", str(tree), project.head, copy=True)
         yield tree / project.inside
     finally:
-        with ignoring(signal.SIGINT, signal.SIGTERM):
+        with ignoring(*SIGNALS):
             removed = git_says(project.top, "worktree", "remove", "--force", "--force", str(tree))
             shutil.rmtree(folder, ignore_errors=True)
             if removed.returncode:
@@ -231,7 +272,8 @@ def render(uv: str, project: Project, folder: Path, to: str | None, data: Sequen
         command += ["--vcs-ref", f"v{to}" if re.fullmatch(r"\d+(\.\d+)+", to) else to]
     for answer in data:
         command += ["--data", answer]
-    run(command, folder, "Copier cannot update, and the project is as it was:")
+    problem = "Copier cannot update, and the project is as it was:"
+    run(command, folder, problem, environment=environment_of_the_copy())
 
     answers = read_answers(folder)
     version = answers.get("_commit", "")
@@ -241,22 +283,25 @@ def render(uv: str, project: Project, folder: Path, to: str | None, data: Sequen
             raise UpdateFailed(f"the template {version} has no question {name}, only {questions}")
     if problems := conflicts(folder):
         raise UpdateFailed(f"the update to {version} does not fit:\n\n" + "\n\n".join(problems) + f"\n\n{CURE}")
-    git(folder, "add", "--all", "--force", "--", ".")  # whatever is there now, Copier made: nothing else has run
+    git(folder, "add", "--all", "--force", "--", ".", copy=True)  # Copier made it all: nothing else has run
     files = changes(folder)
     if lost := deletions(project, [name for name, kind in files.items() if kind == "D"]):
         said = "\n".join(lost)
         cure = "Save what is yours elsewhere, `git rm` the file, commit, and update again."
         raise UpdateFailed(f"the update to {version} deletes what is not the template's alone:\n{said}\n{cure}")
-    if files and git(folder, "ls-files", "--", "uv.lock", ":/uv.lock"):
+    if files and git(folder, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
         run([uv, "lock"], folder, "Its dependencies cannot be resolved, and the project is as it was.")
-        git(folder, "add", "--update", "--", ":/")
-    patch = git(folder, "diff-index", "--cached", "--patch", "--binary", "--full-index", *PLAIN, "HEAD")
-    return Outcome(version, changes(folder), patch)
+        git(folder, "add", "--update", "--", ":/", copy=True)
+    patch = git(folder, "diff-index", "--cached", "--patch", "--binary", "--full-index", *PLAIN, "HEAD", copy=True)
+    shipped = read_ownership(folder) or {}
+    return Outcome(version, changes(folder), patch, [*shipped.get("shared", []), *shipped.get("ours", [])])
 
 
 def changes(folder: Path) -> dict[str, str]:
     """What is in the index and not in HEAD, with git's letter for it."""
-    listed = git(folder, "diff-index", "--cached", "--name-status", "-z", "--relative", "--no-renames", "HEAD")
+    listed = git(
+        folder, "diff-index", "--cached", "--name-status", "-z", "--relative", "--no-renames", "HEAD", copy=True
+    )
     parts = os.fsdecode(listed).split("\0")
     return dict(sorted(zip(parts[1::2], parts[0::2], strict=False)))
 
@@ -264,11 +309,11 @@ def changes(folder: Path) -> dict[str, str]:
 def conflicts(folder: Path) -> list[str]:
     """Every file that could not be merged, with the lines; Copier's exit status says nothing of them."""
     problems = []
-    for code, name in status(folder, "--ignored"):
+    for code, name in status(folder, "--ignored", copy=True):
         path = folder / name
         if name.endswith(".rej") and code in {"??", "!!"}:
             lines = text_of(path).splitlines()
-            problems.append(f"{name.removesuffix('.rej')} was changed, and this part of the update fits nowhere:")
+            problems.append(f"{name.removesuffix('.rej')}: this change of yours fits nowhere in the new version:")
             problems[-1] += excerpt(lines)
         elif code in UNMERGED or has_new_markers(folder, name):
             blocks = "\n".join(
@@ -324,12 +369,28 @@ def put_into(project: Project, outcome: Outcome) -> None:
     unchanged = git(project.home, "rev-parse", "HEAD").decode().strip() == project.head and not status(project.home)
     if not unchanged:
         raise UpdateFailed("the project was changed while the update was tried, and was left alone: commit, try again")
-    with ignoring(signal.SIGINT, signal.SIGTERM):  # git too: it would stop in the middle of the files
+    there = {name for name in outcome.files if os.path.lexists(project.home / name)}
+    with ignoring(*SIGNALS):  # git too: it would stop in the middle of the files
         applied = git_says(project.top, "apply", "--whitespace=nowarn", "-", given=outcome.patch)
-    if applied.returncode:
-        said = last_words(applied.stderr, LAST_WORDS)
-        cure = "A file that git ignores is in its way? Move that file, and update again."
-        raise UpdateFailed(f"the update cannot be put into the project, which is as it was:\n{said}\n{cure}")
+        if applied.returncode == 0:
+            return
+        restored = put_back(project, outcome, there)
+    said = last_words(applied.stderr, LAST_WORDS)
+    if not restored:
+        cure = "`git status` tells what is changed: put what is in the way aside, then `git restore .` undoes it."
+        raise UpdateFailed(f"the update stopped half-way, and not all of it could be undone:\n{said}\n{cure}")
+    cure = "A file that git ignores is in its way? Move that file, and update again."
+    raise UpdateFailed(f"the update cannot be put into the project, which is as it was:\n{said}\n{cure}")
+
+
+def put_back(project: Project, outcome: Outcome, there: set[str]) -> bool:
+    """Undo what git did before it stopped, which looks first, but not at all that may be in the way; whether all is."""
+    for name in outcome.files.keys() - there:
+        with contextlib.suppress(OSError):
+            (project.home / name).unlink()
+    if changed := [name for name, kind in outcome.files.items() if kind != "A"]:
+        git_says(project.home, "checkout", "--quiet", "HEAD", "--", *changed)
+    return not status(project.home)
 
 
 def listing(files: dict[str, str]) -> str:
@@ -371,6 +432,16 @@ def clean_environment(*without: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ELSEWHERE and name not in without}
 
 
+def environment_of_the_copy() -> dict[str, str]:
+    """The same for git and Copier in the copy, with git's settings of IN_THE_COPY, whoever has set others where."""
+    environment = clean_environment()
+    given = environment.get("GIT_CONFIG_COUNT", "")
+    first = int(given) if given.isdigit() else 0
+    for number, (name, value) in enumerate(IN_THE_COPY.items(), start=first):
+        environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return environment | {"GIT_CONFIG_COUNT": str(first + len(IN_THE_COPY))}
+
+
 def run(
     command: Sequence[str],
     folder: Path,
@@ -391,32 +462,39 @@ def run(
         try:
             said, _ = process.communicate()
         except BaseException:  # a signal: what it started ends before the copy is removed
-            with ignoring(signal.SIGINT, signal.SIGTERM):
+            with ignoring(*SIGNALS):
                 process.terminate()
-                process.wait()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
             raise
     if process.returncode:
         raise UpdateFailed(f"{problem}\n\n{last_words(said, lines)}")
 
 
-def git(folder: Path, *arguments: str) -> bytes:
+def git(folder: Path, *arguments: str, copy: bool = False) -> bytes:
     """What git prints; raises UpdateFailed with what it complains of."""
-    done = git_says(folder, *arguments)
+    done = git_says(folder, *arguments, copy=copy)
     if done.returncode:
         complaint = last_words(done.stderr, LAST_WORDS)
         raise UpdateFailed(f"`git {arguments[0]}` failed, and the project is as it was:\n{complaint}")
     return done.stdout
 
 
-def git_says(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def git_says(
+    folder: Path, *arguments: str, copy: bool = False, given: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
     """Run git, whatever comes of it, in words that do not depend on the owner's language."""
-    environment = clean_environment() | {"LC_ALL": "C"}
-    return subprocess.run([*GIT, *arguments], cwd=folder, env=environment, input=given, capture_output=True)
+    environment = (environment_of_the_copy() if copy else clean_environment()) | {"LC_ALL": "C"}
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.quotePath=off", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, input=given, capture_output=True)
 
 
-def status(folder: Path, *options: str) -> list[tuple[str, str]]:
+def status(folder: Path, *options: str, copy: bool = False) -> list[tuple[str, str]]:
     """The two letters and the path in `folder` of whatever git sees there that is not committed."""
-    listed = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", ".")
+    asked = ("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", ".")
+    listed = git(folder, *asked, copy=copy)
     prefix = git(folder, "rev-parse", "--show-prefix").removesuffix(b"\n")
     entries = [entry for entry in listed.split(b"\0") if entry]
     return [(entry[:2].decode(), os.fsdecode(entry[3:].removeprefix(prefix))) for entry in entries]
