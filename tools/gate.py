@@ -133,7 +133,7 @@ def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
 
 def read_by(expression: str) -> set[str]:
     """The answers that a default is made from."""
-    return jinja2.meta.find_undeclared_variables(jinja2.Environment().parse(expression))
+    return jinja2.meta.find_undeclared_variables(environment().parse(expression))
 
 
 def refusal(asked: dict[str, Config], name: str, answer: str) -> str:
@@ -149,8 +149,14 @@ def refusal(asked: dict[str, Config], name: str, answer: str) -> str:
 @functools.cache
 def compiled(expression: str) -> jinja2.Template:
     """An expression of copier.yml, as Copier reads it."""
+    return environment().from_string(expression)
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """Jinja as Copier sets it up."""
     ansible = "jinja2_ansible_filters.AnsibleCoreFiltersExtension"
-    return SandboxedEnvironment(undefined=StrictUndefined, extensions=[ansible]).from_string(expression)
+    return SandboxedEnvironment(undefined=StrictUndefined, extensions=[ansible])
 
 
 def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
