@@ -39,7 +39,10 @@ class GitHub:
         seed.commit()
         workflow = yaml.safe_load(seed.read(WORKFLOW))
         assert workflow["defaults"]["run"]["shell"] == "bash"
-        self.script: str = workflow["jobs"]["update"]["steps"][-1]["run"]
+        (self.keep,) = (step["run"] for step in workflow["jobs"]["try"]["steps"] if step.get("id") == "keep")
+        self.open: str = workflow["jobs"]["open"]["steps"][-1]["run"]
+        assert workflow["jobs"]["try"]["permissions"] == {"contents": "read"}
+        assert "secrets" not in json.dumps(workflow["jobs"]["try"])
         self.remote = folder / "remote.git"
         git(folder, "clone", "--quiet", "--bare", str(seed.path), str(self.remote))
         (folder / "bin").mkdir()
@@ -54,20 +57,29 @@ class GitHub:
         return Project(path)
 
     def run_job(self, changed: dict[str, str], *, own_token: bool = False) -> subprocess.CompletedProcess[str]:
-        """The step after `agent update` has left these files."""
-        checkout, temp = self.clone(), self.folder / f"temp-{self.runs}"
+        """What follows when `agent update` has left these files: what is kept, and what the job with the token does."""
+        tried, temp = self.clone(), self.folder / f"temp-{self.runs}"
         for name, text in changed.items():
-            checkout.write(name, text)
-        temp.mkdir()
-        (temp / "update.txt").write_text(SAID, encoding="utf-8")
+            tried.write(name, text)
+        (temp / "update").mkdir(parents=True)
+        (temp / "update" / "said.txt").write_text(SAID, encoding="utf-8")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(IDENTITY)}
         environment = inherited | {
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "RUNNER_TEMP": str(temp),
+            "GITHUB_OUTPUT": str(temp / "output"),
             "GITHUB_REF_NAME": "main",
             "OWN_TOKEN": str(own_token).lower(),
         }
-        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", self.script]
+        kept = self.run_step(self.keep, tried, environment)
+        changes = (
+            kept.returncode == 0 and (temp / "output").exists() and "changed=true" in (temp / "output").read_text()
+        )
+        return self.run_step(self.open, self.clone(), environment) if changes else kept
+
+    def run_step(self, script: str, checkout: Project, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """One step, in the shell that GitHub gives it."""
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
         return subprocess.run(command, cwd=checkout.path, env=environment, capture_output=True, text=True, check=False)
 
     def branches(self) -> list[str]:
