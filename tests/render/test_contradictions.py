@@ -141,6 +141,12 @@ def test_one_uv_installs_everywhere(project: Project) -> None:
         assert image == {step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")}, workflow
 
 
+def test_an_action_has_one_version_in_all_workflows(project: Project) -> None:
+    text = "".join(project.read(f".github/workflows/{name}.yml") for name in ("ci", "update"))
+    pins = set(re.findall(r"uses: (\S+)@(\w{40} # v.+)", text))
+    assert len(pins) == len({action for action, _ in pins})
+
+
 def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) -> None:
     server, services = load(project, "deploy/livekit.yaml"), load(project, "compose.yaml")["services"]
     ((key, secret),) = server["keys"].items()
