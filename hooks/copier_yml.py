@@ -18,6 +18,7 @@ from jinja2.runtime import Context
 from jinja2.utils import missing
 
 Answers = dict[str, Any]
+COMMIT = "commit"  # a file beside this one, in which pre_prompt.py says what it has reshaped
 
 CONFIG: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "copier.yml").read_text(encoding="utf-8"))
 QUESTIONS: dict[str, dict[str, Any]] = {name: spec for name, spec in CONFIG.items() if not name.startswith("_")}
@@ -52,11 +53,29 @@ def excluded(environment: Environment, answers: Answers, root: Path) -> list[Pat
     return found
 
 
+def in_the_way(project: Path) -> list[str]:
+    """Why a folder cannot become a project: `--overwrite-if-exists` would not stop at what is the owner's."""
+    if not project.is_dir() or not any(project.iterdir()):
+        return []
+    cure = "`uv run agent update` there brings a project up to date; for another project, give another name"
+    return [f"{project} exists and is not empty, and nothing in it is overwritten: {cure}"]
+
+
+def replayed(given: Answers) -> list[str]:
+    """Why answers of another version cannot be used: files are left out and filled in as that one had it."""
+    noted = Path(__file__).with_name(COMMIT)
+    commit = noted.read_text(encoding="utf-8") if noted.exists() else given.get("_commit")
+    if commit == given.get("_commit"):
+        return []
+    return [f"these answers were given to {given.get('_commit')}, and this is {commit}: add `--checkout` for that one"]
+
+
 class CopierTemplate(Extension):
     """Makes Cookiecutter read Copier's templates: its plain names, and the filters of Ansible that are used."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
+        self.begun = False
         environment.context_class = CopierContext
         environment.filters["quote"] = shlex.quote
         environment.filters["regex_search"] = lambda text, pattern: (re.search(pattern, text) or [None])[0]
@@ -69,10 +88,17 @@ class CopierTemplate(Extension):
         environment.globals["next_steps"] = self.next_steps
 
     def accepted(self, given: Answers) -> Answers:
-        """The answers, which name the project's folder, not made yet; raises FailedHookException if one is refused."""
+        """The answers, which name the project's folder, not made yet; raises FailedHookException if one is refused.
+
+        So is a folder that is there already, with whatever it holds of its owner's, and a replay of another version.
+        """
         answers = settle(self.environment, given)
-        if problems := complaints(self.environment, answers):
+        problems = complaints(self.environment, answers)
+        if not problems and not self.begun:
+            problems = [*in_the_way(Path(given.get("_output_dir", "."), answers["project_slug"])), *replayed(given)]
+        if problems:
             raise FailedHookException("\n".join(problems))
+        self.begun = True
         return answers
 
     def excluded(self, given: Answers) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from cookiecutter.utils import rmtree  # type: ignore[import-untyped]
 
 sys.path.insert(0, "hooks")
-from copier_yml import ASKED, CONFIG
+from copier_yml import ASKED, COMMIT, CONFIG
 
 MODULE = "livekit_agent_template_copier_yml"  # a name of its own: `hooks` could be anybody's
 DECOY = Path("{{cookiecutter.needs_its_hooks}}")  # for tools that run no hook: see its README.md
@@ -65,11 +65,13 @@ def become(release: str) -> None:
     """Put that release in the place of this copy, and say so."""
     # A clone, because the .git of a linked work tree is the owner's own: a checkout would move their HEAD.
     fresh = Path(".release")
-    cloned = git("clone", "--quiet", "--no-checkout", ".", str(fresh))
-    if cloned is None or git("-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}") is None:
+    ours = ("-c", "protocol.file.allow=always", "-c", f"core.hooksPath={os.devnull}")  # it is a copy of a copy
+    git(*ours, "clone", "--quiet", "--no-checkout", ".", str(fresh))
+    git(*ours, "-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}")
+    if not (fresh / "hooks" / "pre_prompt.py").is_file():
         sys.exit(
-            f"The newest release is {release}, which git cannot check out here. "
-            f"Name the one to take: `--checkout {release}`."
+            f"The newest release is {release}, which git cannot check out here. Name the one to take: "
+            f"`--checkout {release}`, or for a folder of this machine `git checkout --detach {release}` there."
         )
     for path in list(Path().iterdir()):
         if path != fresh:
@@ -122,6 +124,10 @@ def main() -> None:
         become(release)
         sys.exit(subprocess.call([sys.executable, "hooks/pre_prompt.py"]))
     commit = described_commit()
+    if commit is None:
+        print("This is no git repository: the project cannot be updated later.", file=sys.stderr, flush=True)
+    elif git("status", "--porcelain", "--", "template", "copier.yml"):
+        print(f"This is {commit} with changes that are not committed.", file=sys.stderr, flush=True)
     config = form() | ({"_commit": commit} if commit else {})
     config["_copy_without_render"] = reshape(Path("template"))
     config["_extensions"] = [f"{MODULE}.copier_yml.CopierTemplate"]
@@ -130,6 +136,8 @@ def main() -> None:
     Path("cookiecutter.json").write_text(json.dumps(config), encoding="utf-8")
     Path(MODULE).mkdir()
     shutil.copy("hooks/copier_yml.py", MODULE)
+    if commit:
+        Path(MODULE, COMMIT).write_text(commit, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import uuid
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support.caller import Caller
 from tests.support.engines import stores_for
 from tests.support.projects import CALLED, SDK, Answers, Project
 from tests.support.server import LiveKit
+from tests.support.templates import CONFIG
 from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
@@ -45,6 +47,12 @@ def test_its_own_tests_pass_without_keys_or_network(project: Project) -> None:
     done = project.run("uv", "run", "pytest", env=stores_for(project))
     assert " passed" in done.stdout
     assert "failed" not in done.stdout
+
+
+def test_nothing_that_it_installs_is_a_name_for_a_project(project: Project) -> None:
+    locked = {package["name"] for package in tomllib.loads(project.read("uv.lock"))["package"]}
+    taken = CONFIG["taken_names"]["default"].split()
+    assert locked - {project.answers()["project_slug"], *taken} == set(), "copier.yml's taken_names lacks these"
 
 
 def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tmp_path: Path) -> None:

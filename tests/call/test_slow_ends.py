@@ -14,6 +14,8 @@ from tests.support.projects import Project
 from tests.support.server import LiveKit
 from tests.support.templates import ROOT, Template
 
+ANN = "ann"
+
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 
@@ -24,7 +26,7 @@ def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 async def vanish(stage: Scene, room: str) -> None:
     """A caller joins and is greeted; then their process is killed, without a goodbye to the server."""
-    token = stage.livekit.token(room, "ann", agent_name=stage.agent)
+    token = stage.livekit.token(room, ANN, agent_name=stage.agent)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.caller", stage.livekit.url, token),
         cwd=ROOT,
@@ -55,7 +57,7 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="60") as stage:
         await vanish(stage, room)
         await stage.running.wait_for(lambda r: "connection broke" in str(r.get("message")), seconds=90)
-        async with stage.caller(room) as caller:
+        async with stage.caller(room, identity=ANN) as caller:
             await stage.said(room, "the caller is back")
             assert "bicycle" in await caller.ask("Where can I park my bicycle?", "bicycle")
         record = await stage.expect(end, room)

@@ -20,6 +20,7 @@ from tests.support.templates import (
     Project,
     Template,
     cookiecut,
+    git,
     identify,
 )
 
@@ -85,6 +86,51 @@ def test_they_agree_on_a_folder_that_is_no_git_repository(template: Template, tm
     copier.run_copy(str(plain.path), tmp_path / "copier", defaults=True, quiet=True)
     assert_same(Project(tmp_path / "copier"), baked)
     assert "_commit" not in baked.answers()
+
+
+def test_cookiecutter_overwrites_nothing_of_a_project_that_is_there(template: Template, tmp_path: Path) -> None:
+    project = template.bake(tmp_path / "projects")
+    for name in (".env.local", "data/memory.db", "uv.lock", "knowledge/mine.md"):
+        project.write(name, "the owner's\n")
+    project.commit()
+    before = project.files()
+    again = ("--checkout", WORK_TREE, "--overwrite-if-exists", "knowledge=none")
+    done = cookiecut(template.url, project.path.parent, *again)
+    assert done.returncode == 1
+    assert "my-agent exists and is not empty" in done.stdout + done.stderr
+    assert "`uv run agent update`" in done.stdout + done.stderr
+    assert project.files() == before
+    assert (project.path / ".git").is_dir()
+
+
+def test_answers_that_were_given_to_another_version_are_not_replayed(template: Template, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cookiecutter", "--output-dir"]
+    template.bake(tmp_path / "first", "v0.2.0")
+    replay = [str(tmp_path / "second"), "--replay", "--checkout", WORK_TREE, template.url]
+    done = subprocess.run([*command, *replay], input="y\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"these answers were given to v0.2.0, and this is {WORK_TREE}" in done.stdout + done.stderr
+    assert not list((tmp_path / "second").glob("*"))
+
+
+def test_a_terminal_that_cannot_show_the_name_does_not_cost_the_project(
+    template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    assert template.bake(tmp_path, project_name="🎙 Desk").read("README.md").startswith("# 🎙 Desk\n")
+
+
+def test_cookiecutter_says_when_what_it_renders_is_no_version(template: Template, tmp_path: Path) -> None:
+    work = Template(tmp_path / "work")
+    shutil.copytree(template.path, work.path)
+    work.add_line("README.md", "Not committed.")
+    git(work.path, "checkout", "--quiet", "--detach")
+    done = cookiecut(str(work.path), tmp_path / "edited")
+    assert f"This is {WORK_TREE} with changes that are not committed." in done.stderr
+    shutil.rmtree(work.path / ".git")
+    done = cookiecut(str(work.path), tmp_path / "plain")
+    assert "This is no git repository: the project cannot be updated later." in done.stderr
 
 
 def test_cookiecutter_asks_every_question_in_copiers_words(template: Template, tmp_path: Path) -> None:

@@ -195,11 +195,24 @@ def test_every_printable_character_comes_back_from_every_file_it_reaches() -> No
         "front_desk: 24/7",
         "C# + R",
         "3 < 4 > 2",
+        "R&D of AT&T",
         "Bär-Café #1",
     ],
 )
 def test_an_ordinary_name_is_not_escaped(name: str) -> None:
     assert quick.render("README.md", project_name=name)["README.md"].startswith(f"# {name}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("See https://shop.example/~ann", "See https\\://shop.example/\\~ann"),
+        ("WWW.shop.example/*", "WWW\\.shop.example/\\*"),
+        ("See https://shop.example/ann?a=1&b=2", "See https://shop.example/ann?a=1&b=2"),
+    ],
+)
+def test_an_address_is_no_link_where_backslashes_would_be_seen_in_it(typed: str, written: str) -> None:
+    assert f"\n{written}\n" in quick.render("README.md", description=typed)["README.md"]
 
 
 @pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify)

@@ -58,8 +58,10 @@ class SqliteIndex:
             yield knowledge
         finally:
             loading.cancel()
-            await asyncio.wait([loading])
-            await thread.aclose()
+            try:
+                await asyncio.wait([loading])
+            finally:
+                await thread.aclose()
 
     async def about(self) -> About | None:
         """Read it, and look the file over for damage."""
