@@ -114,10 +114,10 @@ def test_an_update_keeps_whatever_any_owner_did(
     assert_kept(pristine, history, version, number, made)
 
 
-@pytest.mark.parametrize("version", VERSIONS[:-2])
 def test_an_edited_project_ends_the_same_step_by_step(
-    history: Template, pristine: Callable[[str, int], Project], version: str
+    history: Template, pristine: Callable[[str, int], Project]
 ) -> None:
+    version = VERSIONS[0]  # its way leads through all the others
     direct, by_steps = pristine(version, 0), pristine(version, 0)
     for project in (direct, by_steps):
         for edit in EVERYTHING:
