@@ -64,6 +64,14 @@ def cast(monkeypatch: pytest.MonkeyPatch) -> Cast:
     return play
 
 
+@pytest.fixture
+def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers are remembered, in a SQLite file."""
+    pytest.importorskip("agent.memory.sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    load_settings.cache_clear()
+
+
 async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_is_told(cast: Cast) -> None:
     agents = cast(Slow)
     async with talk(tool_seconds=0.05) as call:
@@ -337,10 +345,7 @@ async def test_a_call_that_was_cut_off_goes_on_where_it_was(cast: Cast) -> None:
         assert call.call.turns == 2  # the two greetings: what is put back is not said again
 
 
-async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("agent.memory.sqlite")
-    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
-    load_settings.cache_clear()
+async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, remembering: None) -> None:
     async with talk(rejoin_seconds=0) as call:
         await call.say("I want a table for two.")
         call.line.drop()
@@ -359,12 +364,7 @@ async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, monkeypa
         assert call.said == ["Welcome back! How can I help you today?"]
 
 
-async def test_what_the_caller_says_of_themselves_is_known_in_the_next_call(
-    cast: Cast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("agent.memory.sqlite")
-    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
-    load_settings.cache_clear()
+async def test_what_the_caller_says_of_themselves_is_known_in_the_next_call(cast: Cast, remembering: None) -> None:
     async with talk() as call:
         await call.say('/tool remember_caller {"name": "Ada", "fact": "Likes tea."}')
         assert call.tool_output("remember_caller") == "Noted for the next calls."
@@ -380,22 +380,14 @@ async def test_what_the_caller_says_of_themselves_is_known_in_the_next_call(
         assert "do not promise" in call.tool_output("remember_caller")
 
 
-async def test_a_name_is_greeted_as_it_was_told_with_its_joiners(cast: Cast, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("agent.memory.sqlite")
-    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
-    load_settings.cache_clear()
+async def test_a_name_is_greeted_as_it_was_told_with_its_joiners(cast: Cast, remembering: None) -> None:
     async with talk() as call:
         await call.say('/tool remember_caller {"name": "\u0645\u06cc\u200c\u0646\u0627"}')
     async with talk() as call:
         assert call.said == ["Welcome back, \u0645\u06cc\u200c\u0646\u0627! How can I help you today?"]
 
 
-async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
-    cast: Cast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("agent.memory.sqlite")
-    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
-    load_settings.cache_clear()
+async def test_of_calls_at_one_time_the_next_is_told_every_word_once(cast: Cast, remembering: None) -> None:
     async with talk() as first:
         await first.say("I want a table for two.")
         assert first.call.memory is not None

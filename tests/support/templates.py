@@ -175,6 +175,12 @@ class Template:
             lines.insert(number, f"{margin}{line}\n")
         source.write_text("".join(lines), encoding="utf-8")
 
+    def add_dependency(self, requirement: str) -> None:
+        """Let projects install one more package; the first mark of pyproject.toml ends their list."""
+        metadata = self.source("pyproject.toml")
+        text = metadata.read_text(encoding="utf-8")
+        metadata.write_text(text.replace(f"    # {MARK}", f'    "{requirement}",\n    # {MARK}', 1), encoding="utf-8")
+
     def release(self, version: str) -> None:
         """Commit and tag what was edited."""
         ownership = [sys.executable, str(ROOT / "tools" / "ownership.py"), "--root", str(self.path)]

@@ -54,39 +54,32 @@ class Edit(Protocol):
 
 
 @dataclass(frozen=True)
-class Insert:
-    """Lines put into a file that is the owner's, anywhere: after this share of its lines."""
+class Change:
+    """Lines of a file that is the owner's, anywhere: after this share of them so many are cut, and these put in."""
 
     name: str
     place: float
-    lines: tuple[str, ...]
+    cut: int
+    lines: tuple[str, ...] = ()
 
     def make(self, project: Project) -> None:
-        """Insert them, if the project has the file."""
+        """Do it, if the project has the file."""
         if (project.path / self.name).exists():
             old = project.read(self.name).splitlines(keepends=True)
             place = round(self.place * len(old))
-            project.write(self.name, "".join([*old[:place], *(f"{line}\n" for line in self.lines), *old[place:]]))
+            new = [f"{line}\n" for line in self.lines]
+            project.write(self.name, "".join([*old[:place], *new, *old[place + self.cut :]]))
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Lines of a file that is the owner's, deleted: all of them is the file itself."""
+class Delete:
+    """A file of the owner's that they do without."""
 
     name: str
-    place: float
-    lines: int | None
 
     def make(self, project: Project) -> None:
-        """Delete them, if the project has the file."""
-        if not (project.path / self.name).exists():
-            return
-        if self.lines is None:
-            (project.path / self.name).unlink()
-            return
-        old = project.read(self.name).splitlines(keepends=True)
-        place = round(self.place * len(old))
-        project.write(self.name, "".join([*old[:place], *old[place + self.lines :]]))
+        """Delete it, if the project has it."""
+        (project.path / self.name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -173,8 +166,9 @@ def edits() -> st.SearchStrategy[list[Edit]]:
     places = st.floats(0, 1)
     return st.lists(
         st.one_of(
-            st.builds(Insert, st.sampled_from(YOURS), places, lines()),
-            st.builds(Cut, st.sampled_from(YOURS), places, st.integers(1, 30) | st.none()),
+            st.builds(Change, st.sampled_from(YOURS), places, st.just(0), lines()),
+            st.builds(Change, st.sampled_from(YOURS), places, st.integers(1, 30)),
+            st.builds(Delete, st.sampled_from(YOURS)),
             # a comment: in a .gitignore or a Dockerfile other lines would mean something
             st.builds(Below, st.sampled_from(SHARED), st.integers(0, 5), lines("# ")),
             st.builds(Add, st.sampled_from(ADDED), lines().map("\n".join)),
@@ -196,9 +190,9 @@ TABLES = [
 ]
 
 EVERYTHING: list[Edit] = [
-    Insert("src/agent/persona.py", 0.4, ("", "# tea", "")),
-    Cut("src/agent/resources.py", 0.5, 10),
-    Cut("README.md", 0, None),
+    Change("src/agent/persona.py", 0.4, 0, ("", "# tea", "")),
+    Change("src/agent/resources.py", 0.5, 10),
+    Delete("README.md"),
     *(Below(name, 0, ("# theirs", "# theirs too")) for name in SHARED),
     *(Below(name, 1, ("# theirs as well",)) for name in SHARED),
     Add("knowledge/prices.md", "# Prices"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import projects
-from tests.support.templates import MARK, WORK_TREE, Template
+from tests.support.templates import WORK_TREE, Template
 from tests.update.test_update import FIX, NEXT, OURS, make_it_theirs
 
 DEPENDENCY = "tomli-w"  # small, and nothing of the template's needs it
@@ -19,9 +19,7 @@ DEPENDENCY = "tomli-w"  # small, and nothing of the template's needs it
 def fixed(own_template: Template) -> Template:
     """The template with a next release, which has a fix and a dependency more."""
     own_template.add_line(OURS, FIX)
-    metadata = own_template.source("pyproject.toml")
-    text = metadata.read_text(encoding="utf-8")
-    metadata.write_text(text.replace(f"    # {MARK}", f'    "{DEPENDENCY}",\n    # {MARK}', 1), encoding="utf-8")
+    own_template.add_dependency(DEPENDENCY)
     own_template.release(NEXT)
     return own_template
 

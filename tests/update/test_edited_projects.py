@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
-from fnmatch import fnmatch
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.templates import MARK, WORK_TREE, Project, Template, make_template, released
 from tests.update.owners import EVERYTHING, Edit, edits
-from tools.gate import cases_of, configuration, differences, versions_since
+from tools.gate import cases_of, configuration, differences, owner_of, versions_since
 
 NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
 VERSIONS = [*released(), WORK_TREE]
@@ -33,9 +32,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
     template = make_template(tmp_path_factory.mktemp("history") / "livekit-agent-template")
     for name in template.copy(tmp_path_factory.mktemp("any") / "project").ownership()["shared"]:
         template.add_line(name, "# A line of the template's.", before=MARK)
-    metadata = template.source("pyproject.toml")
-    text = metadata.read_text(encoding="utf-8")
-    metadata.write_text(text.replace("    # A line of the template's.\n", '    "anyio>=4",\n', 1), encoding="utf-8")
+    template.add_dependency("anyio>=4")
     template.add_line(OURS, FIX)
     for name in ("src/agent/persona.py", "README.md", "knowledge/news.md"):
         template.source(name).touch()
@@ -63,10 +60,6 @@ def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return copy
 
 
-def is_yours(name: str, project: Project) -> bool:
-    return any(fnmatch(name, glob) for glob in project.ownership()["yours"])
-
-
 def assert_kept(
     pristine: Callable[[str, int], Project], history: Template, version: str, number: int, made: list[Edit]
 ) -> None:
@@ -88,7 +81,7 @@ def assert_kept(
     owners, after, expected = fresh.ownership(), project.files(), fresh.files()
     shared = {*owners["shared"], *owners["ours"]}
     assert {name for name in shared if after.get(name) != expected.get(name)} == set(), "what is merged is not the sum"
-    theirs = {name for name in before if is_yours(name, fresh) or name not in came}
+    theirs = {name for name in before if owner_of(name, owners) == "yours" or name not in came}
     assert {name for name in theirs if after.get(name) != before[name]} == set(), "what is theirs was changed"
     for folder in (project.path, fresh.path):
         shutil.rmtree(folder)

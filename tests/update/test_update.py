@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import copier
 import pytest
 
 from tests.support.templates import (
-    MARK,
     ROOT,
     WORK_TREE,
     Project,
@@ -19,6 +16,7 @@ from tests.support.templates import (
     git,
     released,
 )
+from tests.update.owners import Depend
 from tools.history import PARTS
 
 NEXT = "v999.1.0"  # this checkout with a fix in it
@@ -33,9 +31,7 @@ DEPENDENCY = '"anyio>=4",'
 def fixed(own_template: Template) -> Template:
     """The template with a next release, which changes a file of every class."""
     own_template.add_line(OURS, FIX)
-    metadata = own_template.source("pyproject.toml")
-    text = metadata.read_text(encoding="utf-8")
-    metadata.write_text(text.replace(f"    # {MARK}", f"    {DEPENDENCY}\n    # {MARK}", 1), encoding="utf-8")
+    own_template.add_dependency("anyio>=4")
     for name in (PERSONA, "README.md", "knowledge/news.md"):
         own_template.source(name).touch()
         own_template.add_line(name, "# This comes with first copies only.")
@@ -43,25 +39,11 @@ def fixed(own_template: Template) -> Template:
     return own_template
 
 
-def uv(project: Project, *arguments: str) -> None:
-    """Run uv as an owner does."""
-    subprocess.run([find_uv(), *arguments], cwd=project.path, check=True, capture_output=True)
-
-
-def find_uv() -> str:
-    """The uv of the tests' environment, else of the machine."""
-    found = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
-    if not found:
-        pytest.skip("there is no uv on this machine: install it, or use `make test`")
-    return found
-
-
 def make_it_theirs(project: Project) -> dict[str, str]:
     """Do what owners do, commit it, and return the text of every file that is theirs alone."""
     project.commit()
-    # --frozen: only pyproject.toml is of interest, and the network is not needed
-    uv(project, "add", "--frozen", "httpx")
-    uv(project, "add", "--frozen", "--dev", "hypothesis")
+    Depend("httpx").make(project)
+    Depend("hypothesis", ("--dev",)).make(project)
     theirs = {
         PERSONA: project.read(PERSONA) + '\nFAVOURITE = "tea"\n',
         "README.md": "# Ours now\n",
