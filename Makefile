@@ -28,7 +28,7 @@ env: $(STAMP)  ## the environment of the tests, exactly as constraints.txt pins 
 demo: $(STAMP)  ## render a project, install it, talk to it, call it
 	@$(PY) tools/demo.py
 
-check: $(STAMP)  ## format, lint, types, and the rendered project's own tests in place: a minute
+check: $(STAMP)  ## format, lint, types, and the tests of the agent in place: two minutes
 	@$(PY) tools/check.py
 
 test: check  ## what CI runs: check, then every generation test that needs no long wait

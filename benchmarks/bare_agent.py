@@ -34,6 +34,8 @@ async def bare(ctx: JobContext) -> None:
     ctx.room.on("participant_disconnected", left)  # only to know when the agent could know
     models = scripted.build(None)
     session = AgentSession[None](llm=models.llm, tts=models.tts, turn_handling=models.turn_handling)
-    await session.start(Agent(instructions="You are friendly."), room=ctx.room, room_options=OPTIONS)
+    await session.start(
+        Agent(instructions="You are friendly."), room=ctx.room, room_options=OPTIONS
+    )
     await ctx.connect()
     session.say(GREETING)

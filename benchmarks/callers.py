@@ -37,7 +37,10 @@ class TextCaller(Caller):
     """A caller who reads the agent's words. Sound reaches them too, but is not decoded."""
 
     def _listen(
-        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+        self,
+        track: rtc.Track,
+        publication: rtc.RemoteTrackPublication,
+        participant: rtc.RemoteParticipant,
     ) -> None:
         return
 
@@ -89,7 +92,9 @@ async def one_call(
                 await unless_dropped(caller, caller.ask(ask, hear))
                 call["answered"] = time.time()
             waiting_for = "hang-up"
-            await unless_dropped(caller, asyncio.sleep(max(0.0, call["greeted"] + stay - time.time())))
+            await unless_dropped(
+                caller, asyncio.sleep(max(0.0, call["greeted"] + stay - time.time()))
+            )
             call["left"] = time.time()
     except Dropped:
         call["problem"] = f"dropped while waiting for the {waiting_for}"
@@ -101,7 +106,9 @@ async def one_call(
 
 async def many_calls(options: argparse.Namespace) -> None:
     """One call after another until there were enough, or a signal says so; the one that goes on is finished."""
-    nothing = Path(os.devnull)  # the server is another process's: only its address and keys are needed
+    nothing = Path(
+        os.devnull
+    )  # the server is another process's: only its address and keys are needed
     server = LiveKit(port=options.port, log=nothing, config=nothing, process=None)  # type: ignore[arg-type]
     enough = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, enough.set)
@@ -114,8 +121,20 @@ async def many_calls(options: argparse.Namespace) -> None:
         if enough.is_set():
             return
         identity = f"{options.who}-{number % identities}"
-        stay = options.stay * chance.uniform(0.5, 1.5)  # or all would call and hang up at the same moments
-        tell(await one_call(server, options.agent, identity, ask=options.ask, hear=options.hear, stay=stay, tell=tell))
+        stay = options.stay * chance.uniform(
+            0.5, 1.5
+        )  # or all would call and hang up at the same moments
+        tell(
+            await one_call(
+                server,
+                options.agent,
+                identity,
+                ask=options.ask,
+                hear=options.hear,
+                stay=stay,
+                tell=tell,
+            )
+        )
 
 
 # ---------------------------------------------------------------------- the side that starts them
@@ -157,7 +176,9 @@ class Callers:
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(wanted)
         except TimeoutError:
-            raise AssertionError(f"not within {seconds:g} s; the callers said: {self.said[-10:]}") from None
+            raise AssertionError(
+                f"not within {seconds:g} s; the callers said: {self.said[-10:]}"
+            ) from None
 
     async def another(self) -> None:
         """Wait until somebody begins to call."""
@@ -177,7 +198,9 @@ class Callers:
 
 
 @asynccontextmanager
-async def calling(server: LiveKit, agent: str, names: Sequence[str], *options: str) -> AsyncIterator[Callers]:
+async def calling(
+    server: LiveKit, agent: str, names: Sequence[str], *options: str
+) -> AsyncIterator[Callers]:
     """A process of callers for each name, with these options; killed on exit if they still call."""
     callers = Callers()
     readers = []
@@ -209,7 +232,9 @@ def main() -> None:
     parser.add_argument("--agent", required=True)
     parser.add_argument("--who", required=True, help="what the callers' identities begin with")
     parser.add_argument("--calls", type=int, default=1_000_000)
-    parser.add_argument("--stay", type=float, default=0.0, help="seconds from the greeting to the hang-up, about")
+    parser.add_argument(
+        "--stay", type=float, default=0.0, help="seconds from the greeting to the hang-up, about"
+    )
     parser.add_argument("--ask", default="")
     parser.add_argument("--hear", default="", help="words of the answer")
     asyncio.run(many_calls(parser.parse_args()))

@@ -56,7 +56,9 @@ class Side:
         A server sends no agent whose worker reports a fully used CPU, and does not try again; then we call again.
         """
         for refused in range(ATTEMPTS):
-            caller = TimedCaller(self.server, f"bench-{uuid.uuid4().hex[:8]}", self.agent_name, identity=CALLER)
+            caller = TimedCaller(
+                self.server, f"bench-{uuid.uuid4().hex[:8]}", self.agent_name, identity=CALLER
+            )
             caller.refused, caller.began = refused, time.monotonic()
             async with caller:
                 with suppress(TimeoutError):
@@ -74,18 +76,24 @@ class Side:
         def said(message: str) -> int:
             return sum(record.get("message") == message for record in self.running.records)
 
-        await self.running.wait_for(lambda _: said("process initialized") >= said("initializing process"))
+        await self.running.wait_for(
+            lambda _: said("process initialized") >= said("initializing process")
+        )
 
 
 @asynccontextmanager
-async def sides(project: Project, server: LiveKit, names: list[str]) -> AsyncIterator[dict[str, Side]]:
+async def sides(
+    project: Project, server: LiveKit, names: list[str]
+) -> AsyncIterator[dict[str, Side]]:
     """Workers of these kinds, all running at the same time; ended on exit."""
     async with AsyncExitStack() as stack:
         started: dict[str, Side] = {}
         for name in names:
             if name == OURS:
                 agent_name = project.answers()["agent_name"]
-                running = await stack.enter_async_context(worker(project.path, [str(UV), "run", "agent"], server))
+                running = await stack.enter_async_context(
+                    worker(project.path, [str(UV), "run", "agent"], server)
+                )
             else:
                 agent_name = f"bare-{len(started)}"
                 python = project.path / ".venv" / "bin" / "python"
@@ -118,7 +126,11 @@ async def first_audio(side: Side) -> Sample:
         with suppress(api.TwirpError):  # ours is gone already
             await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
     await side.settled()
-    steps = {f"step {r['step']} ms": r["ms"] for r in side.running.of(caller.room_name) if r.get("step", 9) < 6}
+    steps = {
+        f"step {r['step']} ms": r["ms"]
+        for r in side.running.of(caller.room_name)
+        if r.get("step", 9) < 6
+    }
     return {
         "join to sound": caller.first_sound_at - caller.began,
         "join to agent": caller.agent_at - caller.began,
@@ -128,7 +140,9 @@ async def first_audio(side: Side) -> Sample:
     }
 
 
-async def measure_first_audio(project: Project, server: LiveKit, pairs: int) -> dict[str, list[Sample]]:
+async def measure_first_audio(
+    project: Project, server: LiveKit, pairs: int
+) -> dict[str, list[Sample]]:
     """Pairs of calls; who is called first alternates."""
     samples: dict[str, list[Sample]] = {OURS: [], BARE_NAME: []}
     async with sides(project, server, list(samples)) as workers:
@@ -155,7 +169,9 @@ async def slot_free(side: Side) -> Sample:
                     break
             await asyncio.sleep(0.02)  # another process: there is no event to await
     free = time.time()
-    told = await side.running.wait_for(lambda r: r.get("room") == caller.room_name and ("known_at" in r or knows(r)))
+    told = await side.running.wait_for(
+        lambda r: r.get("room") == caller.room_name and ("known_at" in r or knows(r))
+    )
     known = told.get("known_at") or datetime.fromisoformat(told["time"]).timestamp()
     return {"hang-up to free": free - hung_up, "known to free": free - known}
 

@@ -26,7 +26,16 @@ import yaml
 from cookiecutter.main import cookiecutter  # type: ignore[import-untyped]
 
 from benchmarks.report import Progress, Results, finish, report, tools_of, workshop
-from tests.support.templates import ASKED, COMBINATIONS, WORK_TREE, Project, Template, git, make_template, released
+from tests.support.templates import (
+    ASKED,
+    COMBINATIONS,
+    WORK_TREE,
+    Project,
+    Template,
+    git,
+    make_template,
+    released,
+)
 
 OURS, FLOOR = "ours", "floor"
 GOALS = {"copy": 1.6, "update": 1.6}  # times the floor
@@ -146,7 +155,9 @@ def small_for_cookiecutter(folder: Path) -> Template:
     return begin_template(
         folder,
         {
-            "cookiecutter.json": "{" + ", ".join(f'"{name}": "{name.replace("_", "-")}"' for name in ASKED) + "}",
+            "cookiecutter.json": "{"
+            + ", ".join(f'"{name}": "{name.replace("_", "-")}"' for name in ASKED)
+            + "}",
             f"{root}/README.md": "# {{ cookiecutter.project_name }}\n",
             f"{root}/agent.py": '"""An agent."""\n',
             f"{root}/prompt.txt": "Be kind.\n",
@@ -165,7 +176,9 @@ def make_sides(scratch: Path) -> dict[str, Side]:
         project.commit()
     return {
         OURS: Side(ours, ours, WORK_TREE, older[OURS]),
-        FLOOR: Side(small, small_for_cookiecutter(scratch / "small-cookiecutter"), "v1.0.0", older[FLOOR]),
+        FLOOR: Side(
+            small, small_for_cookiecutter(scratch / "small-cookiecutter"), "v1.0.0", older[FLOOR]
+        ),
     }
 
 
@@ -198,7 +211,11 @@ def counted(scratch: Path) -> Iterator[dict[str, int]]:
         folder.mkdir()
     (with_counter / "sitecustomize.py").write_text(COUNTER, encoding="utf-8")
     log.touch()
-    set_here = {"PYTHONPATH": str(with_counter), "BENCH_STARTED": str(log), "GIT_TRACE2_EVENT": str(traces)}
+    set_here = {
+        "PYTHONPATH": str(with_counter),
+        "BENCH_STARTED": str(log),
+        "GIT_TRACE2_EVENT": str(traces),
+    }
     before = {name: os.environ.get(name) for name in set_here}
     os.environ.update(set_here)
     counts: dict[str, int] = {}
@@ -207,13 +224,18 @@ def counted(scratch: Path) -> Iterator[dict[str, int]]:
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
-    counts |= {"started": len(log.read_text(encoding="utf-8").splitlines()), "git": len(list(traces.iterdir()))}
+    counts |= {
+        "started": len(log.read_text(encoding="utf-8").splitlines()),
+        "git": len(list(traces.iterdir())),
+    }
     log.unlink()
     shutil.rmtree(with_counter)
     shutil.rmtree(traces)
 
 
-def count_processes(operation: Callable[[Side, Path], float], side: Side, scratch: Path) -> dict[str, int]:
+def count_processes(
+    operation: Callable[[Side, Path], float], side: Side, scratch: Path
+) -> dict[str, int]:
     """The processes that one run starts; those of preparing an update are taken off."""
     with counted(scratch) as counts:
         operation(side, scratch)
@@ -235,7 +257,9 @@ def silence() -> Iterator[None]:
         os.close(kept)
 
 
-def measure_combinations(ours: Template, scratch: Path, combinations: Sequence[dict[str, str]]) -> dict[str, float]:
+def measure_combinations(
+    ours: Template, scratch: Path, combinations: Sequence[dict[str, str]]
+) -> dict[str, float]:
     """Seconds for all combinations, by each tool, in this process."""
     began = time.perf_counter()
     for number, chosen in enumerate(combinations):
@@ -253,7 +277,11 @@ def measure_combinations(ours: Template, scratch: Path, combinations: Sequence[d
 def measure(scratch: Path, *, quick: bool) -> Results:
     """Every raw number, in seconds."""
     tell = Progress()
-    results: Results = {"machine": tools_of("copier", "cookiecutter"), "method": METHOD, "quick": quick}
+    results: Results = {
+        "machine": tools_of("copier", "cookiecutter"),
+        "method": METHOD,
+        "quick": quick,
+    }
     tell("making templates and projects")
     sides = make_sides(scratch)
     results["update from"] = released()[-1]
@@ -335,7 +363,9 @@ def tables(results: Results) -> str:
 
 def main() -> int:
     """Measure and report. Whether a goal is met is for the reader to judge."""
-    parser = argparse.ArgumentParser(description="Measure copies and updates against a template of three files.")
+    parser = argparse.ArgumentParser(
+        description="Measure copies and updates against a template of three files."
+    )
     parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
     quick: bool = parser.parse_args().quick
     with workshop() as scratch:

@@ -20,7 +20,11 @@ from tests.support.ends import ENDS
 from tests.support.templates import WORK_TREE
 from tools.history import ROOT
 
-TESTS = ("tests/call/test_ends.py", "tests/call/test_slow_ends.py", "tests/call/test_server_trouble.py")
+TESTS = (
+    "tests/call/test_ends.py",
+    "tests/call/test_slow_ends.py",
+    "tests/call/test_server_trouble.py",
+)
 FROM_OUTSIDE = ("dev-stop", "dev-ctrl-c")  # the worker is gone too: from the signal to its exit
 
 
@@ -28,8 +32,18 @@ def measure(*, quick: bool) -> list[dict[str, object]]:
     """Run the tests, one after the other; a line for each end they timed. Raises SystemExit when one fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ends.jsonl"
-        command = [sys.executable, "-m", "pytest", "-n", "0", *TESTS, *(["-m", "not slow"] if quick else [])]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "ENDS_MEASURED": str(file)}, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "0",
+            *TESTS,
+            *(["-m", "not slow"] if quick else []),
+        ]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "ENDS_MEASURED": str(file)}, check=False
+        )
         if done.returncode:
             raise SystemExit("an end went wrong, so nothing was measured")
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -42,14 +56,18 @@ def table(results: Results) -> str:
         if taken := [float(line["seconds"]) for line in results["ends"] if line["end"] == name]:
             what = "signal to exit: " if name in FROM_OUTSIDE else ""
             longest = f" (longest {max(taken):.2f})" if len(taken) > 1 else ""
-            lines.append(f"| `{name}` | {end.reason} | {what}{statistics.median(taken):.2f}{longest} |")
+            lines.append(
+                f"| `{name}` | {end.reason} | {what}{statistics.median(taken):.2f}{longest} |"
+            )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Measure and report; 1 where no server can be had."""
     parser = argparse.ArgumentParser(description="How long every end takes.")
-    parser.add_argument("--quick", action="store_true", help="without the slow ends, and keep nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="without the slow ends, and keep nothing"
+    )
     quick: bool = parser.parse_args().quick
     if not report.has_server():
         return 1

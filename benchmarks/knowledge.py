@@ -22,8 +22,8 @@ from typing import Any
 
 import psutil
 
-from agent.knowledge import hybrid, knowledge_of
-from agent.knowledge.beside import local_embedder
+from agent.knowledge import knowledge_of, ranking
+from agent.knowledge.embedder_process import local_embedder
 from agent.knowledge.evaluate import Question, evaluate
 from agent.knowledge.ingest import ingest
 from agent.knowledge.pgvector import schema_of
@@ -48,15 +48,25 @@ KINDS = (  # of an index: SQLite's have the names of their embeddings alone
 def settings_of(home: Path, embeddings: str, knowledge: str = "sqlite", url: str = "") -> Settings:
     """A project of its own for each kind of index."""
     model = str(home.parent / "minilm") if embeddings == "local" else ""
-    given = {"home": home, "data_dir": home / f"data-{knowledge}-{embeddings}", "name": f"bench-{embeddings}"}
+    given = {
+        "home": home,
+        "data_dir": home / f"data-{knowledge}-{embeddings}",
+        "name": f"bench-{embeddings}",
+    }
     stored = {"knowledge": knowledge, "knowledge_url": url}
-    return Settings.model_validate({**given, **stored, "embeddings": embeddings, "embeddings_model": model})
+    return Settings.model_validate(
+        {**given, **stored, "embeddings": embeddings, "embeddings_model": model}
+    )
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """The same settings for a process of its own."""
     names = ("home", "data_dir", "name", "knowledge", "embeddings", "embeddings_model")
-    plain = {key: value for key, value in os.environ.items() if not key.startswith(("AGENT_", "LIVEKIT_"))}
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("AGENT_", "LIVEKIT_"))
+    }
     chosen = {f"AGENT_{name.upper()}": str(getattr(settings, name)) for name in names}
     url = {"AGENT_KNOWLEDGE_URL": settings.knowledge_url.get_secret_value()}
     return {**plain, **chosen, **url, "PYTHONPATH": str(SOURCES)}
@@ -75,19 +85,24 @@ async def measure_quality(scratch: Path) -> dict[str, Any]:
     home = scratch / "quality"
     write_answers(home / "knowledge")
     found: dict[str, Any] = {}
-    both = hybrid.MEANING
-    for name, embeddings, meaning in (("words", "none", both), ("vectors", "local", 1.0), ("hybrid", "local", both)):
+    both = ranking.MEANING
+    for name, embeddings, meaning in (
+        ("words", "none", both),
+        ("vectors", "local", 1.0),
+        ("hybrid", "local", both),
+    ):
         settings = settings_of(home, embeddings)
-        hybrid.MEANING = meaning
+        ranking.MEANING = meaning
         async with local_embedder(settings, wait=True, alone=True):
             await ingest(settings)
             for half in ("tune", "report"):
                 figures = (await evaluate(settings, questions(half))).figures
                 found[f"{name} {half}"] = {
-                    key: getattr(figures, key) for key in ("n", "recall_at_1", "recall_at_3", "recall_at_5", "mrr")
+                    key: getattr(figures, key)
+                    for key in ("n", "recall_at_1", "recall_at_3", "recall_at_5", "mrr")
                 }
             found[f"{name} floor"] = await measure_floor(settings)
-        hybrid.MEANING = both
+        ranking.MEANING = both
     return found
 
 
@@ -139,7 +154,9 @@ def run_ingest(settings: Settings) -> dict[str, float]:
     return {"seconds": round(time.monotonic() - began, 2), "peak_mb": round(peak / 1e6)}
 
 
-async def measure_size(scratch: Path, postgres: Postgres, passages: int, tell: Progress) -> dict[str, Any]:
+async def measure_size(
+    scratch: Path, postgres: Postgres, passages: int, tell: Progress
+) -> dict[str, Any]:
     """Ingest so many passages, again unchanged, and with one document changed; then search them."""
     home = scratch / f"size-{passages}"
     write_answers(home / "knowledge")
@@ -152,14 +169,18 @@ async def measure_size(scratch: Path, postgres: Postgres, passages: int, tell: P
         settings = settings_of(home, embeddings, store, url if store == "pgvector" else "")
         run: dict[str, Any] = {"first": run_ingest(settings), "unchanged": run_ingest(settings)}
         changed = home / "knowledge" / "filler" / "filler-00000.md"
-        changed.write_text(f"{changed.read_text(encoding='utf-8')}\n\nOne more word.\n", encoding="utf-8")
+        changed.write_text(
+            f"{changed.read_text(encoding='utf-8')}\n\nOne more word.\n", encoding="utf-8"
+        )
         run["one changed"] = run_ingest(settings)
         run["index_mb"] = index_mb(settings, postgres, database)
         async with local_embedder(settings, wait=True):
             figures = (await evaluate(settings, questions("report"))).figures
             run |= {"p50_ms": figures.p50_ms, "p95_ms": figures.p95_ms}
             tell("memory of a call")
-            run["call_mb"] = await asyncio.to_thread(measure_memory, settings)  # the embedder is watched meanwhile
+            run["call_mb"] = await asyncio.to_thread(
+                measure_memory, settings
+            )  # the embedder is watched meanwhile
         found[kind] = run
     return found
 
@@ -178,7 +199,7 @@ def index_mb(settings: Settings, postgres: Postgres, database: str) -> float:
 MEMORY_PROBE = """
 import asyncio, gc, psutil
 from agent import entrypoint
-from agent.knowledge import hybrid, knowledge_of
+from agent.knowledge import knowledge_of, ranking
 from agent.settings import load_settings
 async def main():
     me = psutil.Process()
@@ -198,7 +219,9 @@ def measure_memory(settings: Settings, rounds: int = 3) -> dict[str, list[float]
     for _ in range(rounds):
         for name, knowledge in (("with", settings.knowledge), ("without", "none")):
             env = {**environment(settings), "AGENT_KNOWLEDGE": knowledge}
-            probed = subprocess.run([sys.executable, "-c", MEMORY_PROBE], env=env, capture_output=True, text=True)
+            probed = subprocess.run(
+                [sys.executable, "-c", MEMORY_PROBE], env=env, capture_output=True, text=True
+            )
             found[name].append(round(int(probed.stdout.split()[-1]) / 1e6, 1))
     return found
 
@@ -207,7 +230,9 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number."""
     tell = Progress()
     minilm(scratch / "minilm")
-    os.environ["PYTHONPATH"] = str(SOURCES)  # for the embedder, which is started as a module of the agent's
+    os.environ["PYTHONPATH"] = str(
+        SOURCES
+    )  # for the embedder, which is started as a module of the agent's
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
     tell("questions and answers")
     results["quality"] = await measure_quality(scratch)
@@ -236,7 +261,13 @@ def table(results: dict[str, Any]) -> str:
     for name in ("words", "vectors", "hybrid"):
         tune, other = quality[f"{name} tune"], quality[f"{name} report"]
         goal = met(name, other["recall_at_1"], other["recall_at_5"]) if name in GOALS else ""
-        figures = [tune["recall_at_1"], tune["recall_at_5"], other["recall_at_1"], other["recall_at_5"], other["mrr"]]
+        figures = [
+            tune["recall_at_1"],
+            tune["recall_at_5"],
+            other["recall_at_1"],
+            other["recall_at_5"],
+            other["mrr"],
+        ]
         lines.append(f"| {name} | {' | '.join(f'{figure:.2f}' for figure in figures)} | {goal} |")
     lines += [
         "",
@@ -255,7 +286,9 @@ def table(results: dict[str, Any]) -> str:
     ]
     for passages, kinds in sizes.items():
         for kind, run in kinds.items():
-            more = statistics.median(run["call_mb"]["with"]) - statistics.median(run["call_mb"]["without"])
+            more = statistics.median(run["call_mb"]["with"]) - statistics.median(
+                run["call_mb"]["without"]
+            )
             large, p95_goal = passages == "10000", P95_GOALS.get(kind)
             lines.append(
                 f"| {int(passages):,}, {kind} | {run['first']['seconds']:.1f} s | {run['first']['peak_mb']} MB "
@@ -284,7 +317,9 @@ def goal_of(counts: bool, value: float, goal: float | None, unit: str) -> str:
 
 def main() -> int:
     """Measure and report; 1 where no server can be had."""
-    parser = argparse.ArgumentParser(description="Measure how documents are found, and what that costs.")
+    parser = argparse.ArgumentParser(
+        description="Measure how documents are found, and what that costs."
+    )
     parser.add_argument("--quick", action="store_true", help="a small index, and keep nothing")
     quick: bool = parser.parse_args().quick
     if not has_server():

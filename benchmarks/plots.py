@@ -35,7 +35,9 @@ COLOURS = {  # told apart by the colour-blind, too; ours stands out
     "copied cure": "#8c8c8c",
 }
 WORKERS = ["#0969da", "#e69f00"]  # A and B
-STATES: dict[str, tuple[str, dict[str, dict[str, object]]]] = {  # of the stores: colour, and the samples by panel
+STATES: dict[
+    str, tuple[str, dict[str, dict[str, object]]]
+] = {  # of the stores: colour, and the samples by panel
     "stores healthy": (
         "#0969da",
         {"turns": {"stores": turns.HEALTHY}, "greetings": {"stores": turns.HEALTHY}},
@@ -75,7 +77,9 @@ def caption(figure: Figure, results: Results) -> None:
 
 def readable(seconds: float) -> str:
     """A number of seconds, as short as it can be."""
-    return f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+    return (
+        f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+    )
 
 
 # ---------------------------------------------------------------------- shapes
@@ -86,7 +90,9 @@ def draw_shapes(results: Results) -> Figure:
     ends, names, limit = shapes.ALL_ENDS, shapes.SHAPES, results["limit"]
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 14), sharey=True, layout="constrained")
     smallest = 0.01
-    for axis, title in zip(axes, ("until everything is closed", "until the slot is free"), strict=True):
+    for axis, title in zip(
+        axes, ("until everything is closed", "until the slot is free"), strict=True
+    ):
         axis.set_xscale("log")
         axis.set_xlim(smallest, limit * 8)
         axis.set_title(f"seconds {title}")
@@ -114,12 +120,21 @@ def draw_shapes(results: Results) -> Figure:
 
 
 def bar(
-    axis: Axes, at: float, value: float, words: str, limit: float, smallest: float, thickness: float, colour: str
+    axis: Axes,
+    at: float,
+    value: float,
+    words: str,
+    limit: float,
+    smallest: float,
+    thickness: float,
+    colour: str,
 ) -> None:
     """One bar and its label; what never happened is hatched up to the limit, what happened before has no bar."""
     style: dict[str, Any] = {"height": thickness * 0.9, "zorder": 2}
     if math.isinf(value):
-        axis.barh(at, limit, facecolor="white", edgecolor=colour, hatch="////", linewidth=0.6, **style)
+        axis.barh(
+            at, limit, facecolor="white", edgecolor=colour, hatch="////", linewidth=0.6, **style
+        )
         label, end = words, limit
     elif value < 0:
         label, end = "already closed", smallest
@@ -127,7 +142,16 @@ def bar(
         axis.barh(at, max(value, smallest * 1.2), color=colour, **style)
         label, end = words.replace(" s", "", 1), value
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the lines of the grid
-    axis.text(max(end, smallest) * 1.08, at, label, va="center", size=7.5, color="black", zorder=3, bbox=paper)
+    axis.text(
+        max(end, smallest) * 1.08,
+        at,
+        label,
+        va="center",
+        size=7.5,
+        color="black",
+        zorder=3,
+        bbox=paper,
+    )
 
 
 # ---------------------------------------------------------------------- soak
@@ -142,22 +166,42 @@ def draw_soak(results: Results) -> Figure:
     lines = [
         ("memory, MB", [together, ("rss MB", "the worker alone", "#0969da")]),
         ("processes", [("processes", "the worker and its children", "#009e73")]),
-        ("open files of the worker", [("fds", "all", "#0969da"), ("sockets", "sockets among them", "#d55e00")]),
+        (
+            "open files of the worker",
+            [("fds", "all", "#0969da"), ("sockets", "sockets among them", "#d55e00")],
+        ),
     ]
     for axis, (title, series) in zip(axes, lines, strict=True):
         axis.set_title(title)
         axis.grid(axis="y")
         for name, label, colour in series:
-            axis.plot(calls, [sample[name] for sample in samples], color=colour, linewidth=1.1, label=label)
+            axis.plot(
+                calls,
+                [sample[name] for sample in samples],
+                color=colour,
+                linewidth=1.1,
+                label=label,
+            )
             ends = [results["before"][name], results["after"][name]]
-            axis.plot([0, calls[-1]], ends, "o", color=colour, markersize=7, markeredgecolor="black", clip_on=False)
+            axis.plot(
+                [0, calls[-1]],
+                ends,
+                "o",
+                color=colour,
+                markersize=7,
+                markeredgecolor="black",
+                clip_on=False,
+            )
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes[-1].set_xlabel("calls that have ended; the dots are before the first and after the last")
     axes[-1].set_xlim(0, calls[-1])
     took = results["seconds calling"]
-    figure.suptitle(f"{calls[-1]:g} calls through one worker in {took / 60:.0f} minutes, 4 at a time", weight="bold")
+    figure.suptitle(
+        f"{calls[-1]:g} calls through one worker in {took / 60:.0f} minutes, 4 at a time",
+        weight="bold",
+    )
     return figure
 
 
@@ -181,9 +225,16 @@ def draw_rolling(results: Results) -> Figure:
             alpha=0.18,
         )
         axis.barh(
-            lane, one["exited"] - one["stopping"], left=one["stopping"] - began, height=0.8, color=GREY, alpha=0.22
+            lane,
+            one["exited"] - one["stopping"],
+            left=one["stopping"] - began,
+            height=0.8,
+            color=GREY,
+            alpha=0.22,
         )
-        axis.plot([one["stopping"] - began] * 2, [lane - 0.4, lane + 0.4], color="#cf222e", linewidth=2)
+        axis.plot(
+            [one["stopping"] - began] * 2, [lane - 0.4, lane + 0.4], color="#cf222e", linewidth=2
+        )
         free = [0.0, 0.0, 0.0, 0.0]  # when each line of the lane is free again
         for call in calls:
             if one["name"] not in call["workers"]:
@@ -213,7 +264,9 @@ def draw_rolling(results: Results) -> Figure:
         Line2D([], [], color="#cf222e", linewidth=2, label="SIGTERM"),
         Rectangle((0, 0), 1, 1, color=GREY, alpha=0.22, label="drains"),
     ]
-    axis.legend(handles=handles, loc="upper right")  # restarts go down to the right: nothing is there
+    axis.legend(
+        handles=handles, loc="upper right"
+    )  # restarts go down to the right: nothing is there
     return figure
 
 
@@ -223,7 +276,9 @@ def draw_rolling(results: Results) -> Figure:
 def draw_turns(results: Results) -> Figure:
     """How long callers wait after their words, and after joining: a bar is a median, a dot one turn or one call."""
     names = [str(parts) for parts in turns.COMBINATIONS]
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.65 * len(names) + 1.8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 0.65 * len(names) + 1.8), sharey=True, layout="constrained"
+    )
     titles = {"turns": "ms from words to sound", "greetings": "ms from joining to sound"}
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         axis.set_title(title)
@@ -233,10 +288,15 @@ def draw_turns(results: Results) -> Figure:
         for place, name in enumerate(names):
             for number, (colour, wanted) in enumerate(shown):
                 at = place + (number - (len(shown) - 1) / 2) * thickness
-                took = [1000 * seconds for seconds in turns.times(turns.of(results, kind, parts=name, **wanted))]
+                took = [
+                    1000 * seconds
+                    for seconds in turns.times(turns.of(results, kind, parts=name, **wanted))
+                ]
                 middle, longest = statistics.median(took), max(longest, *took)
                 axis.barh(at, middle, height=thickness * 0.9, color=colour, zorder=2)
-                axis.plot(took, [at] * len(took), "o", color="black", markersize=2.5, alpha=0.5, zorder=3)
+                axis.plot(
+                    took, [at] * len(took), "o", color="black", markersize=2.5, alpha=0.5, zorder=3
+                )
                 offset = {"xytext": (5, 0), "textcoords": "offset points"}
                 axis.annotate(f"{middle:.0f}", (max(took), at), va="center", size=7.5, **offset)
         axis.set_xlim(0, longest * 1.1)
@@ -256,7 +316,11 @@ def draw_turns(results: Results) -> Figure:
 
 def draw_ingests(results: Results) -> Figure:
     """How long an ingest takes, of everything, of one changed document, and of nothing new."""
-    rows = [(f"{int(size):,}, {kind}", run) for size, kinds in results["sizes"].items() for kind, run in kinds.items()]
+    rows = [
+        (f"{int(size):,}, {kind}", run)
+        for size, kinds in results["sizes"].items()
+        for kind, run in kinds.items()
+    ]
     figure, axis = plt.subplots(figsize=(9, 0.6 * len(rows) + 1.8), layout="constrained")
     axis.set_xscale("log")
     axis.set_title("seconds of an ingest, by passages, embeddings and store")
@@ -267,18 +331,33 @@ def draw_ingests(results: Results) -> Figure:
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.tick_params(axis="x", which="minor", length=0)
     for place, (_, run) in enumerate(rows):
-        for at, (name, colour) in zip((place - 0.27, place, place + 0.27), INGESTS.items(), strict=True):
+        for at, (name, colour) in zip(
+            (place - 0.27, place, place + 0.27), INGESTS.items(), strict=True
+        ):
             seconds = run[name]["seconds"]
             axis.barh(at, seconds, height=0.25, color=colour, zorder=2)
-            axis.text(seconds * 1.05, at, readable(seconds), va="center", size=7.5, color="black", zorder=3)
+            axis.text(
+                seconds * 1.05,
+                at,
+                readable(seconds),
+                va="center",
+                size=7.5,
+                color="black",
+                zorder=3,
+            )
         if place:
             axis.axhline(place - 0.5, color=FAINT, linewidth=0.8)
-    axis.set_yticks(range(len(rows)), [name if "pgvector" in name else f"{name}, sqlite" for name, _ in rows])
+    axis.set_yticks(
+        range(len(rows)), [name if "pgvector" in name else f"{name}, sqlite" for name, _ in rows]
+    )
     axis.tick_params(axis="y", length=0, labelcolor="black")
     axis.set_ylim(len(rows) - 0.5, -0.5)
     handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in INGESTS.values()]
     figure.legend(
-        handles, ["everything", "one document changed", "nothing changed"], loc="outside upper center", ncols=3
+        handles,
+        ["everything", "one document changed", "nothing changed"],
+        loc="outside upper center",
+        ncols=3,
     )
     return figure
 
@@ -293,19 +372,33 @@ def draw_copies(results: Results) -> Figure:
     axis.grid(axis="x", zorder=0)
     for place, name in enumerate(copies.TITLES):
         sides = results[name]
-        ratios = [ours / floor for ours, floor in zip(sides[copies.OURS], sides[copies.FLOOR], strict=True)]
+        ratios = [
+            ours / floor
+            for ours, floor in zip(sides[copies.OURS], sides[copies.FLOOR], strict=True)
+        ]
         middle = statistics.median(ratios)
         axis.barh(place, middle, height=0.6, color=COLOURS[shapes.OURS], alpha=0.35, zorder=2)
         heights = [place + 0.4 * (number / len(ratios) - 0.5) for number in range(len(ratios))]
         axis.plot(ratios, heights, "o", color=COLOURS[shapes.OURS], markersize=3.5, zorder=3)
         axis.text(0.04, place, f"{middle:.2f}", va="center", color="black", zorder=4)
         if name in copies.GOALS:
-            axis.vlines(copies.GOALS[name], place - 0.38, place + 0.38, color=COLOURS["starter"], linewidth=2, zorder=4)
-    axis.set_yticks(range(len(copies.TITLES)), [title.strip("`") for title in copies.TITLES.values()])
+            axis.vlines(
+                copies.GOALS[name],
+                place - 0.38,
+                place + 0.38,
+                color=COLOURS["starter"],
+                linewidth=2,
+                zorder=4,
+            )
+    axis.set_yticks(
+        range(len(copies.TITLES)), [title.strip("`") for title in copies.TITLES.values()]
+    )
     axis.tick_params(axis="y", length=0, labelcolor="black")
     axis.set_xlim(left=0)
     axis.set_ylim(len(copies.TITLES) - 0.5, -0.5)
-    axis.legend([Line2D([], [], color=COLOURS["starter"], linewidth=2)], ["goal"], loc="upper right")
+    axis.legend(
+        [Line2D([], [], color=COLOURS["starter"], linewidth=2)], ["goal"], loc="upper right"
+    )
     return figure
 
 

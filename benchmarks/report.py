@@ -39,14 +39,18 @@ def tools_of(*packages: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
-        "git": subprocess.run(["git", "--version"], capture_output=True, text=True, check=True).stdout.strip(),
+        "git": subprocess.run(
+            ["git", "--version"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
         **{name: version(name) for name in packages},
     }
 
 
 def machine() -> dict[str, Any]:
     """What a reader has to know of the machine, where calls are measured."""
-    server = subprocess.run([find_binary(), "--version"], capture_output=True, text=True).stdout.strip()
+    server = subprocess.run(
+        [find_binary(), "--version"], capture_output=True, text=True
+    ).stdout.strip()
     return tools_of("copier", "livekit-agents") | {"livekit-server": server}
 
 
@@ -92,15 +96,23 @@ class Progress:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what every measurement lets one choose."""
-    parser.add_argument("--quick", action="store_true", help="little of everything, and keep nothing")
-    parser.add_argument("--version", default=WORK_TREE, help="of the template, such as v0.1.0 (default: the work tree)")
+    parser.add_argument(
+        "--quick", action="store_true", help="little of everything, and keep nothing"
+    )
+    parser.add_argument(
+        "--version",
+        default=WORK_TREE,
+        help="of the template, such as v0.1.0 (default: the work tree)",
+    )
 
 
 @contextmanager
 def workshop() -> Iterator[Path]:
     """A folder for everything, in which the tester's own settings have no say."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # make's; users have compiled modules
-    logging.getLogger("livekit").setLevel(logging.CRITICAL)  # of the callers' side, where rooms go away on purpose
+    logging.getLogger("livekit").setLevel(
+        logging.CRITICAL
+    )  # of the callers' side, where rooms go away on purpose
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(isolated_environment(Path(folder)))
         yield Path(folder)
@@ -145,7 +157,11 @@ def dump(results: Results) -> str:
             return "[\n" + ",\n".join(f"  {json.dumps(element)}" for element in of) + "\n ]"
         return json.dumps(of)
 
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {value(of)}" for key, of in results.items()) + "\n}\n"
+    return (
+        "{\n"
+        + ",\n".join(f" {json.dumps(key)}: {value(of)}" for key, of in results.items())
+        + "\n}\n"
+    )
 
 
 def newest(kind: str) -> Results | None:

@@ -42,7 +42,9 @@ ROUNDS, QUICK_ROUNDS = 5, 1
 CALLERS = ["ann", "ben", "cleo"]  # a process each, one call at a time
 STAY_SECONDS = 3.0  # about, from the greeting to the hang-up
 BETWEEN_SECONDS = 3.0  # from one restart to the next, while both workers take calls
-STEP_SECONDS = 0.1  # how much later after the beginning of a call each restart comes, up to a second
+STEP_SECONDS = (
+    0.1  # how much later after the beginning of a call each restart comes, up to a second
+)
 DRAIN_SECONDS = 60.0  # longer than any call here
 
 
@@ -68,7 +70,9 @@ async def rolling(project: Project, server: LiveKit, rounds: int) -> Results:
 
         async def start(name: str) -> Started:
             at = time.time()
-            running = await stack.enter_async_context(worker(project.path, command, server, AGENT_NAME=agent))
+            running = await stack.enter_async_context(
+                worker(project.path, command, server, AGENT_NAME=agent)
+            )
             everyone.append(Started(name, running, at, time.time()))
             return everyone[-1]
 
@@ -93,7 +97,9 @@ async def rolling(project: Project, server: LiveKit, rounds: int) -> Results:
         "workers": [in_short(one, began) for one in everyone],
         "calls": [by_worker(call, everyone, began) for call in callers.calls],
         "complaints": [
-            f"{one.name}: {record.get('message')}" for one in everyone for record in one.running.complaints()
+            f"{one.name}: {record.get('message')}"
+            for one in everyone
+            for record in one.running.complaints()
         ][:50],
     }
 
@@ -129,7 +135,9 @@ def by_worker(call: dict[str, Any], everyone: list[Started], began: float) -> di
     whens = ("joined", "greeted", "left", "over")
     times: dict[str, float] = {name: round(call[name] - began, 3) for name in whens if name in call}
     answered = [one for one in everyone if one.running.of(call["room"])]
-    reasons = [str(r["reason"]) for one in answered for r in one.running.of(call["room"]) if "turns" in r]
+    reasons = [
+        str(r["reason"]) for one in answered for r in one.running.of(call["room"]) if "turns" in r
+    ]
     return {
         "room": call["room"],
         **times,
@@ -150,7 +158,11 @@ def problems(results: Results) -> list[str]:
         for call in results["calls"]
         if not call["problem"] and (call["reasons"] != ["caller left"] or len(call["workers"]) != 1)
     ]
-    found += [f"{one['name']}: exit code {one['exit code']}" for one in results["workers"] if one["exit code"]]
+    found += [
+        f"{one['name']}: exit code {one['exit code']}"
+        for one in results["workers"]
+        if one["exit code"]
+    ]
     if not results["calls"]:
         found.append(f"no calls: {results['callers said']}")
     return found
@@ -164,7 +176,12 @@ def table(results: Results) -> str:
     dropped = sum(call["problem"].startswith("dropped") for call in calls)
     unanswered = sum(call["problem"].startswith("no ") for call in calls)
     stopping = {one["name"]: one["stopping"] for one in workers}
-    live = [(call, stopping[name]) for call in calls for name in call["workers"] if stopping[name] < call["over"]]
+    live = [
+        (call, stopping[name])
+        for call in calls
+        for name in call["workers"]
+        if stopping[name] < call["over"]
+    ]
     greeted = sum(at > call.get("greeted", call["over"]) for call, at in live)
     lines = [
         f"{describe(results)} {results['restarts']} restarts, {len(calls)} calls, {len(CALLERS)} at a time.",
@@ -203,7 +220,12 @@ def main() -> int:
     """Restart, report, judge; 1 if something was found wrong, or where no server can be had."""
     parser = argparse.ArgumentParser(description="Restart workers while calls keep coming.")
     arguments(parser)
-    parser.add_argument("--rounds", type=int, default=None, help=f"how many (default {ROUNDS}, quick {QUICK_ROUNDS})")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=None,
+        help=f"how many (default {ROUNDS}, quick {QUICK_ROUNDS})",
+    )
     options = parser.parse_args()
     if not has_server():
         return 1

@@ -35,7 +35,9 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     results: dict[str, Any] = {"machine": machine(), "quick": quick}
     async with livekit_server() as server:
         tell("calling, up to the first sound")
-        results["first audio"] = await measure_first_audio(project, server, pairs=2 if quick else 20)
+        results["first audio"] = await measure_first_audio(
+            project, server, pairs=2 if quick else 20
+        )
         tell("calling and hanging up")
         results["slot"] = await measure_slots(project, server, rounds=1 if quick else 5)
     tell("done")
@@ -69,7 +71,9 @@ def table(results: dict[str, Any]) -> str:
         samples: list[Sample] = results[part][side]
         return [sample[name] for sample in samples]
 
-    def compared(what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None) -> str:
+    def compared(
+        what: str, ours: Sequence[float], theirs: Sequence[float], goal: float | None
+    ) -> str:
         middle, low, high = ratio(ours, theirs)
         met = "" if goal is None else f"at most {goal}: {'met' if middle <= goal else '**missed**'}"
         return f"| {what} | {spread(ours)} | {spread(theirs)} | {middle:.2f} ({low:.2f} to {high:.2f}) | {met} |"
@@ -84,7 +88,12 @@ def table(results: dict[str, Any]) -> str:
         "| median (smallest to largest) | ours | rival | ratio of medians (95 %) | goal |",
         "|---|---|---|---|---|",
         *[
-            compared(name, of("first audio", OURS, name), of("first audio", BARE_NAME, name), GOALS.get(name))
+            compared(
+                name,
+                of("first audio", OURS, name),
+                of("first audio", BARE_NAME, name),
+                GOALS.get(name),
+            )
             for name in ("join to sound", "join to agent", "agent to sound")
         ],
         "",
@@ -95,7 +104,10 @@ def table(results: dict[str, Any]) -> str:
         times = [spread(of("slot", side, name)) for name in ("hang-up to free", "known to free")]
         lines.append(f"| {side} | {times[0]} | {times[1]} |")
     goal = GOALS["known to free"]
-    lines += ["", f"Goal: ours at most {goal} s since it could know: {'met' if free <= goal else '**missed**'}."]
+    lines += [
+        "",
+        f"Goal: ours at most {goal} s since it could know: {'met' if free <= goal else '**missed**'}.",
+    ]
     return "\n".join(lines)
 
 

@@ -19,7 +19,9 @@ from livekit.agents.cli.log import JsonFormatter
 from livekit.agents.voice.room_io import RoomOptions
 
 GREETING = "Hello! How can I help you?"
-CALLER_WAIT_SECONDS = float(os.environ["AGENT_CALLER_WAIT_SECONDS"])  # only "one door" has such a limit
+CALLER_WAIT_SECONDS = float(
+    os.environ["AGENT_CALLER_WAIT_SECONDS"]
+)  # only "one door" has such a limit
 
 parts: Any = importlib.import_module("agent.bench_parts")
 scripted: Any = importlib.import_module("agent.models.scripted")

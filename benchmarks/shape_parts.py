@@ -25,7 +25,9 @@ STUCK = "stuck"  # and in these it never does
 
 def note(room: str, resource: str, event: str) -> None:
     """Append a line that says what happened when, and in which process."""
-    line = json.dumps({"at": time.time(), "room": room, "pid": os.getpid(), "resource": resource, "event": event})
+    line = json.dumps(
+        {"at": time.time(), "room": room, "pid": os.getpid(), "resource": resource, "event": event}
+    )
     file = os.open(NOTES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(file, f"{line}\n".encode())
@@ -49,7 +51,10 @@ class Resource:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.is_open = False
         try:
@@ -75,7 +80,11 @@ def fail_when_asked() -> None:
     respond = scripted.respond
 
     def respond_or_fail(context: Any, *others: Any) -> Any:
-        said = [item.text_content for item in context.items if item.type == "message" and item.role == "user"]
+        said = [
+            item.text_content
+            for item in context.items
+            if item.type == "message" and item.role == "user"
+        ]
         if said and said[-1] == FAILING:
             raise APIStatusError(FAILING, status_code=401)
         return respond(context, *others)

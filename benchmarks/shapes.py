@@ -112,7 +112,9 @@ class Side:
         def said(message: str) -> int:
             return sum(record.get("message") == message for record in self.running.records)
 
-        await self.running.wait_for(lambda _: said("process initialized") >= said("initializing process"))
+        await self.running.wait_for(
+            lambda _: said("process initialized") >= said("initializing process")
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,13 @@ async def started(
     if shape == OURS:
         command, verb = [str(bin_folder / "agent")], "dev" if dev else "start"
     else:
-        command = [str(bin_folder / "python"), "-m", "livekit.agents", "start", *(["--dev"] if dev else [])]
+        command = [
+            str(bin_folder / "python"),
+            "-m",
+            "livekit.agents",
+            "start",
+            *(["--dev"] if dev else []),
+        ]
         verb = str(HERE / "shape_agent.py")
     async with worker(project.path, command, server, verb=verb, **environment) as running:
         yield Side(shape, agent, running, server, notes)
@@ -200,14 +208,18 @@ async def agent_removed(side: Side) -> AsyncIterator[Cause]:
     async with greeted(side) as caller, side.server.api() as client:
         (agent,) = caller.room.remote_participants
         at = time.time()
-        await client.room.remove_participant(api.RoomParticipantIdentity(room=caller.room_name, identity=agent))
+        await client.room.remove_participant(
+            api.RoomParticipantIdentity(room=caller.room_name, identity=agent)
+        )
         yield Cause(caller.room_name, at, caller)
 
 
 @asynccontextmanager
 async def caller_killed(side: Side) -> AsyncIterator[Cause]:
     """The caller's process is killed: nobody tells the server."""
-    async with calling(side.server, side.agent, ["ann"], "--calls", "1", "--stay", "3600") as callers:
+    async with calling(
+        side.server, side.agent, ["ann"], "--calls", "1", "--stay", "3600"
+    ) as callers:
         await callers.wait_for(lambda: bool(callers.greeted), seconds=40)
         at = time.time()
         callers.processes[0].kill()
@@ -219,7 +231,9 @@ async def nobody_joins(side: Side) -> AsyncIterator[Cause]:
     """The agent is sent into a room that its caller never reaches."""
     async with side.server.api() as client:
         room, at = new_room(), time.time()
-        await client.agent_dispatch.create_dispatch(api.CreateAgentDispatchRequest(agent_name=side.agent, room=room))
+        await client.agent_dispatch.create_dispatch(
+            api.CreateAgentDispatchRequest(agent_name=side.agent, room=room)
+        )
         yield Cause(room, at)
 
 
@@ -261,7 +275,14 @@ async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
 
     None for what has not happened within the limit.
     """
-    sample: Sample = {"opened": None, "pool": None, "client": None, "cut": None, "process": None, "caller let go": None}
+    sample: Sample = {
+        "opened": None,
+        "pool": None,
+        "client": None,
+        "cut": None,
+        "process": None,
+        "caller let go": None,
+    }
     process: psutil.Process | None = None
     opened = False
     while time.time() - cause.at < limit:
@@ -278,7 +299,11 @@ async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
         if opened and gone(process) and sample["process"] is None:
             sample["process"] = round(time.time() - cause.at, 3)
             continue  # for what was written just before
-        if cause.caller is not None and cause.caller.cut_off.is_set() and sample["caller let go"] is None:
+        if (
+            cause.caller is not None
+            and cause.caller.cut_off.is_set()
+            and sample["caller let go"] is None
+        ):
             sample["caller let go"] = round(time.time() - cause.at, 3)
         waiting = cause.caller is not None and sample["caller let go"] is None
         ended = sample["process"]
@@ -291,7 +316,9 @@ async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
 def gone(process: psutil.Process | None) -> bool:
     """Whether the process has ended, reaped or not."""
     try:
-        return process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        return (
+            process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return True
 
@@ -344,7 +371,9 @@ async def signalled(
             finally:
                 if sig == signal.SIGKILL:
                     with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)  # its children, which it can no longer end
+                        os.killpg(
+                            process.pid, signal.SIGKILL
+                        )  # its children, which it can no longer end
     return sample
 
 
@@ -358,11 +387,16 @@ async def measure(scratch: Path, *, version: str, quick: bool) -> Results:
     rounds = 1 if quick else 3
     notes = Notes(scratch / "notes.jsonl")
     results: Results = {"machine": machine(), "version": version, "limit": limit, "rounds": rounds}
-    ends: dict[str, dict[str, list[Sample]]] = {end: {shape: [] for shape in SHAPES} for end in ALL_ENDS}
+    ends: dict[str, dict[str, list[Sample]]] = {
+        end: {shape: [] for shape in SHAPES} for end in ALL_ENDS
+    }
     async with livekit_server(scratch) as server:
         async with AsyncExitStack() as stack:
             tell("starting a worker of each shape")
-            sides = [await stack.enter_async_context(started(project, server, shape, notes)) for shape in SHAPES]
+            sides = [
+                await stack.enter_async_context(started(project, server, shape, notes))
+                for shape in SHAPES
+            ]
             tell("asking each a question")
             results["answers"] = {side.shape: await answers(side) for side in sides}
             tell("quick ends, one at a time")
@@ -383,7 +417,9 @@ async def measure(scratch: Path, *, version: str, quick: bool) -> Results:
                     (end, side)
                     for end in SLOW_ENDS
                     for side in sides
-                    for _ in range(rounds if end in CLOSES else 1)  # whether they are killed meanwhile is a race
+                    for _ in range(
+                        rounds if end in CLOSES else 1
+                    )  # whether they are killed meanwhile is a race
                 ],
                 ends,
                 0,
@@ -401,7 +437,10 @@ async def measure(scratch: Path, *, version: str, quick: bool) -> Results:
 
 
 async def observe_all(
-    calls: list[tuple[str, Side]], ends: dict[str, dict[str, list[Sample]]], hold: float, limit: float
+    calls: list[tuple[str, Side]],
+    ends: dict[str, dict[str, list[Sample]]],
+    hold: float,
+    limit: float,
 ) -> None:
     """These calls, in this order, each set up alone."""
     gate = asyncio.Lock()
@@ -490,7 +529,9 @@ def table(results: Results) -> str:
     stranded = ["agent removed", STOPPED, "model fails at every turn", KILLED]
     for end in stranded:
         cells = [
-            "yes" if all(sample["caller let go"] is not None for sample in results["ends"][end][shape]) else "no"
+            "yes"
+            if all(sample["caller let go"] is not None for sample in results["ends"][end][shape])
+            else "no"
             for shape in SHAPES
         ]
         lines.append(f"| {end}: caller taken along | " + " | ".join(cells) + " |")
@@ -499,7 +540,9 @@ def table(results: Results) -> str:
 
 def main() -> int:
     """Measure and report; 1 where no server can be had."""
-    parser = argparse.ArgumentParser(description="Measure the shapes of an entrypoint through every end of a call.")
+    parser = argparse.ArgumentParser(
+        description="Measure the shapes of an entrypoint through every end of a call."
+    )
     arguments(parser)
     options = parser.parse_args()
     if not has_server():

@@ -49,7 +49,9 @@ ASK, HEAR = "Where is the entrance?", "blue gate"  # a short answer, from the do
 TURNS = 3  # of a call: greeting, question, answer
 SAMPLE_SECONDS = 2.0
 WARM_UP = 0.1  # of the calls: caches fill, and the pool of idle processes
-POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own, which it starts as it needs them and then keeps
+POOL_THREADS = min(
+    32, (os.cpu_count() or 1) + 4
+)  # asyncio's own, which it starts as it needs them and then keeps
 GROWTH, GROWTH_MB = (
     1.1,
     8.0,
@@ -102,7 +104,9 @@ async def settled(running: Worker, began: float, ended: int) -> Sample:
     def said(message: str) -> int:
         return sum(record.get("message") == message for record in running.records)
 
-    await running.wait_for(lambda _: said("process initialized") >= said("initializing process"), seconds=60)
+    await running.wait_for(
+        lambda _: said("process initialized") >= said("initializing process"), seconds=60
+    )
     await asyncio.sleep(1)  # connections that are being closed
     return take_sample(running.process.pid, ended, began)
 
@@ -115,9 +119,13 @@ async def soak(project: Project, server: LiveKit, calls: int) -> Results:
     agent = f"soak-{uuid.uuid4().hex[:8]}"
     data = project.path / "data" / agent
     command = [str(project.path / ".venv" / "bin" / "agent")]
-    async with worker(project.path, command, server, AGENT_NAME=agent, AGENT_DATA_DIR=str(data)) as running:
+    async with worker(
+        project.path, command, server, AGENT_NAME=agent, AGENT_DATA_DIR=str(data)
+    ) as running:
         first = ["--calls", "1", "--ask", ASK, "--hear", HEAR]
-        async with calling(server, agent, ["eve"], *first) as warming:  # what a worker opens at its first call
+        async with calling(
+            server, agent, ["eve"], *first
+        ) as warming:  # what a worker opens at its first call
             await warming.finished()
         assert [call["problem"] for call in warming.calls] == [""], (warming.calls, warming.said)
         began, samples = time.time(), []
@@ -150,7 +158,11 @@ async def soak(project: Project, server: LiveKit, calls: int) -> Results:
 
 def in_short(call: dict[str, Any], began: float) -> dict[str, Any]:
     """One call, its times as seconds of the run."""
-    times = {name: round(call[name] - began, 3) for name in ("joined", "greeted", "answered", "left") if name in call}
+    times = {
+        name: round(call[name] - began, 3)
+        for name in ("joined", "greeted", "answered", "left")
+        if name in call
+    }
     return {
         "room": call["room"],
         "who": call["who"],
@@ -162,7 +174,10 @@ def in_short(call: dict[str, Any], began: float) -> dict[str, Any]:
 def complaint(record: Record, began: float) -> dict[str, Any]:
     """A warning or an error, and when in the run it was logged."""
     at = datetime.fromisoformat(record["time"]).timestamp() - began
-    return {"seconds": round(at, 1), **{name: record.get(name) for name in ("level", "message", "room", "pid")}}
+    return {
+        "seconds": round(at, 1),
+        **{name: record.get(name) for name in ("level", "message", "room", "pid")},
+    }
 
 
 def what_the_log_says(running: Worker, callers: Callers) -> Results:
@@ -173,9 +188,13 @@ def what_the_log_says(running: Worker, callers: Callers) -> Results:
     closes = [record for record in records if "resource" in record and "outcome" in record]
     return {
         "ends": dict(Counter(str(end["reason"]) for end in ends)),
-        "ended more than once": [room for room, times in Counter(end["room"] for end in ends).items() if times > 1],
+        "ended more than once": [
+            room for room, times in Counter(end["room"] for end in ends).items() if times > 1
+        ],
         "never ended": sorted(rooms - {end["room"] for end in ends}),
-        "turns of a call": {str(turns): count for turns, count in Counter(end["turns"] for end in ends).items()},
+        "turns of a call": {
+            str(turns): count for turns, count in Counter(end["turns"] for end in ends).items()
+        },
         "closes": dict(Counter(f"{close['resource']}: {close['outcome']}" for close in closes)),
     }
 
@@ -226,7 +245,9 @@ def problems(results: Results) -> list[str]:
             found.append(f"{what}: {results[what]} instead of {wanted}")
 
     if len(results["calls"]) != calls:
-        found.append(f"{len(results['calls'])} calls were made instead of {calls}; {results['callers said']}")
+        found.append(
+            f"{len(results['calls'])} calls were made instead of {calls}; {results['callers said']}"
+        )
     expect("ends", {"caller left": calls})
     expect("ended more than once", [])
     expect("never ended", [])
@@ -235,9 +256,15 @@ def problems(results: Results) -> list[str]:
     expect("store", "ok")
     expect("exit code", 0)
     found += [
-        f"closed badly: {what} ({times})" for what, times in results["closes"].items() if not what.endswith(": ok")
+        f"closed badly: {what} ({times})"
+        for what, times in results["closes"].items()
+        if not what.endswith(": ok")
     ]
-    found += [f"{what}: {times} times in {calls} calls" for what, times in results["closes"].items() if times != calls]
+    found += [
+        f"{what}: {times} times in {calls} calls"
+        for what, times in results["closes"].items()
+        if times != calls
+    ]
     for name, more in {"processes": 0, "fds": 0, "sockets": 0, "threads": POOL_THREADS}.items():
         before, after = results["before"][name], results["after"][name]
         if after > before + more or (name == "processes" and after < before):
@@ -266,7 +293,9 @@ def table(results: Results) -> str:
     for name in NAMES:
         first, last = quarters(results["samples"], name)
         numbers = [results["before"][name], first, last, results["after"][name]]
-        lines.append(f"| {NAMES[name]} | " + " | ".join(f"{number:.5g}" for number in numbers) + " |")
+        lines.append(
+            f"| {NAMES[name]} | " + " | ".join(f"{number:.5g}" for number in numbers) + " |"
+        )
     ends = ", ".join(f"{reason}: {times}" for reason, times in results["ends"].items())
     closes = ", ".join(f"{what} {times}" for what, times in sorted(results["closes"].items()))
     lines += [
@@ -307,7 +336,9 @@ def main() -> int:
     """Call, report, judge; 1 if something was found wrong, or where no server can be had."""
     parser = argparse.ArgumentParser(description="Many calls through one worker.")
     arguments(parser)
-    parser.add_argument("--calls", type=int, default=None, help=f"how many (default {CALLS}, quick {QUICK_CALLS})")
+    parser.add_argument(
+        "--calls", type=int, default=None, help=f"how many (default {CALLS}, quick {QUICK_CALLS})"
+    )
     options = parser.parse_args()
     if not has_server():
         return 1

@@ -20,7 +20,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +49,19 @@ from tools.history import ROOT
 
 TEMPLATE = ROOT / "template"
 LATE_PERSONA = Path(__file__).with_name("late_persona.py")
-QUESTION, ANSWER = "How much do you spend on parts before you call?", "30 euros on parts"  # the last of its passage
+QUESTION, ANSWER = (
+    "How much do you spend on parts before you call?",
+    "30 euros on parts",
+)  # the last of its passage
 NOT_NOW = "cannot look that up"
 QUIET_SECONDS = 0.3  # without a sound: a reply is over; its own pauses are shorter
 
 HEALTHY, STALLED = "healthy", "stalled"
 TURNS = {HEALTHY: 3, STALLED: 2}  # of a call: the stores stall between the third and the fourth
-COMBINATION_SECONDS, LOOKUP_SECONDS = 300.0, 100.0  # rounds go on for as long as another one fits in
+COMBINATION_SECONDS, LOOKUP_SECONDS = (
+    300.0,
+    100.0,
+)  # rounds go on for as long as another one fits in
 LOOKUP_TURNS = 4
 LOOKUPS, FIRST_WORDS = ("before", "tool"), (0.0, 0.4)
 
@@ -79,10 +92,18 @@ class Parts:
 
 BARE = Parts()
 COMBINATIONS = (
-    *(Parts(knowledge, memory) for knowledge in ("none", "sqlite", "pgvector") for memory in ("none", "redis")),
+    *(
+        Parts(knowledge, memory)
+        for knowledge in ("none", "sqlite", "pgvector")
+        for memory in ("none", "redis")
+    ),
     Parts("sqlite", embeddings="local"),  # what can stall here is the embedder
 )
-LATE = tuple(Parts("sqlite", lookup=lookup, first_word=seconds) for seconds in FIRST_WORDS for lookup in LOOKUPS)
+LATE = tuple(
+    Parts("sqlite", lookup=lookup, first_word=seconds)
+    for seconds in FIRST_WORDS
+    for lookup in LOOKUPS
+)
 
 
 # ---------------------------------------------------------------------- workers and what they need
@@ -94,8 +115,14 @@ class Stores:
     def __init__(self, scratch: Path, redis: RedisServer, postgres: Postgres) -> None:
         self.redis, self.postgres = redis, postgres
         self.knowledge_url = postgres.create("turns")
-        self.home, self.model, self.late = scratch / "home", minilm(scratch / "minilm"), scratch / "late"
-        self._ports = itertools.count(21_000)  # below those that connections are given while several workers start
+        self.home, self.model, self.late = (
+            scratch / "home",
+            minilm(scratch / "minilm"),
+            scratch / "late",
+        )
+        self._ports = itertools.count(
+            21_000
+        )  # below those that connections are given while several workers start
         self.home.mkdir()
         shutil.copytree(TEMPLATE / "knowledge", self.home / "knowledge")
         shutil.copytree(TEMPLATE / "src", self.late, ignore=shutil.ignore_patterns("__pycache__"))
@@ -134,7 +161,11 @@ class Stores:
         """What an owner does before a worker is started on a shared index."""
         command = [sys.executable, "-m", "agent", "ingest"]
         done = subprocess.run(
-            command, env=clean_environment(**self.environment(parts)), cwd=self.home, capture_output=True, text=True
+            command,
+            env=clean_environment(**self.environment(parts)),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             raise RuntimeError(f"agent ingest exited with {done.returncode}: {done.stderr[-1000:]}")
@@ -170,7 +201,8 @@ class Desk(Side):
     async def another_process(self) -> None:
         """Wait until the next call's process is there: while it loads, it takes one of the cores."""
         await self.running.wait_for(
-            lambda _: self._said("process initialized") >= self._said("initializing process"), seconds=60
+            lambda _: self._said("process initialized") >= self._said("initializing process"),
+            seconds=60,
         )
 
     async def between_calls(self) -> None:
@@ -179,7 +211,10 @@ class Desk(Side):
         if self.parts.embeddings == "local":  # one that has stalled for long is replaced
             await asyncio.sleep(0.3)
             await self.running.wait_for(
-                lambda _: self._said("the local embedder answers") > self._said("the local embedder is started again")
+                lambda _: (
+                    self._said("the local embedder answers")
+                    > self._said("the local embedder is started again")
+                )
             )
         for outage in self.data.glob("*.outage"):
             outage.unlink(missing_ok=True)
@@ -189,7 +224,9 @@ class Desk(Side):
 
 
 @asynccontextmanager
-async def desks(server: LiveKit, stores: Stores, wanted: Sequence[Parts]) -> AsyncIterator[list[Desk]]:
+async def desks(
+    server: LiveKit, stores: Stores, wanted: Sequence[Parts]
+) -> AsyncIterator[list[Desk]]:
     """Workers of these combinations, all at the same time, each with a caller it knows; ended on exit."""
     for parts in wanted:
         if parts.knowledge == "pgvector":
@@ -199,7 +236,13 @@ async def desks(server: LiveKit, stores: Stores, wanted: Sequence[Parts]) -> Asy
 
         async def started(parts: Parts) -> Desk:
             running = await stack.enter_async_context(
-                worker(stores.home, command, server, AGENT_PORT=stores.port(), **stores.environment(parts))
+                worker(
+                    stores.home,
+                    command,
+                    server,
+                    AGENT_PORT=stores.port(),
+                    **stores.environment(parts),
+                )
             )
             return Desk(parts.name, running, server, parts, stores.data(parts))
 
@@ -272,17 +315,23 @@ async def first_call(desk: Desk) -> None:
     await desk.between_calls()
 
 
-async def measured_call(desk: Desk, stores: Stores, turns: dict[str, int], results: dict[str, Any], at: int) -> None:
+async def measured_call(
+    desk: Desk, stores: Stores, turns: dict[str, int], results: dict[str, Any], at: int
+) -> None:
     """A call: greeting, turns, and turns after the stores have stalled."""
     about = {"parts": str(desk.parts), "round": at}
     async with desk.talking() as caller:
         results["greetings"].append({**about, "stores": HEALTHY, **await greeted(caller)})
         await desk.another_process()
         for number in range(turns[HEALTHY]):
-            results["turns"].append({**about, "stores": HEALTHY, "turn": number, **await turn(caller)})
+            results["turns"].append(
+                {**about, "stores": HEALTHY, "turn": number, **await turn(caller)}
+            )
         with stalled(stores, desk):
             for number in range(turns[STALLED]):
-                results["turns"].append({**about, "stores": STALLED, "turn": number, **await turn(caller)})
+                results["turns"].append(
+                    {**about, "stores": STALLED, "turn": number, **await turn(caller)}
+                )
     await desk.between_calls()
 
 
@@ -295,7 +344,9 @@ async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], 
             await caller.hear_sound()
             until_heard.close()
             assert caller.first_sound_at is not None
-            results["greetings"].append({**about, "seconds": round(caller.first_sound_at - caller.began, 4)})
+            results["greetings"].append(
+                {**about, "seconds": round(caller.first_sound_at - caller.began, 4)}
+            )
     await desk.between_calls()
 
 
@@ -311,7 +362,10 @@ async def lookup_call(desk: Desk, turns: int, results: dict[str, Any], at: int) 
 
 
 async def rounds(
-    opened: list[Desk], seconds: float, chance: random.Random, call: Callable[[Desk, int], Awaitable[None]]
+    opened: list[Desk],
+    seconds: float,
+    chance: random.Random,
+    call: Callable[[Desk, int], Awaitable[None]],
 ) -> int:
     """Rounds of calls, at least one, for as long as another one fits in; how many."""
     until, longest, done = time.monotonic() + seconds, 0.0, 0
@@ -328,7 +382,12 @@ async def rounds(
 async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number, in seconds."""
     tell, chance = Progress(), random.Random(7)
-    results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE, "question": QUESTION}
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "quick": quick,
+        "version": WORK_TREE,
+        "question": QUESTION,
+    }
     results |= {"rounds": {}, "greetings": [], "turns": [], "lookups": []}
     turns = {**TURNS, HEALTHY: 1} if quick else TURNS
     async with AsyncExitStack() as stack:
@@ -343,7 +402,9 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
                 await stalled_greeting(desk, stores, results, at)
 
             tell("calling, with healthy stores and with stalled ones")
-            results["rounds"]["combinations"] = await rounds(opened, 0 if quick else COMBINATION_SECONDS, chance, both)
+            results["rounds"]["combinations"] = await rounds(
+                opened, 0 if quick else COMBINATION_SECONDS, chance, both
+            )
         tell(f"starting {len(LATE)} workers")
         async with desks(server, stores, LATE) as opened:
 
@@ -351,7 +412,9 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
                 await lookup_call(desk, 1 if quick else LOOKUP_TURNS, results, at)
 
             tell("calling, with lookups before the reply and by tool")
-            results["rounds"]["lookups"] = await rounds(opened, 0 if quick else LOOKUP_SECONDS, chance, asked)
+            results["rounds"]["lookups"] = await rounds(
+                opened, 0 if quick else LOOKUP_SECONDS, chance, asked
+            )
     tell("done")
     finish(results, tell.seconds)
     return results
@@ -363,7 +426,11 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
 def of(results: dict[str, Any], kind: str, **wanted: object) -> list[Sample]:
     """The samples of a kind that have these values, in the order of rounds and turns, so that they make pairs."""
     keys = {name.replace("_", " "): value for name, value in wanted.items()}
-    found = [sample for sample in results[kind] if all(sample[key] == value for key, value in keys.items())]
+    found = [
+        sample
+        for sample in results[kind]
+        if all(sample[key] == value for key, value in keys.items())
+    ]
     return sorted(found, key=lambda sample: (sample["round"], sample.get("turn", 0)))
 
 
@@ -394,14 +461,22 @@ def table(results: dict[str, Any]) -> str:
         yield "" if parts == BARE else compared(times(samples), times(bare))
 
     def turns_of(parts: Parts) -> str:
-        stalls = [cell for turn in range(TURNS[STALLED]) for cell in cells("turns", parts, stores=STALLED, turn=turn)]
+        stalls = [
+            cell
+            for turn in range(TURNS[STALLED])
+            for cell in cells("turns", parts, stores=STALLED, turn=turn)
+        ]
         there = of(results, "turns", parts=str(parts), stores=STALLED)
         answered = f"{sum(sample['answer'] == 'documents' for sample in there)} of {len(there)}"
         last = "" if parts.knowledge == "none" else answered
-        return f"| {' | '.join([str(parts), *cells('turns', parts, stores=HEALTHY), *stalls, last])} |"
+        return (
+            f"| {' | '.join([str(parts), *cells('turns', parts, stores=HEALTHY), *stalls, last])} |"
+        )
 
     def greetings_of(parts: Parts) -> str:
-        both = [cell for state in (HEALTHY, STALLED) for cell in cells("greetings", parts, stores=state)]
+        both = [
+            cell for state in (HEALTHY, STALLED) for cell in cells("greetings", parts, stores=state)
+        ]
         return f"| {' | '.join([str(parts), *both])} |"
 
     lines = [
@@ -423,15 +498,23 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for seconds in FIRST_WORDS:
-        before, tool = (times(of(results, "lookups", lookup=lookup, first_word=seconds)) for lookup in LOOKUPS)
-        lines.append(f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} | {compared(tool, before)} |")
+        before, tool = (
+            times(of(results, "lookups", lookup=lookup, first_word=seconds)) for lookup in LOOKUPS
+        )
+        lines.append(
+            f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} | {compared(tool, before)} |"
+        )
     wrong = [sample for sample in results["turns"] + results["lookups"] if unexpected(sample)]
     strange = [
         sample
         for sample in results["greetings"]
         if "known" in sample and sample["known"] != sample["parts"].endswith("redis")
     ]
-    lines += ["", f"Replies and greetings other than they should be: {len(wrong + strange) or 'none'}.", ""]
+    lines += [
+        "",
+        f"Replies and greetings other than they should be: {len(wrong + strange) or 'none'}.",
+        "",
+    ]
     lines += ["![How long callers wait, with every choice of stores](plots/turns.png)"]
     return "\n".join(lines)
 
@@ -448,8 +531,12 @@ def unexpected(sample: Sample) -> bool:
 
 def main() -> int:
     """Measure and report; 1 where no server can be had."""
-    parser = argparse.ArgumentParser(description="Measure how long callers wait, with every choice of stores.")
-    parser.add_argument("--quick", action="store_true", help="one round of one turn, and keep nothing")
+    parser = argparse.ArgumentParser(
+        description="Measure how long callers wait, with every choice of stores."
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of one turn, and keep nothing"
+    )
     quick: bool = parser.parse_args().quick
     if not has_server():
         return 1

@@ -37,7 +37,9 @@ Round = dict[str, Any]
 def settings_of(home: Path, store: str, redis_url: str) -> Settings:
     """One agent with that memory."""
     url = redis_url if store == "redis" else store
-    return Settings.model_validate({"home": home, "data_dir": home / f"data-{store}", "memory_url": url})
+    return Settings.model_validate(
+        {"home": home, "data_dir": home / f"data-{store}", "memory_url": url}
+    )
 
 
 def caller_of(number: int, process: int, caller: int) -> str:
@@ -49,7 +51,11 @@ def turn_of(call: str, number: int) -> Turn:
     """A turn as long as turns are."""
     role = "assistant" if number % 2 else "user"
     return Turn(
-        call, f"item-{number}", role, f"{number}: The small service costs 59 euros and takes a day.", time.time()
+        call,
+        f"item-{number}",
+        role,
+        f"{number}: The small service costs 59 euros and takes a day.",
+        time.time(),
     )
 
 
@@ -60,10 +66,14 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
     """Ten callers at once; when they began and had done, the seconds that each turn took, and what was given up."""
     took: list[float] = []
     async with AsyncExitStack() as stack:
-        memories = [await stack.enter_async_context(CallMemory.open(settings)) for _ in range(CALLERS)]
+        memories = [
+            await stack.enter_async_context(CallMemory.open(settings)) for _ in range(CALLERS)
+        ]
         for caller, memory in enumerate(memories):
             memory.know(caller_of(number, process, caller))
-        await asyncio.gather(*(memory.recall() for memory in memories))  # as before every greeting; it connects
+        await asyncio.gather(
+            *(memory.recall() for memory in memories)
+        )  # as before every greeting; it connects
 
         async def talk(caller: int, memory: CallMemory) -> None:
             for at in range(TURNS):
@@ -117,13 +127,24 @@ def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number, in seconds."""
     tell = Progress()
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
-    results |= {"callers": PROCESSES * CALLERS, "processes": PROCESSES, "turns": TURNS, "rounds": []}
-    rounds = [(at, store) for at in range(1 if quick else 10) for store in (STORES if at % 2 else STORES[::-1])]
+    results |= {
+        "callers": PROCESSES * CALLERS,
+        "processes": PROCESSES,
+        "turns": TURNS,
+        "rounds": [],
+    }
+    rounds = [
+        (at, store)
+        for at in range(1 if quick else 10)
+        for store in (STORES if at % 2 else STORES[::-1])
+    ]
     context = multiprocessing.get_context("spawn")
     barrier, done = context.Barrier(PROCESSES), context.Queue()
     with closing(RedisServer("valkey")) as redis:
         processes = [
-            context.Process(target=work, args=(process, rounds, scratch, redis.url, barrier, done), daemon=True)
+            context.Process(
+                target=work, args=(process, rounds, scratch, redis.url, barrier, done), daemon=True
+            )
             for process in range(PROCESSES)
         ]
         tell(f"{PROCESSES * CALLERS} callers talk, {len(rounds)} times")
@@ -146,7 +167,9 @@ def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
             process.join(PATIENCE)
         tell("reading it all")
         for one in results["rounds"]:
-            one |= asyncio.run(remembered(settings_of(scratch, one["store"], redis.url), one["round"]))
+            one |= asyncio.run(
+                remembered(settings_of(scratch, one["store"], redis.url), one["round"])
+            )
     tell("done")
     finish(results, tell.seconds)
     return results
@@ -167,17 +190,29 @@ def table(results: dict[str, Any]) -> str:
         took = sorted(value * 1000 for one in rounds for value in one["took"])
         rate = statistics.median(len(one["took"]) / one["seconds"] for one in rounds)
         lost, doubled = sum(one["lost"] for one in rounds), sum(one["doubled"] for one in rounds)
-        wrong += lost + doubled + sum(one["given up"] + one["callers with turns out of order"] for one in rounds)
+        wrong += (
+            lost
+            + doubled
+            + sum(one["given up"] + one["callers with turns out of order"] for one in rounds)
+        )
         lines.append(
             f"| {store} | {len(rounds)} | {len(took)} | {rate:.0f} | {took[len(took) // 2]:.1f} ms"
             f" | {took[len(took) * 95 // 100]:.1f} ms | {took[-1]:.0f} ms | {lost} | {doubled} |"
         )
-    return "\n".join([*lines, "", f"Goal: none lost, none doubled, all in order: {'**missed**' if wrong else 'met'}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Goal: none lost, none doubled, all in order: {'**missed**' if wrong else 'met'}.",
+        ]
+    )
 
 
 def main() -> int:
     """Measure and report; 1 where no server can be had."""
-    parser = argparse.ArgumentParser(description="Measure how fast many callers' turns are written.")
+    parser = argparse.ArgumentParser(
+        description="Measure how fast many callers' turns are written."
+    )
     parser.add_argument("--quick", action="store_true", help="one round of each, and keep nothing")
     quick: bool = parser.parse_args().quick
     if not has_server():

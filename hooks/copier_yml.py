@@ -20,9 +20,15 @@ from jinja2.utils import missing
 Answers = dict[str, Any]
 COMMIT = "commit"  # a file beside this one, in which pre_prompt.py says what it has reshaped
 
-CONFIG: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "copier.yml").read_text(encoding="utf-8"))
-QUESTIONS: dict[str, dict[str, Any]] = {name: spec for name, spec in CONFIG.items() if not name.startswith("_")}
-ASKED: dict[str, dict[str, Any]] = {name: spec for name, spec in QUESTIONS.items() if spec.get("when", True)}
+CONFIG: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent.parent / "copier.yml").read_text(encoding="utf-8")
+)
+QUESTIONS: dict[str, dict[str, Any]] = {
+    name: spec for name, spec in CONFIG.items() if not name.startswith("_")
+}
+ASKED: dict[str, dict[str, Any]] = {
+    name: spec for name, spec in QUESTIONS.items() if spec.get("when", True)
+}
 
 
 def settle(environment: Environment, given: Answers) -> Answers:
@@ -38,14 +44,18 @@ def settle(environment: Environment, given: Answers) -> Answers:
 
 def complaints(environment: Environment, answers: Answers) -> list[str]:
     """One line for each answer that its validator refuses."""
-    said = {name: environment.from_string(spec.get("validator", "")).render(answers) for name, spec in ASKED.items()}
+    said = {
+        name: environment.from_string(spec.get("validator", "")).render(answers)
+        for name, spec in ASKED.items()
+    }
     return [f"{name}: {sentence}" for name, sentence in said.items() if sentence]
 
 
 def excluded(environment: Environment, answers: Answers, root: Path) -> list[Path]:
     """What is in `root` and not in a project with these answers."""
     rendered = [
-        environment.from_string(entry).render(answers, _copier_operation="copy") for entry in CONFIG["_exclude"]
+        environment.from_string(entry).render(answers, _copier_operation="copy")
+        for entry in CONFIG["_exclude"]
     ]
     found: list[Path] = []
     for pattern in filter(None, rendered):
@@ -67,7 +77,9 @@ def replayed(given: Answers) -> list[str]:
     commit = noted.read_text(encoding="utf-8") if noted.exists() else given.get("_commit")
     if commit == given.get("_commit"):
         return []
-    return [f"these answers were given to {given.get('_commit')}, and this is {commit}: add `--checkout` for that one"]
+    return [
+        f"these answers were given to {given.get('_commit')}, and this is {commit}: add `--checkout` for that one"
+    ]
 
 
 class CopierTemplate(Extension):
@@ -78,7 +90,9 @@ class CopierTemplate(Extension):
         self.begun = False
         environment.context_class = CopierContext
         environment.filters["quote"] = shlex.quote
-        environment.filters["regex_search"] = lambda text, pattern: (re.search(pattern, text) or [None])[0]
+        environment.filters["regex_search"] = lambda text, pattern: (
+            re.search(pattern, text) or [None]
+        )[0]
         environment.filters["regex_replace"] = lambda text, pattern, new: re.sub(pattern, new, text)
         environment.filters["to_nice_yaml"] = lambda data: yaml.dump(
             data, indent=4, allow_unicode=True, default_flow_style=False
@@ -95,7 +109,10 @@ class CopierTemplate(Extension):
         answers = settle(self.environment, given)
         problems = complaints(self.environment, answers)
         if not problems and not self.begun:
-            problems = [*in_the_way(Path(given.get("_output_dir", "."), answers["project_slug"])), *replayed(given)]
+            problems = [
+                *in_the_way(Path(given.get("_output_dir", "."), answers["project_slug"])),
+                *replayed(given),
+            ]
         if problems:
             raise FailedHookException("\n".join(problems))
         self.begun = True
@@ -111,7 +128,9 @@ class CopierTemplate(Extension):
         """What Copier says after a copy."""
         answers = settle(self.environment, given)
         conf = {"dst_path": answers["project_slug"]}
-        return self.environment.from_string(CONFIG["_message_after_copy"]).render(answers, _copier_conf=conf)
+        return self.environment.from_string(CONFIG["_message_after_copy"]).render(
+            answers, _copier_conf=conf
+        )
 
 
 class CopierContext(Context):
@@ -124,7 +143,9 @@ class CopierContext(Context):
         if found is not missing or given is missing:
             return found
         if key == "_copier_answers":
-            origin = {"_src_path": given["_template"]} | ({"_commit": given["_commit"]} if "_commit" in given else {})
+            origin = {"_src_path": given["_template"]} | (
+                {"_commit": given["_commit"]} if "_commit" in given else {}
+            )
             return origin | {name: given[name] for name in ASKED}
         if key in ASKED:
             return given.get(key, missing)

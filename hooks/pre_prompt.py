@@ -25,7 +25,8 @@ MODULE = "livekit_agent_template_copier_yml"  # a name of its own: `hooks` could
 DECOY = Path("{{cookiecutter.needs_its_hooks}}")  # for tools that run no hook: see its README.md
 # A final or post release as PEP 440 has it: what Copier chooses from, but for +local ones.
 RELEASE = re.compile(
-    r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?", re.IGNORECASE | re.ASCII
+    r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?",
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -34,9 +35,13 @@ def git(*arguments: str) -> str | None:
     if not Path(".git").exists() or not shutil.which("git"):
         return None
     # A git hook that runs us names its own repository; what is configured stays.
-    kept = [name for name in os.environ if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")]
+    kept = [
+        name for name in os.environ if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+    ]
     environ = {name: os.environ[name] for name in kept}
-    done = subprocess.run(["git", *arguments], env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], env=environ, capture_output=True, text=True, check=False
+    )
     return None if done.returncode else done.stdout.strip()
 
 
@@ -51,7 +56,9 @@ def newest_release(tags: list[str]) -> str | None:
     for tag in tags:
         if found := RELEASE.fullmatch(tag):
             number = re.sub(r"(\.0+)+$", "", found[2]).split(".")  # 1.0 and 1 are the same
-            ranked.append((int(found[1] or 0), [int(part) for part in number], int(found["post"] or -1), tag))
+            ranked.append(
+                (int(found[1] or 0), [int(part) for part in number], int(found["post"] or -1), tag)
+            )
     return max(ranked, key=lambda entry: entry[:3])[-1] if ranked else None
 
 
@@ -65,7 +72,12 @@ def become(release: str) -> None:
     """Put that release in the place of this copy, and say so."""
     # A clone, because the .git of a linked work tree is the owner's own: a checkout would move their HEAD.
     fresh = Path(".release")
-    ours = ("-c", "protocol.file.allow=always", "-c", f"core.hooksPath={os.devnull}")  # it is a copy of a copy
+    ours = (
+        "-c",
+        "protocol.file.allow=always",
+        "-c",
+        f"core.hooksPath={os.devnull}",
+    )  # it is a copy of a copy
     git(*ours, "clone", "--quiet", "--no-checkout", ".", str(fresh))
     git(*ours, "-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}")
     if not (fresh / "hooks" / "pre_prompt.py").is_file():
@@ -93,7 +105,9 @@ def form() -> dict[str, Any]:
     prompts: dict[str, Any] = {}
     for name, spec in ASKED.items():
         choices = spec.get("choices", [])
-        labels = {value: label for label, value in choices.items()} if isinstance(choices, dict) else {}
+        labels = (
+            {value: label for label, value in choices.items()} if isinstance(choices, dict) else {}
+        )
         values = sorted(labels or choices, key=lambda value: value != spec["default"])
         fields[name] = values or spec["default"]
         prompts[name] = {"__prompt__": spec["help"], **labels} if labels else spec["help"]
@@ -104,7 +118,9 @@ def reshape(root: Path) -> list[str]:
     """Name each file as the project has it; return those to copy as they are."""
     for pattern in CONFIG["_exclude"]:
         if "{%" not in pattern:
-            for path in list(root.glob(pattern[1:]) if pattern.startswith("/") else root.rglob(pattern)):
+            for path in list(
+                root.glob(pattern[1:]) if pattern.startswith("/") else root.rglob(pattern)
+            ):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     answers_file = root / "{{ _copier_conf.answers_file }}.jinja"
     answers_file.rename(root / ".copier-answers.yml.jinja")
@@ -125,13 +141,19 @@ def main() -> None:
         sys.exit(subprocess.call([sys.executable, "hooks/pre_prompt.py"]))
     commit = described_commit()
     if commit is None:
-        print("This is no git repository: the project cannot be updated later.", file=sys.stderr, flush=True)
+        print(
+            "This is no git repository: the project cannot be updated later.",
+            file=sys.stderr,
+            flush=True,
+        )
     elif git("status", "--porcelain", "--", "template", "copier.yml"):
         print(f"This is {commit} with changes that are not committed.", file=sys.stderr, flush=True)
     config = form() | ({"_commit": commit} if commit else {})
     config["_copy_without_render"] = reshape(Path("template"))
     config["_extensions"] = [f"{MODULE}.copier_yml.CopierTemplate"]
-    config["_jinja2_env_vars"] = {"line_statement_prefix": CONFIG["_envops"]["line_statement_prefix"]}
+    config["_jinja2_env_vars"] = {
+        "line_statement_prefix": CONFIG["_envops"]["line_statement_prefix"]
+    }
     shutil.rmtree(DECOY, ignore_errors=True)
     Path("cookiecutter.json").write_text(json.dumps(config), encoding="utf-8")
     Path(MODULE).mkdir()

@@ -27,7 +27,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("combinations"))
         if folder in {"call", "build"}:
             parameters = getattr(item, "callspec", None)
-            chosen = (parameters.params.get("project") or parameters.params.get("version")) if parameters else None
+            chosen = (
+                (parameters.params.get("project") or parameters.params.get("version"))
+                if parameters
+                else None
+            )
             item.add_marker(pytest.mark.xdist_group(str(chosen or item.path.stem)))
 
 
@@ -63,13 +67,19 @@ def both_tools(template: Template, tmp_path_factory: pytest.TempPathFactory) -> 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many combinations both tools have rendered, and in which time."""
     passed = terminalreporter.stats.get("passed", [])
-    seconds = [value for report in passed for name, value in report.user_properties if name == BOTH_TOOLS]
+    seconds = [
+        value for report in passed for name, value in report.user_properties if name == BOTH_TOOLS
+    ]
     if seconds:
-        terminalreporter.write_line(f"{len(seconds)} combinations by both tools in {sum(seconds):.0f} s")
+        terminalreporter.write_line(
+            f"{len(seconds)} combinations by both tools in {sum(seconds):.0f} s"
+        )
 
 
 @pytest.fixture(scope="session")
-def projects(template: Template, tmp_path_factory: pytest.TempPathFactory) -> dict[Answers, Project]:
+def projects(
+    template: Template, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Answers, Project]:
     """Every distinct project, rendered and installed when it is first asked for."""
     folder = tmp_path_factory.mktemp("projects")
 

@@ -28,18 +28,32 @@ def declared() -> str:
     manifest = (ROOT / "template" / "pyproject.toml.jinja").read_text(encoding="utf-8")
     found = re.findall(rf'^ *"({re.escape(SDK)}\b[^"]*)",$', manifest, flags=re.MULTILINE)
     if len(found) != 1:
-        raise SystemExit(f"template/pyproject.toml.jinja requires {SDK} {len(found)} times, not once")
+        raise SystemExit(
+            f"template/pyproject.toml.jinja requires {SDK} {len(found)} times, not once"
+        )
     return str(found[0])
 
 
 def published(requirement: str, resolution: str) -> str:
     """The lowest or the highest version that fits `requirement`, of those that there are today."""
-    command = [str(BIN / "uv"), "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-annotate"]
+    command = [
+        str(BIN / "uv"),
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-deps",
+        "--no-header",
+        "--no-annotate",
+    ]
     asked = [*command, "--refresh-package", SDK, "--resolution", resolution, "-"]
-    done = subprocess.run(asked, input=requirement, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        asked, input=requirement, cwd=ROOT, capture_output=True, text=True, check=False
+    )
     found = re.search(rf"^{re.escape(SDK)}==(\S+)$", done.stdout, flags=re.MULTILINE)
     if found is None:
-        raise SystemExit(f"{' '.join(asked)} found no version of {requirement}:\n{done.stdout}{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(asked)} found no version of {requirement}:\n{done.stdout}{done.stderr}"
+        )
     return found[1]
 
 
@@ -49,7 +63,10 @@ def call_with(version: str) -> bool:
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *CALLS]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "CANARY_SDK": version}, check=False)
     passed = done.returncode == 0
-    print(f"{'ok    ' if passed else 'FAILED'} {SDK} {version} ({time.monotonic() - began:.0f} s)", flush=True)
+    print(
+        f"{'ok    ' if passed else 'FAILED'} {SDK} {version} ({time.monotonic() - began:.0f} s)",
+        flush=True,
+    )
     return passed
 
 
@@ -57,7 +74,10 @@ def main() -> int:
     """Call with either version, with the newest also when the lowest has failed; 1 if any failed."""
     requirement = declared()
     lowest, newest = (published(requirement, resolution) for resolution in ("lowest", "highest"))
-    print(f"a project takes {requirement}: the lowest there is today is {lowest}, the newest {newest}", flush=True)
+    print(
+        f"a project takes {requirement}: the lowest there is today is {lowest}, the newest {newest}",
+        flush=True,
+    )
     if lowest == newest:
         print(f"these are the same, so one run stands for both: {lowest}", flush=True)
     results = []

@@ -1,4 +1,4 @@
-"""What every commit has to pass: format, lint, types, and the rendered project's own tests, run in place."""
+"""What every commit has to pass: format, lint, types, and the tests of the agent, run in place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def run(what: str, *command: str, cwd: Path = ROOT, **environment: str) -> bool:
         capture_output=True,
         text=True,
     )
-    print(f"{'ok    ' if done.returncode == 0 else 'FAILED'} {what} ({time.monotonic() - began:.1f} s)", flush=True)
+    print(
+        f"{'ok    ' if done.returncode == 0 else 'FAILED'} {what} ({time.monotonic() - began:.1f} s)",
+        flush=True,
+    )
     if done.returncode:
         print(done.stdout + done.stderr, flush=True)
     elif what.startswith("tests"):
@@ -35,7 +38,10 @@ def run(what: str, *command: str, cwd: Path = ROOT, **environment: str) -> bool:
 def main() -> int:
     """Run every check, also after a failure; 1 if any failed."""
     template = ROOT / "template"
-    here = {"PYTHONPATH": f"{template / 'src'}{os.pathsep}{template}", "MYPYPATH": f"src{os.pathsep}."}
+    here = {
+        "PYTHONPATH": f"{template / 'src'}{os.pathsep}{template}",
+        "MYPYPATH": f"src{os.pathsep}.",
+    }
     checks = [
         partial(
             run,
@@ -44,8 +50,18 @@ def main() -> int:
             cwd=template,
             **here,
         ),
-        partial(run, "types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"),
-        partial(run, "types of the hooks", "mypy", "--config-file", "../pyproject.toml", ".", cwd=ROOT / "hooks"),
+        partial(
+            run, "types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"
+        ),
+        partial(
+            run,
+            "types of the hooks",
+            "mypy",
+            "--config-file",
+            "../pyproject.toml",
+            ".",
+            cwd=ROOT / "hooks",
+        ),
         partial(run, "format", "ruff", "format", "--check", "--quiet", "."),
         partial(run, "lint", "ruff", "check", "--quiet", "."),
         partial(run, "ownership is up to date", "python", "tools/ownership.py", "--check"),
@@ -53,11 +69,9 @@ def main() -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda check: check(), checks))
     side_by_side = ("-n", str(os.cpu_count()), "--dist", "loadfile")
-    results.append(
-        run(
-            "tests of the template, in place", *("python", "-m", "pytest", "tests", *side_by_side), cwd=template, **here
-        )
-    )
+    pytest = ("python", "-m", "pytest", "-q")
+    results.append(run("tests of the agent", *pytest, *side_by_side, "tests/agent"))
+    results.append(run("tests that a project has", *pytest, "tests", cwd=template, **here))
     return 0 if all(results) else 1
 
 

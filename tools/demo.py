@@ -57,7 +57,9 @@ def doing(what: str) -> Iterator[None]:
 def run(*command: str, cwd: Path = ROOT, stdin: str = "", **environment: str) -> str:
     """Run a command to its end; what it printed. Raises Trouble with the last thing it said."""
     environ = clean_environment(**environment)
-    done = subprocess.run(command, cwd=cwd, env=environ, input=stdin, capture_output=True, encoding="utf-8")
+    done = subprocess.run(
+        command, cwd=cwd, env=environ, input=stdin, capture_output=True, encoding="utf-8"
+    )
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-15:]
         raise Trouble("\n".join([f"`{' '.join(command)}` failed in {cwd}:", *said]))
@@ -77,16 +79,31 @@ def render() -> None:
     """Make or renew demo-agent by `copier copy`; what somebody has changed stays as it is. Raises Trouble."""
     if DEMO.exists() and any(DEMO.iterdir()) and not is_untouched():
         if not (DEMO / "src" / "agent").is_dir():
-            raise Trouble(f"{DEMO} is in the way, and is no rendered project: move it, then run this again")
-        console.print("  demo-agent has changes of yours, so it is used as it is. Move it away to see a new one.")
+            raise Trouble(
+                f"{DEMO} is in the way, and is no rendered project: move it, then run this again"
+            )
+        console.print(
+            "  demo-agent has changes of yours, so it is used as it is. Move it away to see a new one."
+        )
         return
-    template = CACHE / "demo" / uuid.uuid5(uuid.NAMESPACE_URL, ROOT.as_uri()).hex  # stays, for `copier update`
+    template = (
+        CACHE / "demo" / uuid.uuid5(uuid.NAMESPACE_URL, ROOT.as_uri()).hex
+    )  # stays, for `copier update`
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch) / DEMO.name
         with doing("copier copy --defaults --data project_name='Demo Agent' TEMPLATE demo-agent"):
             shutil.rmtree(template, ignore_errors=True)
             make_history(template)
-            copier = (sys.executable, "-m", "copier", "copy", "--quiet", "--defaults", "--vcs-ref", WORK_TREE)
+            copier = (
+                sys.executable,
+                "-m",
+                "copier",
+                "copy",
+                "--quiet",
+                "--defaults",
+                "--vcs-ref",
+                WORK_TREE,
+            )
             run(*copier, "--data", "project_name=Demo Agent", f"git+file://{template}", str(fresh))
             git(fresh, "init", "--quiet", "--initial-branch=main")
             git(fresh, "add", "--all", "--force")
@@ -98,7 +115,9 @@ def render() -> None:
         else:
             git(ROOT, "clone", "--quiet", str(fresh), str(DEMO))
             git(DEMO, "remote", "remove", "origin")
-    console.print(f"  demo-agent: {len(git(DEMO, 'ls-files').splitlines())} files, in a git repository of their own")
+    console.print(
+        f"  demo-agent: {len(git(DEMO, 'ls-files').splitlines())} files, in a git repository of their own"
+    )
 
 
 def chat() -> None:
@@ -123,8 +142,12 @@ async def call() -> None:
     async with AsyncExitStack() as stack:
         with doing("starting livekit-server, and the agent with `uv run agent start`"):
             livekit = await stack.enter_async_context(livekit_server())
-            running = await stack.enter_async_context(worker(DEMO, [str(UV), "run", "agent"], livekit))
-        await talk_to(running, Caller(livekit, f"demo-{uuid.uuid4().hex[:8]}", name, identity=CALLER))
+            running = await stack.enter_async_context(
+                worker(DEMO, [str(UV), "run", "agent"], livekit)
+            )
+        await talk_to(
+            running, Caller(livekit, f"demo-{uuid.uuid4().hex[:8]}", name, identity=CALLER)
+        )
 
 
 async def talk_to(running: Worker, caller: Caller) -> None:
@@ -137,17 +160,28 @@ async def talk_to(running: Worker, caller: Caller) -> None:
         with console.status("listening ..."):
             await caller.write(QUESTIONS[0])
             answer = await caller.hear_text()
-        console.print(f"  agent  {answer}   (with {caller.loud_seconds:.1f} s of sound)", markup=False)
+        console.print(
+            f"  agent  {answer}   (with {caller.loud_seconds:.1f} s of sound)", markup=False
+        )
         console.print(f"  {CALLER} hangs up\n")
     end = await running.ended(caller.room_name)
     await running.free()
     table = Table("step", "", "done after", "outcome", box=None, padding=(0, 2))
     for record in running.of(caller.room_name):
         if "step" in record:
-            table.add_row(str(record["step"]), record["name"], f"{record['ms'] / 1000:.3f} s", record["outcome"])
+            table.add_row(
+                str(record["step"]),
+                record["name"],
+                f"{record['ms'] / 1000:.3f} s",
+                record["outcome"],
+            )
     console.print(table)
-    closed = ", ".join(f"{resource} {outcome}" for resource, outcome in running.closed(caller.room_name))
-    how = f"{end['reason']}, after {end['seconds']:.1f} s and {end['turns']} turns; the slot is free"
+    closed = ", ".join(
+        f"{resource} {outcome}" for resource, outcome in running.closed(caller.room_name)
+    )
+    how = (
+        f"{end['reason']}, after {end['seconds']:.1f} s and {end['turns']} turns; the slot is free"
+    )
     console.print(f"\n  closed, in this order: {closed}\n  ended: {how}\n")
 
 
@@ -168,14 +202,19 @@ def demonstrate() -> None:
     console.print("[bold]2  Install it[/]")
     with doing("uv sync (downloads LiveKit's SDK the first time)"):
         run(str(UV), "sync", cwd=DEMO)
-    console.print("[bold]3  Ask it three things[/]  (uv run agent chat; no keys, so a script answers from knowledge/)")
+    console.print(
+        "[bold]3  Ask it three things[/]  (uv run agent chat; no keys, so a script answers from knowledge/)"
+    )
     chat()
     console.print("[bold]4  Call it, on a real livekit-server[/]")
     try:
         with doing("looking for livekit-server"):
             find_binary()
     except Unavailable as why:
-        console.print(f"  left out: {why}. Put livekit-server or Go on PATH, and run this again.\n", markup=False)
+        console.print(
+            f"  left out: {why}. Put livekit-server or Go on PATH, and run this again.\n",
+            markup=False,
+        )
     else:
         asyncio.run(call())
     console.print("[bold]5  What to type next[/]")
@@ -184,7 +223,9 @@ def demonstrate() -> None:
 
 def main() -> int:
     """Return the exit status: 0 also where no server can be had, which is said."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # make's; it would compile the SDK anew at every start
+    os.environ.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # make's; it would compile the SDK anew at every start
     try:
         demonstrate()
     except (Trouble, AssertionError, TimeoutError, OSError) as trouble:

@@ -45,18 +45,41 @@ from tests.support.templates import (
     values_of,
 )
 
-TRUST = ("_tasks", "_migrations", "_jinja_extensions")  # Copier refuses a template that has them, or ever had
+TRUST = (
+    "_tasks",
+    "_migrations",
+    "_jinja_extensions",
+)  # Copier refuses a template that has them, or ever had
 STEP_BY_STEP = 3  # of so many sets of answers one is updated through every release between as well
 
 # What an owner's persona.py, resources.py and tests may use. docs/agent/ownership.md of a project says it to them.
 PUBLIC = {
-    "agent.lifecycle.Call": ("caller", "settings", "resources", "memory", "knowledge", "open", "spawn", "hang_up"),
+    "agent.lifecycle.Call": (
+        "caller",
+        "settings",
+        "resources",
+        "memory",
+        "knowledge",
+        "open",
+        "spawn",
+        "hang_up",
+    ),
     "agent.lifecycle.Reason": (
         *("CALLER_LEFT", "CALLER_DROPPED", "NO_SHOW", "AGENT_HUNG_UP", "TOO_LONG", "TOO_SILENT"),
         *("ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
     ),
     "agent.conversation.CallAgent": (
-        *("call", "patient_tools", "greeting", "resuming", "goodbye", "still_there", "sorry", "cannot_hear", "tools"),
+        *(
+            "call",
+            "patient_tools",
+            "greeting",
+            "resuming",
+            "goodbye",
+            "still_there",
+            "sorry",
+            "cannot_hear",
+            "tools",
+        ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
     ),
     "agent.memory.store.Profile": ("name", "facts", "calls", "turns", "resumed"),
@@ -73,7 +96,19 @@ ANSWERS = [
     *AWKWARD_NAMES.values(),
     *("a" * length for length in (1, 2, 57, 58, 60, 61, 63, 64, 80, 81, 100, 101, 200, 201)),
     *(f"x{char}y" for char in string.printable),
-    *("3", "Front Desk", "front-desk", "front.desk", "front_desk", "café", "🎙", "مكتب", "null", "1e3", "a-1-b"),
+    *(
+        "3",
+        "Front Desk",
+        "front-desk",
+        "front.desk",
+        "front_desk",
+        "café",
+        "🎙",
+        "مكتب",
+        "null",
+        "1e3",
+        "a-1-b",
+    ),
 ]
 
 
@@ -90,7 +125,9 @@ def questions(config: Config) -> dict[str, Config]:
 
 def cases_of(config: Config) -> list[dict[str, str]]:
     """Answers to every question that has choices; every pair of two choices is in one of them."""
-    return covering({name: values_of(spec) for name, spec in questions(config).items() if "choices" in spec})
+    return covering(
+        {name: values_of(spec) for name, spec in questions(config).items() if "choices" in spec}
+    )
 
 
 # ---------------------------------------------------------------------- what is read
@@ -140,7 +177,9 @@ def refusal(asked: dict[str, Config], name: str, answer: str) -> str:
     """What the validator of this question says to an answer; nothing if it is accepted."""
     answers: dict[str, Any] = {}
     for question, spec in asked.items():
-        answers[question] = answer if question == name else compiled(str(spec.get("default", ""))).render(answers)
+        answers[question] = (
+            answer if question == name else compiled(str(spec.get("default", ""))).render(answers)
+        )
     if answer in str(answers.get("taken_names", "")).split():
         return ""  # a project of that name could not be installed any more
     return compiled(asked[name].get("validator", "")).render(answers).strip()
@@ -162,7 +201,9 @@ def environment() -> jinja2.Environment:
 def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
     """What an owner's code may use and would miss. It may go when the last release of an earlier minor warned of it."""
     with tempfile.TemporaryDirectory() as folder:
-        before, after = (sources(template, version, Path(folder, version)) for version in (old, new))
+        before, after = (
+            sources(template, version, Path(folder, version)) for version in (old, new)
+        )
         for path, members in PUBLIC.items():
             parent, name = path.rsplit(".", 1)
             holders = [(parent, (name,)), *([(path, members)] if members else [])]
@@ -177,7 +218,9 @@ def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterat
                         yield gone(known.path, old)
                 for breakage in griffe.find_breaking_changes(was, now):
                     known = breakage.obj
-                    ours = breakage.kind in CHANGES and known.path in {f"{holder}.{name}" for name in names}
+                    ours = breakage.kind in CHANGES and known.path in {
+                        f"{holder}.{name}" for name in names
+                    }
                     if ours and not (minor and is_deprecated(known)):
                         what = breakage.kind.value.lower()
                         yield f"{known.path} is not what it was in {old} ({what}): an owner's code would break"
@@ -219,7 +262,9 @@ def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | gr
 def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
     """Whether using it warned already."""
     decorators = getattr(known, "decorators", None) or []
-    return any(str(decorator.value).split("(")[0].endswith("deprecated") for decorator in decorators)
+    return any(
+        str(decorator.value).split("(")[0].endswith("deprecated") for decorator in decorators
+    )
 
 
 # ---------------------------------------------------------------------- what is tried
@@ -241,11 +286,15 @@ def broken_updates(
     project = template.copy(folder / "project", old, **answers)
     project.commit()
     before, owners = project.files(), project.ownership()
-    recorded = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+    recorded = {
+        name: answer for name, answer in project.answers().items() if not name.startswith("_")
+    }
 
     project.update(newest)
     if conflicts := project.conflicts():
-        return [f"{old} ({case}): the update conflicts with a project that nobody has touched: {conflicts}"]
+        return [
+            f"{old} ({case}): the update conflicts with a project that nobody has touched: {conflicts}"
+        ]
     found, updated = [], project.files()
     kept = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
     for name, answer in recorded.items():
@@ -258,7 +307,9 @@ def broken_updates(
         was = owner_of(name, owners)
         if name not in expected:
             if was != "ours":
-                found.append(f"{name} is {was} and is gone: an owner's lines would go with it; leave it where it is")
+                found.append(
+                    f"{name} is {was} and is gone: an owner's lines would go with it; leave it where it is"
+                )
         elif (now := owner_of(name, owners_now)) != was:
             found.append(f"{name} was {was} and is {now}: leave it to whom it was")
     for name in sorted(updated.keys() | expected.keys()):
@@ -274,7 +325,9 @@ def broken_updates(
     if changes := project.changes():
         found.append(f"a second update changes {changes}")
     if by_steps and between:
-        found += differences(project, through(template, old, [*reversed(between), newest], answers, folder / "steps"))
+        found += differences(
+            project, through(template, old, [*reversed(between), newest], answers, folder / "steps")
+        )
     return [f"{old} ({case}): {complaint}" for complaint in found]
 
 
@@ -284,7 +337,9 @@ def versions_since(template: Template, old: str) -> list[str]:
     return tags[tags.index(old) + 1 :]
 
 
-def through(template: Template, old: str, versions: list[str], answers: dict[str, str], folder: Path) -> Project:
+def through(
+    template: Template, old: str, versions: list[str], answers: dict[str, str], folder: Path
+) -> Project:
     """A project of a release that was updated to each of these versions in turn."""
     project = template.copy(folder, old, **answers)
     for version in versions:
@@ -345,17 +400,26 @@ def gate(template: Template, version: str = WORK_TREE) -> list[str]:
         with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
             for old, group in itertools.groupby(tries(template), key=lambda one: one[0]):
                 began, cases = time.monotonic(), list(group)
-                for complaints in pool.map(try_one, *zip(*((template.path, *one) for one in cases), strict=True)):
+                for complaints in pool.map(
+                    try_one, *zip(*((template.path, *one) for one in cases), strict=True)
+                ):
                     found += complaints
                 took = f"{time.monotonic() - began:.0f} s"
-                print(f"gate: updated projects of {old} with {len(cases)} sets of answers ({took})", file=sys.stderr)
+                print(
+                    f"gate: updated projects of {old} with {len(cases)} sets of answers ({took})",
+                    file=sys.stderr,
+                )
     return found
 
 
 def main() -> int:
     """Try everything; return the exit status."""
-    parser = argparse.ArgumentParser(description="Try the updates from every release to this checkout.")
-    parser.add_argument("history", type=Path, nargs="?", metavar="DIR", help="what tools/history.py has made")
+    parser = argparse.ArgumentParser(
+        description="Try the updates from every release to this checkout."
+    )
+    parser.add_argument(
+        "history", type=Path, nargs="?", metavar="DIR", help="what tools/history.py has made"
+    )
     given = parser.parse_args().history
     with tempfile.TemporaryDirectory() as folder:
         template = Template(given.resolve()) if given else make_template(Path(folder, "history"))

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parent.parent
 PARTS = (
     *("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE"),
     # what a Cookiecutter without hooks is answered with
-    *("needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py", "{{cookiecutter.needs_its_hooks}}"),
+    *(
+        "needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py",
+        "{{cookiecutter.needs_its_hooks}}",
+    ),
 )
 BRANCH = "refs/heads/main"
 WORK_TREE = "v999.0.0"
@@ -32,7 +35,12 @@ class Trouble(Exception):
 def git(repository: Path, *arguments: str, stdin: str | None = None, **environ: str) -> str:
     """Run git there, the same whoever runs it: without their settings, and without the variables of a git hook."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    fixed = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    fixed = {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C",
+    }
     command = ["git", *arguments]
     done = subprocess.run(
         command,
@@ -57,7 +65,14 @@ def open_releases(repository: Path, root: Path) -> None:
     """Make `repository`, an empty folder, a git repository that holds the releases."""
     git(repository, "init", "--quiet", "--initial-branch=main")
     if bundle_of(root).exists():
-        git(repository, "fetch", "--quiet", "--update-head-ok", str(bundle_of(root)), "refs/*:refs/*")
+        git(
+            repository,
+            "fetch",
+            "--quiet",
+            "--update-head-ok",
+            str(bundle_of(root)),
+            "refs/*:refs/*",
+        )
 
 
 def releases(repository: Path) -> list[str]:
@@ -74,7 +89,10 @@ def template_files(root: Path, *, untracked: bool) -> list[str]:
 
 def commit(repository: Path, root: Path, files: Sequence[str], version: str, date: str) -> None:
     """Add these files of `root` as one tagged commit; the same files, version and date make the same commit."""
-    tree_of = {"GIT_WORK_TREE": str(root.resolve()), "GIT_DIR": str((repository / ".git").resolve())}
+    tree_of = {
+        "GIT_WORK_TREE": str(root.resolve()),
+        "GIT_DIR": str((repository / ".git").resolve()),
+    }
     tree_of["GIT_INDEX_FILE"] = str((repository / ".git" / "history-index").resolve())
     git(root, "update-index", "--add", "-z", "--stdin", stdin="\0".join(files), **tree_of)
     tree = git(root, "write-tree", **tree_of).strip()
@@ -105,8 +123,12 @@ def make_history(folder: Path, root: Path = ROOT) -> None:
 
 def main() -> int:
     """Make the history; return the exit status."""
-    parser = argparse.ArgumentParser(description="Make a git repository of every released template and this one.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that is empty or does not exist")
+    parser = argparse.ArgumentParser(
+        description="Make a git repository of every released template and this one."
+    )
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="a folder that is empty or does not exist"
+    )
     try:
         make_history(parser.parse_args().folder)
     except Trouble as trouble:

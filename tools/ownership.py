@@ -20,7 +20,13 @@ from pathlib import Path
 
 import yaml
 
-YOURS = ("src/agent/persona.py", "src/agent/resources.py", "tests/yours/**", "knowledge/**", "README.md")
+YOURS = (
+    "src/agent/persona.py",
+    "src/agent/resources.py",
+    "tests/yours/**",
+    "knowledge/**",
+    "README.md",
+)
 SHARED = (
     ".dockerignore",
     ".env.example",
@@ -50,7 +56,16 @@ mark = "{MARK}"
 
 def template_files(root: Path) -> dict[str, Path]:
     """Each file of the template: its path in a project that has it, and where it is here."""
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "template"]
+    listing = [
+        "git",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+        "--",
+        "template",
+    ]
     listed = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True).stdout
     sources = [root / name for name in listed.split("\0") if name]
     files = {}
@@ -77,7 +92,11 @@ def generate(root: Path) -> str:
     left_out = conditions(root)
 
     def entry(path: str, line: str) -> str:
-        return f"# % if not ({left_out[path]})\n{line}\n# % endif\n" if path in left_out else f"{line}\n"
+        return (
+            f"# % if not ({left_out[path]})\n{line}\n# % endif\n"
+            if path in left_out
+            else f"{line}\n"
+        )
 
     files = template_files(root)
     ours = sorted({path for path in files if is_ours(path)} | {ITSELF})
@@ -85,7 +104,11 @@ def generate(root: Path) -> str:
     text = HEAD
     for name, paths in (("yours", YOURS), ("shared", SHARED)):
         text += f"{name} = [\n" + "".join(f"    {json.dumps(path)},\n" for path in paths) + "]\n"
-    text += "ours = [\n" + "".join(entry(path, f"    {json.dumps(path)},") for path in ours) + "]\n\n[sha256]\n"
+    text += (
+        "ours = [\n"
+        + "".join(entry(path, f"    {json.dumps(path)},") for path in ours)
+        + "]\n\n[sha256]\n"
+    )
     for path in verbatim:
         digest = hashlib.sha256(files[path].read_bytes()).hexdigest()
         text += entry(path, f'{json.dumps(path)} = "{digest}"')
@@ -95,8 +118,12 @@ def generate(root: Path) -> str:
 def main() -> int:
     """Write or check; return the exit status."""
     parser = argparse.ArgumentParser(description="Write template/.template.toml.jinja.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would change")
-    parser.add_argument("--root", type=Path, default=Path(__file__).parent.parent, help="the repository")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if it would change"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path(__file__).parent.parent, help="the repository"
+    )
     options = parser.parse_args()
     target: Path = options.root / "template" / f"{ITSELF}.jinja"
     text = generate(options.root)

@@ -43,7 +43,9 @@ def released_on(version: str, root: Path) -> str:
     heading = rf"^## \[?{re.escape(version)}\]? - (\d{{4}}-\d\d-\d\d)$"
     section = re.search(heading + r"\n(.*?)(?=^## |^\[|\Z)", text, re.MULTILINE | re.DOTALL)
     if not section or not section[2].strip():
-        raise Trouble(f"CHANGELOG.md says nothing about {version}: write a section `## [{version}] - YYYY-MM-DD`")
+        raise Trouble(
+            f"CHANGELOG.md says nothing about {version}: write a section `## [{version}] - YYYY-MM-DD`"
+        )
     return section[1]
 
 
@@ -54,13 +56,25 @@ def release(version: str, root: Path = ROOT) -> str:
     except InvalidVersion as error:
         raise Trouble(f"{version!r} is no version: write one such as 0.2.0") from error
     if str(number) != version or number >= Version(WORK_TREE):
-        raise Trouble(f"{version!r} is no version to release: write one such as 0.2.0, without v, below {WORK_TREE}")
+        raise Trouble(
+            f"{version!r} is no version to release: write one such as 0.2.0, without v, below {WORK_TREE}"
+        )
     date = released_on(version, root)
     if changes := git(root, "status", "--porcelain"):
-        raise Trouble(f"there is uncommitted work, such as {changes.splitlines()[0][3:]}: commit it first")
-    owners = [sys.executable, str(Path(__file__).with_name("ownership.py")), "--check", "--root", str(root)]
+        raise Trouble(
+            f"there is uncommitted work, such as {changes.splitlines()[0][3:]}: commit it first"
+        )
+    owners = [
+        sys.executable,
+        str(Path(__file__).with_name("ownership.py")),
+        "--check",
+        "--root",
+        str(root),
+    ]
     if subprocess.run(owners, check=False, stderr=subprocess.DEVNULL).returncode:
-        raise Trouble("template/.template.toml.jinja is not up to date: run `make ownership` and commit it")
+        raise Trouble(
+            "template/.template.toml.jinja is not up to date: run `make ownership` and commit it"
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         history = Path(folder)
@@ -68,28 +82,45 @@ def release(version: str, root: Path = ROOT) -> str:
         if tags := releases(history):
             newest = max(map(Version, tags))
             if number <= newest:
-                raise Trouble(f"{version} is not newer than {newest}, and a released version never changes")
+                raise Trouble(
+                    f"{version} is not newer than {newest}, and a released version never changes"
+                )
         commit(history, root, template_files(root, untracked=False), f"v{version}", date)
         if broken := gate(Template(history), version):
             raise Trouble(
-                "updates to it would break what owners were promised:\n" + "\n".join(f"  {b}" for b in broken)
+                "updates to it would break what owners were promised:\n"
+                + "\n".join(f"  {b}" for b in broken)
             )
         bundle = bundle_of(root).resolve()
         bundle.parent.mkdir(exist_ok=True)
-        git(history, "-c", "pack.threads=1", "bundle", "create", "--quiet", str(bundle), BRANCH, "--tags")
+        git(
+            history,
+            "-c",
+            "pack.threads=1",
+            "bundle",
+            "create",
+            "--quiet",
+            str(bundle),
+            BRANCH,
+            "--tags",
+        )
     return f"v{version}"
 
 
 def main() -> int:
     """Release; return the exit status."""
-    parser = argparse.ArgumentParser(description="Add this checkout's template to releases/history.bundle.")
+    parser = argparse.ArgumentParser(
+        description="Add this checkout's template to releases/history.bundle."
+    )
     parser.add_argument("version", metavar="VERSION", help="such as 0.2.0")
     try:
         tag = release(parser.parse_args().version.removeprefix("v"))
     except Trouble as trouble:
         print(f"release: {trouble}", file=sys.stderr)
         return 1
-    print(f"Released. Next: git add releases && git commit -m 'Release {tag}', and push: CI tags that commit of main")
+    print(
+        f"Released. Next: git add releases && git commit -m 'Release {tag}', and push: CI tags that commit of main"
+    )
     return 0
 
 

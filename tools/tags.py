@@ -47,7 +47,10 @@ def extract_bundle(root: Path, commit: str, folder: Path) -> Path:
     name = bundle_of(root).relative_to(root).as_posix()
     with bundle.open("wb") as file:  # not text, which is what tools.history.git gives
         done = subprocess.run(
-            ["git", "cat-file", "blob", f"{commit}:{name}"], cwd=root, stdout=file, stderr=subprocess.DEVNULL
+            ["git", "cat-file", "blob", f"{commit}:{name}"],
+            cwd=root,
+            stdout=file,
+            stderr=subprocess.DEVNULL,
         )
     if done.returncode:
         raise Trouble(f"{commit[:12]} has no {name}")
@@ -56,7 +59,10 @@ def extract_bundle(root: Path, commit: str, folder: Path) -> Path:
 
 def held_by(bundle: Path) -> dict[str, str]:
     """The versions in a bundle, and the tag objects they are there."""
-    lines = [line.split() for line in git(bundle.parent, "bundle", "list-heads", bundle.name).splitlines()]
+    lines = [
+        line.split()
+        for line in git(bundle.parent, "bundle", "list-heads", bundle.name).splitlines()
+    ]
     return {name.removeprefix(TAGS): found for found, name in lines if name.startswith(TAGS)}
 
 
@@ -79,7 +85,8 @@ def released_by(root: Path, scratch: Path) -> dict[str, str]:
 def same_template(root: Path, commit: str, history: Path, version: str) -> bool:
     """Whether that commit's template is the released one."""
     ours, released = (
-        git(where, "ls-tree", "-r", ref, "--", *PARTS) for where, ref in ((root, commit), (history, version))
+        git(where, "ls-tree", "-r", ref, "--", *PARTS)
+        for where, ref in ((root, commit), (history, version))
     )
     return ours == released
 
@@ -133,7 +140,9 @@ def tag(root: Path, release: Release) -> None:
     when = git(root, "show", "--no-patch", "--format=%cI", release.commit).strip()
     who = {"NAME": "livekit-agent-template", "EMAIL": "", "DATE": when}
     environ = {f"GIT_COMMITTER_{field}": value for field, value in who.items()}
-    git(root, "tag", "--annotate", "-m", release.version, release.version, release.commit, **environ)
+    git(
+        root, "tag", "--annotate", "-m", release.version, release.version, release.commit, **environ
+    )
 
 
 # ---------------------------------------------------------------------- the remote
@@ -142,7 +151,12 @@ def tag(root: Path, release: Release) -> None:
 def talk(root: Path, *arguments: str) -> str:
     """Run git as the person does who runs this: a remote may need their credentials. Raises Trouble."""
     done = subprocess.run(
-        ["git", *arguments], cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        ["git", *arguments],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise Trouble(f"`git {' '.join(arguments)}` failed: {done.stderr.strip()}")
@@ -188,7 +202,9 @@ def run(root: Path, *, remote: str | None, check: bool) -> bool:
         refuse_moved(found, theirs, remote)
     # What the remote has is fetched, not made again: another tag object of the same name would be in the way.
     missing = [release for release in found if not release.tagged and release.version not in theirs]
-    absent = [] if remote is None else [release for release in found if release.version not in theirs]
+    absent = (
+        [] if remote is None else [release for release in found if release.version not in theirs]
+    )
     for release in missing:
         if not check:
             tag(root, release)
@@ -207,8 +223,12 @@ def run(root: Path, *, remote: str | None, check: bool) -> bool:
 def main() -> int:
     """Tag; return the exit status."""
     parser = argparse.ArgumentParser(description="Tag the commits that released a version.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a tag is missing")
-    parser.add_argument("--push", metavar="REMOTE", help="push the tags that this remote lacks, and no others")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 where a tag is missing"
+    )
+    parser.add_argument(
+        "--push", metavar="REMOTE", help="push the tags that this remote lacks, and no others"
+    )
     options = parser.parse_args()
     try:
         complete = run(ROOT, remote=options.push, check=options.check)

@@ -27,7 +27,9 @@ def pairs() -> list[Pair]:
     found = []
     for number, line in enumerate(_lines("pairs.jsonl")):
         folder = line["source"].split("/")[0]
-        found.append(Pair(line["question"], line["answer"], f"{folder}/{number:03}.md", line["half"]))
+        found.append(
+            Pair(line["question"], line["answer"], f"{folder}/{number:03}.md", line["half"])
+        )
     return found
 
 
@@ -47,7 +49,9 @@ def write_answers(folder: Path) -> None:
 def write_filler(folder: Path, passages: int) -> None:
     """So many more passages, of sentences of the answers in other company: ten sections a document."""
     chance = random.Random(5)
-    sentences = [one for pair in pairs() for one in re.split(r"(?<=[.!?])\s+", pair.answer) if len(one) > 20]
+    sentences = [
+        one for pair in pairs() for one in re.split(r"(?<=[.!?])\s+", pair.answer) if len(one) > 20
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(0, passages, 10):
         sections = [

@@ -80,7 +80,13 @@ class Pair(NamedTuple):
 
 HANDBOOK = "pages/travel-and-leave/travel-and-leave-policies/"
 SOURCES = (
-    Source("creative-commons", "creativecommons/faq", "8c7f8e29d36253b6d2a09aaa7d9690eb962afccf", ("faq-en.md",), "md"),
+    Source(
+        "creative-commons",
+        "creativecommons/faq",
+        "8c7f8e29d36253b6d2a09aaa7d9690eb962afccf",
+        ("faq-en.md",),
+        "md",
+    ),
     Source(
         "scratch",
         "LLK/scratch-www",
@@ -158,11 +164,43 @@ SOURCES = (
         "jinja",
         45,
     ),
-    Source("valetudo", "Hypfer/Valetudo", "b41e048de73e35f39f7fbfb604f1555bb8d45cd4", ("docs/pages/faq.md",), "md"),
-    Source("syncthing", "syncthing/docs", "766daa6e2b02f68dacc98eccbe49663b6168cbfd", ("users/faq-parts/",), "rst", 30),
-    Source("borg", "borgbackup/borg", "fc74d5f643d17d5341e303cd5ed4ddeb425660f0", ("docs/faq.rst",), "rst", 30),
-    Source("restic", "restic/restic", "a80be1478a4c537f8396e0db2b05120aa78f11e0", ("doc/faq.rst",), "rst"),
-    Source("homebrew", "Homebrew/brew", "aad366ffaf6a8c94c66d35e4b990d42ac4195305", ("docs/FAQ.md",), "md"),
+    Source(
+        "valetudo",
+        "Hypfer/Valetudo",
+        "b41e048de73e35f39f7fbfb604f1555bb8d45cd4",
+        ("docs/pages/faq.md",),
+        "md",
+    ),
+    Source(
+        "syncthing",
+        "syncthing/docs",
+        "766daa6e2b02f68dacc98eccbe49663b6168cbfd",
+        ("users/faq-parts/",),
+        "rst",
+        30,
+    ),
+    Source(
+        "borg",
+        "borgbackup/borg",
+        "fc74d5f643d17d5341e303cd5ed4ddeb425660f0",
+        ("docs/faq.rst",),
+        "rst",
+        30,
+    ),
+    Source(
+        "restic",
+        "restic/restic",
+        "a80be1478a4c537f8396e0db2b05120aa78f11e0",
+        ("doc/faq.rst",),
+        "rst",
+    ),
+    Source(
+        "homebrew",
+        "Homebrew/brew",
+        "aad366ffaf6a8c94c66d35e4b990d42ac4195305",
+        ("docs/FAQ.md",),
+        "md",
+    ),
     Source(
         "prometheus",
         "prometheus/docs",
@@ -170,7 +208,13 @@ SOURCES = (
         ("docs/introduction/faq.md",),
         "md",
     ),
-    Source("jitsi", "jitsi/handbook", "39ea55309eff25a339b4c31fa5367f25842c0f5a", ("docs/faq.md",), "md"),
+    Source(
+        "jitsi",
+        "jitsi/handbook",
+        "39ea55309eff25a339b4c31fa5367f25842c0f5a",
+        ("docs/faq.md",),
+        "md",
+    ),
 )
 OTHERS = (  # only the questions are kept: nothing in SOURCES answers them
     Source(
@@ -189,8 +233,16 @@ OTHERS = (  # only the questions are kept: nothing in SOURCES answers them
         "md",
         30,
     ),
-    Source("curl", "curl/curl", "5c61e168698a72b87437d58ed728bcdea6d5db42", ("docs/FAQ.md",), "md", 40),
-    Source("electron", "electron/electron", "96f3996d8d3ce6e2fcfb86326fc4b953b53936fb", ("docs/faq.md",), "md"),
+    Source(
+        "curl", "curl/curl", "5c61e168698a72b87437d58ed728bcdea6d5db42", ("docs/FAQ.md",), "md", 40
+    ),
+    Source(
+        "electron",
+        "electron/electron",
+        "96f3996d8d3ce6e2fcfb86326fc4b953b53936fb",
+        ("docs/faq.md",),
+        "md",
+    ),
 )
 
 
@@ -214,7 +266,9 @@ def texts(source: Source, folder: str) -> Iterator[str]:
     for path in source.files:
         names = [path]
         if path.endswith("/"):
-            found = git(folder, "ls-tree", "-r", "--name-only", source.commit, "--", path).splitlines()
+            found = git(
+                folder, "ls-tree", "-r", "--name-only", source.commit, "--", path
+            ).splitlines()
             names = [name for name in found if re.search(r"(/[\w -]+|\._en)\.(md|rst)$", name)]
         for name in names:
             yield git(folder, "show", f"{source.commit}:{name}")
@@ -273,10 +327,20 @@ def from_bitcoin(text: str, other: str) -> str:
     """Return the page as Markdown, its sentences taken from the English translation."""
     part = re.search(r"^  faq:\n(.*?)^  \w", other, re.S | re.M)
     words: dict[str, str] = {}
-    for key, value in re.findall(r"^    (\w+):((?: .*)?\n(?:      .*\n|\n)*)", part[1] if part else "", re.M):
+    for key, value in re.findall(
+        r"^    (\w+):((?: .*)?\n(?:      .*\n|\n)*)", part[1] if part else "", re.M
+    ):
         flat = " ".join(value.split())
-        words[key] = flat[1:-1].replace('\\"', '"') if flat.startswith('"') else flat.removeprefix(">").strip()
-    filled = re.sub(r"{% translate (\w+)(?: [\w.]+)?\s*%}", lambda hit: words.get(hit[1], ""), text.split("---", 2)[2])
+        words[key] = (
+            flat[1:-1].replace('\\"', '"')
+            if flat.startswith('"')
+            else flat.removeprefix(">").strip()
+        )
+    filled = re.sub(
+        r"{% translate (\w+)(?: [\w.]+)?\s*%}",
+        lambda hit: words.get(hit[1], ""),
+        text.split("---", 2)[2],
+    )
     return from_html(re.sub(r"{%.*?%}|{{.*?}}", " ", filled))
 
 
@@ -295,7 +359,11 @@ def from_scratch(text: str, _other: str) -> str:
         if not key.endswith("Title") or not title.endswith("?"):
             continue
         stem = key.removesuffix("Title")
-        body = [value for name, value in table.items() if re.fullmatch(re.escape(stem) + r"(Body|List|Item)\w*", name)]
+        body = [
+            value
+            for name, value in table.items()
+            if re.fullmatch(re.escape(stem) + r"(Body|List|Item)\w*", name)
+        ]
         filled = "\n\n".join(re.sub(r"{(\w+)}", link, value) for value in body)
         out.append(f"## {title}\n\n" + ("" if "\0" in filled else filled))
     return "\n\n".join(out)
@@ -319,13 +387,19 @@ def from_rst(text: str) -> str:
     while index < len(lines):
         line = lines[index]
         below = lines[index + 1] if index + 1 < len(lines) else ""
-        if line.strip() and re.fullmatch(r"([=\-#~^\"'*+.`])\1{3,}", below) and len(below) >= len(line) - 2:
+        if (
+            line.strip()
+            and re.fullmatch(r"([=\-#~^\"'*+.`])\1{3,}", below)
+            and len(below) >= len(line) - 2
+        ):
             if below[0] not in order:
                 order.append(below[0])
             out += ["", "#" * (order.index(below[0]) + 1) + " " + line.strip(), ""]
             index += 2
             continue
-        literal = line.rstrip().endswith("::") and not re.match(r"\s*\.\. (note|warning|tip|important|hint)::", line)
+        literal = line.rstrip().endswith("::") and not re.match(
+            r"\s*\.\. (note|warning|tip|important|hint)::", line
+        )
         if literal or re.match(r"\s*\.\. ", line):
             indent = len(line) - len(line.lstrip())
             note = re.match(r"\s*\.\. (?:note|warning|tip|important|hint)::(.*)", line)
@@ -362,16 +436,26 @@ def plain(text: str) -> tuple[str, int]:
     text = re.sub(r"<!--.*?-->|<aside.*?</aside>|\A---\n.*?\n---\n", "", text, flags=re.S)
     text = re.sub(r"<(?:https?://)((?:[\w-]+\.)+\w+)[^>\s]*>", r"\1", text)
     text = re.sub(r"```.*?```|~~~.*?~~~|<pre.*?</pre>", away, text, flags=re.S)
-    text = re.sub(r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)(?![ ]*(?:[-*+]|\d+\.) ).*(?:\n|\Z)\n*)+", away, text)
+    text = re.sub(
+        r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)(?![ ]*(?:[-*+]|\d+\.) ).*(?:\n|\Z)\n*)+", away, text
+    )
     text = re.sub(r"(?m)^\s*\|.*$|^\s*(?:[-*_] ?){3,}$|^\s*(?::::?|import |\[toc\]).*$", "", text)
     text = re.sub(r"{%.*?%}|{#.*?#}|{:.*?}|{{<.*?>}}", "", text, flags=re.S)
     text = re.sub(r"!\[[^\]]*\](?:\([^)]*\)|\[[^\]]*\])", "", text)
-    text = re.sub(r"\[([^\]\[]*)\](?:\((?:[^()]|\([^()]*\))*\)|\[[^\]]*\])(?:{[^}]*})?", r"\1", text)
+    text = re.sub(
+        r"\[([^\]\[]*)\](?:\((?:[^()]|\([^()]*\))*\)|\[[^\]]*\])(?:{[^}]*})?", r"\1", text
+    )
     text = re.sub(r"(?m)^\[[^\]]+\]: .*$", "", text)
-    text = re.sub(r"</?[a-zA-Z][^>]*>", lambda hit: "\n\n" if re.match(r"</?(p|li|h\d|div)\b", hit[0]) else " ", text)
+    text = re.sub(
+        r"</?[a-zA-Z][^>]*>",
+        lambda hit: "\n\n" if re.match(r"</?(p|li|h\d|div)\b", hit[0]) else " ",
+        text,
+    )
     text = html.unescape(text).replace("\xa0", " ")
     text = re.sub(r"\*\*(.+?)\*\*|__(.+?)__", lambda hit: hit[1] or hit[2], text, flags=re.S)
-    text = re.sub(r"(?<![\w*])\*(\S(?:[^*\n]*\S)?)\*(?![\w*])|(?<!\w)_(\S(?:[^_\n]*\S)?)_(?!\w)", _inner, text)
+    text = re.sub(
+        r"(?<![\w*])\*(\S(?:[^*\n]*\S)?)\*(?![\w*])|(?<!\w)_(\S(?:[^_\n]*\S)?)_(?!\w)", _inner, text
+    )
     text = re.sub(r"`([^`\n]*)`", r"\1", text).replace("\\*", "*").replace("\\_", "_")
     return text, sum(len(part.split()) for part in code)
 
@@ -398,7 +482,11 @@ def blocks(text: str) -> Iterator[str]:
 def loose(mark: str, line: str) -> bool:
     """Return whether a last line announces what was left out: a heading, a question, an end with no full stop."""
     ended = re.search(r"[.!)\"”'\u2019]\W*$", line) is not None
-    return line.endswith((":", ",")) or line.endswith("?") or (not mark and not ended and len(line.split()) <= 12)
+    return (
+        line.endswith((":", ","))
+        or line.endswith("?")
+        or (not mark and not ended and len(line.split()) <= 12)
+    )
 
 
 def shortened(question: str, text: str) -> str:
@@ -445,11 +533,22 @@ def asked(heading: str) -> str:
     """Return the heading as a question, or nothing."""
     flat = plain(re.sub(r"\s*{[#:].*?}|\s+#+$", "", heading))[0]
     flat = " ".join(re.sub(r"^(?:Q:|\d+[.)])\s*", "", flat.strip()).split())
-    flat = re.sub(r"\s+\?", "?", re.sub(r"\\?\*\??$", "?", flat).replace("{{ include.site }}", "ADS"))
+    flat = re.sub(
+        r"\s+\?", "?", re.sub(r"\\?\*\??$", "?", flat).replace("{{ include.site }}", "ADS")
+    )
     words = re.findall(r"[\w'\u2019-]+", flat.lower())
-    if not flat.endswith("?") or "??" in flat or not 3 <= len(words) <= 30 or len(content(flat)) < 2:
+    if (
+        not flat.endswith("?")
+        or "??" in flat
+        or not 3 <= len(words) <= 30
+        or len(content(flat)) < 2
+    ):
         return ""
-    return flat[0].upper() + flat[1:] if " " in flat and flat.split()[0].islower() and flat[:4] != "curl" else flat
+    return (
+        flat[0].upper() + flat[1:]
+        if " " in flat and flat.split()[0].islower() and flat[:4] != "curl"
+        else flat
+    )
 
 
 def content(text: str) -> frozenset[str]:
@@ -461,7 +560,9 @@ def pairs(markdown: str) -> Iterator[Pair]:
     """Yield every heading that asks, with what stands below it up to the next heading of its level or question."""
     clean = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.S)
     clean = re.sub(
-        r"(?ms)^\s*```.*?^\s*```\s*$", lambda hit: "```" + hit[0].strip("` \n").replace("#", "") + "```", clean
+        r"(?ms)^\s*```.*?^\s*```\s*$",
+        lambda hit: "```" + hit[0].strip("` \n").replace("#", "") + "```",
+        clean,
     )
     heads = [
         (hit.start(), hit.end(), 0 if hit[2].startswith("Related") else len(hit[1]), asked(hit[2]))
@@ -470,7 +571,9 @@ def pairs(markdown: str) -> Iterator[Pair]:
     for index, (_, start, level, question) in enumerate(heads):
         if not question or question in LEFT_OUT:
             continue
-        stop = next((at for at, _, deep, asks in heads[index + 1 :] if deep <= level or asks), len(clean))
+        stop = next(
+            (at for at, _, deep, asks in heads[index + 1 :] if deep <= level or asks), len(clean)
+        )
         text, code = plain(clean[start:stop])
         prose = len(re.sub(r"[#*>-]", "", text).split())
         answer = shortened(question, text) if code <= prose else ""
@@ -488,7 +591,11 @@ def read(source: Source, folders: list[str]) -> Iterator[Pair]:
     alone: dict[str, Callable[[str], str]] = {"html": from_html, "page": from_page, "rst": from_rst}
     for text in texts(source, folder):
         if source.kind in with_other:
-            other = git(folder, "show", f"{source.commit}:_translations/en.yml") if source.kind == "bitcoin" else ""
+            other = (
+                git(folder, "show", f"{source.commit}:_translations/en.yml")
+                if source.kind == "bitcoin"
+                else ""
+            )
             markdown = with_other[source.kind](text, other)
         else:
             markdown = alone.get(source.kind, str)(text)
@@ -497,7 +604,9 @@ def read(source: Source, folders: list[str]) -> Iterator[Pair]:
 
 def slug(question: str, taken: set[str]) -> str:
     """Return a file name for the question that is not taken."""
-    base = "-".join(re.findall(r"[a-z0-9]+", question.lower().replace("'", "").replace("\u2019", "")))[:60].strip("-")
+    base = "-".join(
+        re.findall(r"[a-z0-9]+", question.lower().replace("'", "").replace("\u2019", ""))
+    )[:60].strip("-")
     name, number = base, 2
     while name in taken:
         name, number = f"{base}-{number}", number + 1
@@ -530,7 +639,10 @@ def recall(rows: list[dict[str, str]]) -> str:
     """Say how often full-text search alone finds the answer."""
     base = sqlite3.connect(":memory:")
     base.execute("create virtual table answers using fts5(answer, tokenize='porter unicode61')")
-    base.executemany("insert into answers (rowid, answer) values (?, ?)", enumerate(row["answer"] for row in rows))
+    base.executemany(
+        "insert into answers (rowid, answer) values (?, ?)",
+        enumerate(row["answer"] for row in rows),
+    )
     first = five = 0
     for number, row in enumerate(rows):
         query = " OR ".join(f'"{word}"' for word in sorted(content(row["question"])))
@@ -558,20 +670,26 @@ def main(folders: list[str]) -> None:
         for pair in spread(answered, source.most):
             name = f"{source.name}/{slug(pair.question, taken)}.md"
             side = half(pair.question)
-            rows.append({"question": pair.question, "source": name, "answer": pair.answer, "half": side})
+            rows.append(
+                {"question": pair.question, "source": name, "answer": pair.answer, "half": side}
+            )
     counts = Counter((row["source"].split("/")[0], row["half"]) for row in rows)
     for source in SOURCES:
         tune, report = counts[source.name, "tune"], counts[source.name, "report"]
         print(f"{source.name:20} {tune + report:4} tune {tune:3} report {report:3}")
     print(len(rows), dict(Counter(row["half"] for row in rows)), recall(rows))
-    (here / "pairs.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    (here / "pairs.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8"
+    )
 
     others: list[str] = []
     for source in OTHERS:
         fresh = [pair for pair in read(source, folders) if new(pair.question, seen)]
         chosen = spread(fresh, source.most)
         print(f"{source.name:20} {len(chosen):4} unanswerable")
-        others += [json.dumps({"question": pair.question}, ensure_ascii=False) + "\n" for pair in chosen]
+        others += [
+            json.dumps({"question": pair.question}, ensure_ascii=False) + "\n" for pair in chosen
+        ]
     (here / "unanswerable.jsonl").write_text("".join(others), "utf-8")
 
 

@@ -18,9 +18,16 @@ def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if not name.startswith("AGENT_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setattr(settings, "export_env_file", lambda home: None)
-    for name in ("agent", "agent.call", "agent.knowledge", "agent.memory"):  # which commands give levels of their own
+    for name in (
+        "agent",
+        "agent.call",
+        "agent.knowledge",
+        "agent.memory",
+    ):  # which commands give levels of their own
         logging.getLogger(name).setLevel(logging.NOTSET)
-    monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers])  # what a test adds, it keeps
+    monkeypatch.setattr(
+        logging.getLogger(), "handlers", [*logging.getLogger().handlers]
+    )  # what a test adds, it keeps
     monkeypatch.setenv("AGENT_MODELS", "scripted")
     monkeypatch.setenv("AGENT_DATA_DIR", str(tmp_path / "data"))
     settings.load_settings.cache_clear()

@@ -30,7 +30,9 @@ def read(page: Path = PAGE) -> dict[str, End]:
         if match := re.fullmatch(r"\| `([a-z0-9-]+)` \|(.*)\|", line):
             what, reason, heard, room, proven = (cell.strip() for cell in match[2].split(" | "))
             assert match[1] not in found, f"{match[1]} is in the table twice"
-            found[match[1]] = End(match[1], what, reason, heard, room, frozenset(proven.split(", ")))
+            found[match[1]] = End(
+                match[1], what, reason, heard, room, frozenset(proven.split(", "))
+            )
     return found
 
 
@@ -46,6 +48,8 @@ def proven_in(folder: Path) -> set[str]:
     """The rows that the tests of a folder name in `@ends(…)`."""
     named: set[str] = set()
     for file in sorted(folder.glob("test_*.py")):
-        for arguments in re.findall(r"^\s*@ends\(([^)]*)\)", file.read_text(encoding="utf-8"), re.M):
+        for arguments in re.findall(
+            r"^\s*@ends\(([^)]*)\)", file.read_text(encoding="utf-8"), re.M
+        ):
             named |= set(re.findall(r'"([a-z0-9-]+)"', arguments))
     return named

@@ -13,7 +13,8 @@ from livekit.agents.llm import FunctionCallOutput
 from agent.entrypoint import answer
 from agent.lifecycle import Call
 from agent.settings import load_settings
-from tests.line import TestLine
+
+from .fake_transport import FakeTransport
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Talk:
     """A call in step 7, with the caller's side in the test's hands."""
 
     call: Call
-    line: TestLine
+    line: FakeTransport
 
     @property
     def said(self) -> list[str]:
@@ -48,7 +49,9 @@ class Talk:
     def tool_output(self, name: str) -> str:
         """What the last use of a tool gave back to the model."""
         assert self.call.session is not None
-        outputs = [item for item in self.call.session.history.items if isinstance(item, FunctionCallOutput)]
+        outputs = [
+            item for item in self.call.session.history.items if isinstance(item, FunctionCallOutput)
+        ]
         return [item.output for item in outputs if item.name == name][-1]
 
     async def ended(self) -> None:
@@ -68,7 +71,7 @@ async def _finish(run: object) -> None:
 @asynccontextmanager
 async def talk(caller: str = "ann", **changes: object) -> AsyncIterator[Talk]:
     """A call that `caller` has begun and been greeted in; hung up on exit. `changes` are settings."""
-    line = TestLine(limited=False)
+    line = FakeTransport(limited=False)
     line.call_id = uuid.uuid4().hex  # memory tells calls apart by it
     call = Call(line, load_settings().model_copy(update=changes))
     line.arrive(caller)

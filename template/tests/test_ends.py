@@ -10,17 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from livekit.agents import APIConnectOptions, APIStatusError, ModelSettings, function_tool, llm, tts, utils
+from livekit.agents import (
+    APIConnectOptions,
+    APIStatusError,
+    ModelSettings,
+    function_tool,
+    llm,
+    tts,
+    utils,
+)
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 
-from agent import entrypoint, lifecycle
+from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
+from agent.lifecycle import call as lifecycle
 from agent.memory import CallRecord, Profile, Turn
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
 from tests.ends import ENDS, End, ends, proven_in
-from tests.line import TestLine
+
+from .fake_transport import FakeTransport
 
 OPENED = ["room", "memory", "pool", "session"]  # knowledge aside, which not every project has
 FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=False)
@@ -55,7 +65,11 @@ class TroubledLLM(ScriptedLLM):
     """Fails, hangs or breaks off where the caller's last words say so."""
 
     def chat(self, *, chat_ctx: llm.ChatContext, **options: Any) -> llm.LLMStream:
-        said = [item for item in chat_ctx.items if isinstance(item, llm.ChatMessage) and item.role == "user"]
+        said = [
+            item
+            for item in chat_ctx.items
+            if isinstance(item, llm.ChatMessage) and item.role == "user"
+        ]
         words = (said[-1].text_content or "") if said else ""
         if not words.startswith("llm "):
             return super().chat(chat_ctx=chat_ctx, **options)
@@ -172,8 +186,10 @@ async def pool(trouble: str) -> AsyncIterator[None]:
 class Scene:
     """A call with everything in it; `expect` is what every end owes."""
 
-    def __init__(self, end: End, patch: pytest.MonkeyPatch, *, connects: bool = True, **changes: object) -> None:
-        self.end, self.store, self.line = end, Store(), TestLine(connects=connects)
+    def __init__(
+        self, end: End, patch: pytest.MonkeyPatch, *, connects: bool = True, **changes: object
+    ) -> None:
+        self.end, self.store, self.line = end, Store(), FakeTransport(connects=connects)
         self.agent: Troubled
 
         @asynccontextmanager
@@ -187,11 +203,13 @@ class Scene:
             self.agent = Troubled(call, end.name)
             return self.agent
 
-        patch.setattr("agent.memory.call.open_memory_of", open_store)
+        patch.setattr("agent.memory.call_memory.open_memory_of", open_store)
         patch.setattr(entrypoint, "open_resources", open_resources)
         patch.setattr(entrypoint, "build_persona", build_persona)
         quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
-        self.call = Call(self.line, load_settings().model_copy(update={"memory_url": "sqlite", **quick}))
+        self.call = Call(
+            self.line, load_settings().model_copy(update={"memory_url": "sqlite", **quick})
+        )
 
     async def begin(self, caller: str | None = "ann") -> None:
         """The call begins, with a caller or without."""
@@ -219,9 +237,15 @@ class Scene:
     def said(self) -> list[str]:
         """What the agent has said."""
         assert self.call.session is not None
-        return [m.text_content or "" for m in self.call.session.history.messages() if m.role == "assistant"]
+        return [
+            m.text_content or ""
+            for m in self.call.session.history.messages()
+            if m.role == "assistant"
+        ]
 
-    async def expect(self, opened: list[str] | None = None, badly: Mapping[str, str] | None = None) -> None:
+    async def expect(
+        self, opened: list[str] | None = None, badly: Mapping[str, str] | None = None
+    ) -> None:
         """The call ends as the table says: everything is closed, every turn in memory, the caller taken along."""
         async with asyncio.timeout(20):
             await self.call.over()
@@ -232,7 +256,9 @@ class Scene:
         opened, badly = opened or OPENED, badly or {}
         assert sorted(closed) == sorted((name, badly.get(name, "ok")) for name in opened)
         assert not self.line.connected
-        known = self.call.caller is not None and self.call.caller.kind == "standard"  # phones only if the owner says so
+        known = (
+            self.call.caller is not None and self.call.caller.kind == "standard"
+        )  # phones only if the owner says so
         assert len(self.store.turns) == (self.call.turns if known else 0)
         if "memory" in opened and known:
             assert [(record.reason, record.turns) for record in self.store.records] == [
@@ -245,7 +271,9 @@ class Scene:
 
 
 def test_every_end_of_the_table_that_is_said_to_be_proven_here_is() -> None:
-    assert proven_in(Path(__file__).parent) == {name for name, end in ENDS.items() if "here" in end.proven}
+    assert proven_in(Path(__file__).parent) == {
+        name for name, end in ENDS.items() if "here" in end.proven
+    }
 
 
 # ---------------------------------------------------------------------- the caller
@@ -255,7 +283,9 @@ def test_every_end_of_the_table_that_is_said_to_be_proven_here_is() -> None:
 async def test_the_caller_hangs_up(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(end, monkeypatch, tool_seconds=60)
     await scene.talk()
-    asking = asyncio.create_task(scene.say("/tool hang {}" if end.name == "leaves-in-tool" else "hello"))
+    asking = asyncio.create_task(
+        scene.say("/tool hang {}" if end.name == "leaves-in-tool" else "hello")
+    )
     await asyncio.sleep(0.05)
     scene.line.leave()
     await scene.expect()
@@ -301,7 +331,9 @@ async def test_nobody_comes(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @ends("too-silent", "too-long")
 async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit: dict[str, Any] = {"max_call_seconds": 0.5} if end.name == "too-long" else {"max_silence_seconds": 0.2}
+    limit: dict[str, Any] = (
+        {"max_call_seconds": 0.5} if end.name == "too-long" else {"max_silence_seconds": 0.2}
+    )
     scene = Scene(end, monkeypatch, **limit)
     await scene.begin()
     await scene.expect()
@@ -355,7 +387,15 @@ async def test_the_worker_is_killed(end: End, monkeypatch: pytest.MonkeyPatch) -
 # ---------------------------------------------------------------------- something fails or hangs
 
 
-@ends("step-1-fails", "step-1-hangs", "step-2-fails", "step-3-fails", "step-5-hangs", "step-6-fails", "step-6-hangs")
+@ends(
+    "step-1-fails",
+    "step-1-hangs",
+    "step-2-fails",
+    "step-3-fails",
+    "step-5-hangs",
+    "step-6-fails",
+    "step-6-hangs",
+)
 async def test_a_step_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lifecycle.STEP_SECONDS, 2, 0.2)
     monkeypatch.setitem(lifecycle.STEP_SECONDS, 5, 1.0)
@@ -368,7 +408,9 @@ async def test_a_step_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) 
 
 
 @ends("llm-fails", "llm-hangs", "llm-breaks-off")
-async def test_the_language_model_fails_one_reply(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_language_model_fails_one_reply(
+    end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = Scene(end, monkeypatch)
     await scene.talk()
     words = {"llm-fails": "llm fail", "llm-hangs": "llm hang", "llm-breaks-off": "llm break off"}
@@ -379,7 +421,9 @@ async def test_the_language_model_fails_one_reply(end: End, monkeypatch: pytest.
 
 
 @ends("llm-fails-for-good")
-async def test_the_language_model_fails_again_and_again(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_language_model_fails_again_and_again(
+    end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scene = Scene(end, monkeypatch)
     await scene.talk()
     for _ in range(3):
@@ -387,7 +431,9 @@ async def test_the_language_model_fails_again_and_again(end: End, monkeypatch: p
     await scene.expect()
 
 
-async def test_a_reply_that_succeeds_forgives_those_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reply_that_succeeds_forgives_those_that_did_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scene = Scene(ENDS["llm-fails"], monkeypatch)
     await scene.talk()
     for words in ("llm fail", "llm fail", "thank you", "llm fail", "llm fail"):
@@ -411,7 +457,9 @@ async def test_the_voice_fails(end: End, monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(heard) == 3
         assert all(any(frame.data) for frame in heard)
     if end.name != "tts-fails-for-good":
-        heard = [frame async for frame in scene.agent.tts_node(words("All is well."), ModelSettings())]
+        heard = [
+            frame async for frame in scene.agent.tts_node(words("All is well."), ModelSettings())
+        ]
         assert sum(frame.duration for frame in heard) > 0
         scene.line.leave()
     await scene.expect()

@@ -20,7 +20,9 @@ TOOLS = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module", params=CHOICES, ids=str)
-def project(template: Template, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Project:
+def project(
+    template: Template, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Project:
     """A project of every memory, rendered only."""
     return render(template, tmp_path_factory.mktemp("deploy") / "project", request.param)
 
@@ -39,7 +41,9 @@ def compose(project: Project) -> dict[str, Any]:
 
 def kubernetes(project: Project) -> dict[str, dict[str, Any]]:
     """The manifest's objects by kind."""
-    return {found["kind"]: found for found in yaml.safe_load_all(project.read("deploy/kubernetes.yaml"))}
+    return {
+        found["kind"]: found for found in yaml.safe_load_all(project.read("deploy/kubernetes.yaml"))
+    }
 
 
 def seconds(duration: str) -> int:
@@ -53,7 +57,9 @@ def test_the_dockerfile_passes_hadolint(project: Project) -> None:
 
 
 def test_compose_yaml_is_a_compose_file(project: Project) -> None:
-    accepted("check-jsonschema", "--builtin-schema=vendor.compose-spec", project.path / "compose.yaml")
+    accepted(
+        "check-jsonschema", "--builtin-schema=vendor.compose-spec", project.path / "compose.yaml"
+    )
 
 
 def test_the_manifest_is_one_that_kubernetes_knows(project: Project) -> None:
@@ -66,11 +72,16 @@ def test_the_workflow_is_valid_and_safe(project: Project, name: str) -> None:
     accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
     accepted("zizmor", "--offline", "--no-progress", workflow)
     secrets = set(re.findall(r"secrets\.\w+(?: \|\| [\w.]+| != '')?", workflow.read_text()))
-    optional = {"secrets.TEMPLATE_UPDATE_TOKEN || github.token", "secrets.TEMPLATE_UPDATE_TOKEN != ''"}
+    optional = {
+        "secrets.TEMPLATE_UPDATE_TOKEN || github.token",
+        "secrets.TEMPLATE_UPDATE_TOKEN != ''",
+    }
     assert secrets == (optional if name == "update" else set()), "a fresh fork has none"
 
 
-@pytest.mark.parametrize("workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "workflow", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda path: path.name
+)
 def test_our_own_workflow_is_valid_and_safe(workflow: Path) -> None:
     accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
     accepted("zizmor", "--offline", "--no-progress", workflow)
@@ -93,7 +104,10 @@ def test_containers_may_stop_as_long_as_calls_may_take_to_end(default_project: P
 
 
 def test_containers_can_neither_be_root_nor_write_outside_their_volumes(project: Project) -> None:
-    agent, pod = compose(project)["agent"], kubernetes(project)["Deployment"]["spec"]["template"]["spec"]
+    agent, pod = (
+        compose(project)["agent"],
+        kubernetes(project)["Deployment"]["spec"]["template"]["spec"],
+    )
     (container,) = pod["containers"]
 
     assert "USER 10001:10001" in project.read("Dockerfile")
@@ -126,7 +140,9 @@ def test_documents_in_postgresql_are_ingested_before_the_agent_starts(project: P
     assert ingest["command"] == pod["args"] == ["ingest"]
     assert agent["depends_on"]["ingest"] == {"condition": "service_started"}
     assert ingest["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    assert agent["environment"]["AGENT_KNOWLEDGE_URL"] == ingest["environment"]["AGENT_KNOWLEDGE_URL"]
+    assert (
+        agent["environment"]["AGENT_KNOWLEDGE_URL"] == ingest["environment"]["AGENT_KNOWLEDGE_URL"]
+    )
     assert "ports" not in services["postgres"], "everybody knows its password"
     container = manifest["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert (pod["image"], pod["envFrom"]) == (container["image"], container["envFrom"])
@@ -138,5 +154,11 @@ def test_compose_agent_has_the_keys_of_its_server(project: Project) -> None:
 
     assert server["keys"] == {environment["LIVEKIT_API_KEY"]: environment["LIVEKIT_API_SECRET"]}
     assert environment["LIVEKIT_URL"] == f"ws://127.0.0.1:{server['port']}"
-    published = {port.removesuffix("/udp").split(":")[-1] for port in compose(project)["livekit"]["ports"]}
-    assert published >= {str(server["port"]), str(server["rtc"]["tcp_port"]), str(server["rtc"]["udp_port"])}
+    published = {
+        port.removesuffix("/udp").split(":")[-1] for port in compose(project)["livekit"]["ports"]
+    }
+    assert published >= {
+        str(server["port"]),
+        str(server["rtc"]["tcp_port"]),
+        str(server["rtc"]["udp_port"]),
+    }

@@ -60,11 +60,21 @@ def run_worker(image: str, livekit: LiveKit) -> AbstractContextManager[Container
 def test_the_image_runs_as_nobody_and_can_write_only_its_data(container: Container) -> None:
     assert container.execute("id", "-u") == "10001\n"
     for folder, writable in {"/data": True, "/tmp": True, "/app": False, "/": False}.items():
-        assert container.execute("python", "-c", f"import os; print(os.access({folder!r}, os.W_OK))") == f"{writable}\n"
+        assert (
+            container.execute("python", "-c", f"import os; print(os.access({folder!r}, os.W_OK))")
+            == f"{writable}\n"
+        )
 
 
-def test_the_image_holds_the_agent_and_its_documents_and_nothing_else_of_the_project(container: Container) -> None:
-    assert container.execute("ls", "-A", "/app").split() == [".template.toml", ".venv", "knowledge", "models"]
+def test_the_image_holds_the_agent_and_its_documents_and_nothing_else_of_the_project(
+    container: Container,
+) -> None:
+    assert container.execute("ls", "-A", "/app").split() == [
+        ".template.toml",
+        ".venv",
+        "knowledge",
+        "models",
+    ]
     assert "pytest" not in container.execute("ls", "/app/.venv/bin").split()
 
 
@@ -72,7 +82,9 @@ def test_the_image_says_that_it_is_healthy(container: Container) -> None:
     container.check_health()
 
 
-async def test_the_image_answers_a_call_and_ends_when_it_is_told_to(image: str, livekit: LiveKit) -> None:
+async def test_the_image_answers_a_call_and_ends_when_it_is_told_to(
+    image: str, livekit: LiveKit
+) -> None:
     with run_worker(image, livekit) as container:
         await asyncio.to_thread(container.wait_for, "registered worker")
         async with Caller(livekit, "image", "front-desk") as caller:
@@ -89,12 +101,16 @@ def test_a_committed_lock_is_installed_and_no_key_is_sent_to_the_build(
     engine: Engine, project: Project, tmp_path: Path
 ) -> None:
     locked = Project(shutil.copytree(project.path, tmp_path / "locked"), project.chosen)
-    locked.run("uv", "lock", "--quiet", "--upgrade-package", "rich==14.0.0")  # older than any that would be resolved
+    locked.run(
+        "uv", "lock", "--quiet", "--upgrade-package", "rich==14.0.0"
+    )  # older than any that would be resolved
     locked.write(".env.local", "LIVEKIT_API_SECRET=never\n")
 
     image = build_image(locked.path, "rendered-agent-locked", stage="build")
 
-    inside = engine("run", "--rm", image, "ls", "-A", "/build", "/app/.venv/lib/python3.11/site-packages").split()
+    inside = engine(
+        "run", "--rm", image, "ls", "-A", "/build", "/app/.venv/lib/python3.11/site-packages"
+    ).split()
     assert "rich-14.0.0.dist-info" in inside
     assert "uv.lock" in inside
     assert ".env.local" not in inside

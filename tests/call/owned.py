@@ -39,9 +39,18 @@ async def test_it_tells_the_tide() -> None:
 
 def make_it_theirs(project: Project) -> dict[str, str]:
     """A greeting, a tool, a resource, a document, a test, a compose service, a dependency; the text of each file."""
-    persona, resources = project.read("src/agent/persona.py"), project.read("src/agent/resources.py")
-    persona = persona[: persona.index("    def greeting(")] + PERSONA + persona.split("    @function_tool\n")[1]
-    resources = resources.replace("async def open_resources", f"{RESOURCES}async def open_resources")
+    persona, resources = (
+        project.read("src/agent/persona.py"),
+        project.read("src/agent/resources.py"),
+    )
+    persona = (
+        persona[: persona.index("    def greeting(")]
+        + PERSONA
+        + persona.split("    @function_tool\n")[1]
+    )
+    resources = resources.replace(
+        "async def open_resources", f"{RESOURCES}async def open_resources"
+    )
     resources = resources.replace(
         "    http: aiohttp.ClientSession\n", "    http: aiohttp.ClientSession\n    almanac: str\n"
     )

@@ -34,7 +34,9 @@ ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 # which stores the project of the ends has: `make test-all` proves them with those of its own and with shared ones
 STORES = os.environ.get("ENDS_STORES", "sqlite-sqlite")
 OPENED = ["room", "memory", "knowledge", "http", "pool", "session"]
-MEASURED = os.environ.get("ENDS_MEASURED")  # a file for the seconds of every end, for benchmarks/ends.py
+MEASURED = os.environ.get(
+    "ENDS_MEASURED"
+)  # a file for the seconds of every end, for benchmarks/ends.py
 
 
 def troubled(template: Template, folder: Path) -> Project:
@@ -42,7 +44,9 @@ def troubled(template: Template, folder: Path) -> Project:
     (chosen,) = [one for one in PAIRS if f"{one.knowledge}-{one.memory}" == STORES]
     project = render(template, folder / "front-desk", chosen)
     for name in ("persona.py", "resources.py"):
-        shutil.copy(ROOT / "tests" / "support" / "troubled" / name, project.path / "src" / "agent" / name)
+        shutil.copy(
+            ROOT / "tests" / "support" / "troubled" / name, project.path / "src" / "agent" / name
+        )
     project.install()
     return project
 
@@ -82,11 +86,15 @@ class Scene:
 
     async def said(self, room: str, message: str) -> Record:
         """Wait until the call in `room` has logged `message`."""
-        return await self.running.wait_for(lambda r: r.get("room") == room and message in str(r.get("message")))
+        return await self.running.wait_for(
+            lambda r: r.get("room") == room and message in str(r.get("message"))
+        )
 
     async def step(self, room: str, number: int) -> Record:
         """Wait until the call in `room` has done a step."""
-        return await self.running.wait_for(lambda r: r.get("room") == room and r.get("step") == number)
+        return await self.running.wait_for(
+            lambda r: r.get("room") == room and r.get("step") == number
+        )
 
     async def expect(
         self,
@@ -135,17 +143,23 @@ class Scene:
                 texts = [item for key in redis.scan_iter("*:texts") for item in redis.hkeys(key)]
             return sum(json.loads(item)[0] == call for item in texts)
         with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
-            return int(db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0])
+            return int(
+                db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0]
+            )
 
     def _kept(self, call: str) -> tuple[str, int]:
         """What the one record of a call says: reason, turns."""
         if self.project.chosen.memory == "redis":
             with closing(self._redis()) as redis:
-                (kept,) = [text for key in redis.scan_iter("*:records") if (text := redis.hget(key, call))]
+                (kept,) = [
+                    text for key in redis.scan_iter("*:records") if (text := redis.hget(key, call))
+                ]
             known = json.loads(kept)
             return known["reason"], known["turns"]
         with closing(sqlite3.connect(self.project.path / "data" / "memory.db")) as db:
-            ((reason, turns),) = db.execute("SELECT reason, turns FROM calls WHERE call = ?", (call,)).fetchall()
+            ((reason, turns),) = db.execute(
+                "SELECT reason, turns FROM calls WHERE call = ?", (call,)
+            ).fetchall()
         return reason, turns
 
     def _redis(self) -> Any:
@@ -156,17 +170,26 @@ class Scene:
         (known,) = [r for r in self.running.of(room) if "ending" in r]
         measured(end, time.time() - datetime.fromisoformat(known["time"]).timestamp())
 
-    async def _traced(self, end: End, room: str, steps: list[int], closed: Mapping[str, str]) -> None:
+    async def _traced(
+        self, end: End, room: str, steps: list[int], closed: Mapping[str, str]
+    ) -> None:
         call = await self.spans.call(room)
         assert call.attributes["reason"] == end.reason
         inside = [span for span in self.spans.spans if span.trace == call.trace]
         assert [s.attributes["step"] for s in inside if "step" in s.attributes] == steps
-        closes = {s.name.removeprefix("close "): s.attributes["outcome"] for s in inside if s.name.startswith("close ")}
+        closes = {
+            s.name.removeprefix("close "): s.attributes["outcome"]
+            for s in inside
+            if s.name.startswith("close ")
+        }
         assert closes == closed
 
     async def counted(self, end: End) -> None:
         """The metric has as many ends of this reason as the log."""
-        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{self.metrics_port}/metrics") as answer,
+        ):
             families = text_string_to_metric_families(await answer.text())
         counted = {
             sample.labels["reason"]: sample.value
@@ -189,16 +212,27 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    project: Project, livekit: LiveKit, verb: str = "start", command: list[str] | None = None, **environment: str
+    project: Project,
+    livekit: LiveKit,
+    verb: str = "start",
+    command: list[str] | None = None,
+    **environment: str,
 ) -> AsyncIterator[Scene]:
     """A worker with an agent name of its own: workers of one name share their calls."""
     agent, port = f"agent-{uuid.uuid4().hex[:8]}", free_port()
-    ours = {"AGENT_NAME": agent, "AGENT_METRICS_PORT": str(port), "AGENT_LOG_FORMAT": "json", **stores_for(project)}
+    ours = {
+        "AGENT_NAME": agent,
+        "AGENT_METRICS_PORT": str(port),
+        "AGENT_LOG_FORMAT": "json",
+        **stores_for(project),
+    }
     if project.chosen.knowledge == "pgvector":  # where each agent has an index of its own
         await asyncio.to_thread(project.run, *project.agent, "ingest", env=ours)
     async with collector() as spans:
         settings = {**ours, **spans.environment, **environment}
-        async with worker(project.path, command or project.agent, livekit, verb=verb, **settings) as running:
+        async with worker(
+            project.path, command or project.agent, livekit, verb=verb, **settings
+        ) as running:
             yield Scene(running, livekit, project, agent, spans, port)
 
 

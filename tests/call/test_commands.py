@@ -14,7 +14,9 @@ from tests.support.worker import worker
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_agent_call_talks_to_a_running_worker(default_project: Project, livekit: LiveKit) -> None:
+async def test_agent_call_talks_to_a_running_worker(
+    default_project: Project, livekit: LiveKit
+) -> None:
     async with worker(default_project.path, default_project.agent, livekit) as running:
         process = await asyncio.create_subprocess_exec(
             *default_project.agent,
@@ -35,7 +37,9 @@ async def test_agent_call_talks_to_a_running_worker(default_project: Project, li
         assert end["reason"] == "caller left"
 
 
-async def test_doctor_finds_nothing_wrong_with_a_fresh_project(default_project: Project, livekit: LiveKit) -> None:
+async def test_doctor_finds_nothing_wrong_with_a_fresh_project(
+    default_project: Project, livekit: LiveKit
+) -> None:
     environment = {**livekit.environment, "AGENT_MODELS": "scripted"}
     default_project.run("uv", "run", "agent", "ingest", env=environment)
     done = default_project.run("uv", "run", "agent", "doctor", "--json", env=environment)

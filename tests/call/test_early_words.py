@@ -72,16 +72,24 @@ def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> P
         "from livekit.agents import stt\nfrom livekit.agents.llm import Toolset\nfrom datetime"
     )
     persona = persona.replace("from datetime", imports, 1)
-    persona = persona.replace("instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear(), tools=[Slow()]")
+    persona = persona.replace(
+        "instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear(), tools=[Slow()]"
+    )
     project.write("src/agent/persona.py", persona + LISTENING)
-    resources = project.read("src/agent/resources.py").replace("import aiohttp", "import asyncio\nimport aiohttp")
+    resources = project.read("src/agent/resources.py").replace(
+        "import aiohttp", "import asyncio\nimport aiohttp"
+    )
     last = "    return Resources("
-    project.write("src/agent/resources.py", resources.replace(last, SLOW_RESOURCE.lstrip("\n") + last))
+    project.write(
+        "src/agent/resources.py", resources.replace(last, SLOW_RESOURCE.lstrip("\n") + last)
+    )
     project.install()
     return project
 
 
-async def test_early_speech_and_early_text_are_not_lost(listening: Project, livekit: LiveKit) -> None:
+async def test_early_speech_and_early_text_are_not_lost(
+    listening: Project, livekit: LiveKit
+) -> None:
     room = f"early-{uuid.uuid4().hex[:8]}"
     async with worker(listening.path, listening.agent, livekit, AGENT_NAME="front-desk") as running:
         async with Caller(livekit, room, "front-desk") as caller:
@@ -90,19 +98,25 @@ async def test_early_speech_and_early_text_are_not_lost(listening: Project, live
             assert 5 not in running.steps(room)  # the session has not started: this was early
             assert "help" in await caller.hear_text()
             await caller.hear_text_with("bicycle")
-            heard = await running.wait_for(lambda record: record.get("loud_seconds", 0) > 0.8 * RECORDED_SECONDS)
+            heard = await running.wait_for(
+                lambda record: record.get("loud_seconds", 0) > 0.8 * RECORDED_SECONDS
+            )
             assert heard["loud_seconds"] < 1.2 * RECORDED_SECONDS  # once, not twice
         assert (await running.ended(room))["reason"] == "caller left"
     assert running.complaints() == []
 
 
-async def test_text_sent_while_the_session_starts_is_not_lost(listening: Project, livekit: LiveKit) -> None:
+async def test_text_sent_while_the_session_starts_is_not_lost(
+    listening: Project, livekit: LiveKit
+) -> None:
     room, agent = f"early-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
     async with (
         worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
         Caller(livekit, room, agent) as caller,
     ):
-        await running.wait_for(lambda record: record.get("room") == room and record.get("step") == 4)
+        await running.wait_for(
+            lambda record: record.get("room") == room and record.get("step") == 4
+        )
         await caller.write("Where can I park my bicycle?")
         assert "help" in await caller.hear_text()
         await caller.hear_text_with("bicycle")
@@ -115,12 +129,16 @@ async def speak_early(caller: Caller) -> None:
     caller.room.on("participant_active", lambda _: active.set())
     source = rtc.AudioSource(RATE, 1)
     track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
-    options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True)
+    options = rtc.TrackPublishOptions(
+        source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True
+    )
     publication = await caller.room.local_participant.publish_track(track, options)
     async with asyncio.timeout(15):
         await active.wait()
     count = int(RATE * RECORDED_SECONDS)
-    tone = array.array("h", (int(9000 * math.sin(2 * math.pi * 440 * n / RATE)) for n in range(count)))
+    tone = array.array(
+        "h", (int(9000 * math.sin(2 * math.pi * 440 * n / RATE)) for n in range(count))
+    )
     agents = [p.identity for p in caller.room.remote_participants.values()]
     writer = await caller.room.local_participant.stream_bytes(
         "preconnect-buffer",

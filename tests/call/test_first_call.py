@@ -22,7 +22,9 @@ FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
 # projects hold the same tests in another mixture, which `make test-all` runs.
 DIAGONAL = {("pgvector", "redis"), ("none", "none")}
 TESTED = [
-    pytest.param(answers, marks=() if (answers.knowledge, answers.memory) in DIAGONAL else pytest.mark.slow)
+    pytest.param(
+        answers, marks=() if (answers.knowledge, answers.memory) in DIAGONAL else pytest.mark.slow
+    )
     for answers in CALLED
 ]
 
@@ -38,9 +40,13 @@ def test_its_format_and_lint_are_clean(project: Project) -> None:
     project.run("uv", "run", "ruff", "check", ".")
 
 
-def test_its_types_are_strict_and_right(project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_its_types_are_strict_and_right(
+    project: Project, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     # one cache: mypy goes by what is in a file, and the projects have the same packages
-    project.run("uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "mypy")})
+    project.run(
+        "uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "mypy")}
+    )
 
 
 @pytest.mark.parametrize("project", TESTED, ids=str, indirect=True)
@@ -53,10 +59,14 @@ def test_its_own_tests_pass_without_keys_or_network(project: Project) -> None:
 def test_nothing_that_it_installs_is_a_name_for_a_project(project: Project) -> None:
     locked = {package["name"] for package in tomllib.loads(project.read("uv.lock"))["package"]}
     taken = CONFIG["taken_names"]["default"].split()
-    assert locked - {project.answers()["project_slug"], *taken} == set(), "copier.yml's taken_names lacks these"
+    assert locked - {project.answers()["project_slug"], *taken} == set(), (
+        "copier.yml's taken_names lacks these"
+    )
 
 
-def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tmp_path: Path) -> None:
+def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(
+    project: Project, tmp_path: Path
+) -> None:
     project.run("uv", "build", "--quiet", "--out-dir", str(tmp_path))
     (wheel,) = tmp_path.glob("*.whl")
     assert list(tmp_path.glob("*.tar.gz"))
@@ -65,18 +75,29 @@ def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(project: Project, tm
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_it_takes_a_call_and_knows_the_caller_the_second_time(project: Project, livekit: LiveKit) -> None:
+async def test_it_takes_a_call_and_knows_the_caller_the_second_time(
+    project: Project, livekit: LiveKit
+) -> None:
     if project.chosen.knowledge == "pgvector":
-        project.run(*project.agent, "ingest", env={"AGENT_NAME": "front-desk", **stores_for(project)})
-    async with worker(project.path, project.agent, livekit, AGENT_NAME="front-desk", **stores_for(project)) as running:
-        assert SDK in {None, await running.sdk()}  # the canary's calls are taken by the version that it asked for
+        project.run(
+            *project.agent, "ingest", env={"AGENT_NAME": "front-desk", **stores_for(project)}
+        )
+    async with worker(
+        project.path, project.agent, livekit, AGENT_NAME="front-desk", **stores_for(project)
+    ) as running:
+        assert SDK in {
+            None,
+            await running.sdk(),
+        }  # the canary's calls are taken by the version that it asked for
         first, second = await call(running, livekit, project), await call(running, livekit, project)
         remembered = project.chosen.memory != "none"
         assert "welcome back" not in first.lower()
         assert ("welcome back" in second.lower()) == remembered
         assert await running.stop() == 0
     assert [
-        record for record in running.records if any(said in str(record.get("message")) for said in SDK_WARNINGS)
+        record
+        for record in running.records
+        if any(said in str(record.get("message")) for said in SDK_WARNINGS)
     ] == []
     assert running.complaints() == []
 

@@ -48,15 +48,22 @@ def degraded(text: str) -> dict[str, float]:
 
 
 async def metrics(stage: Scene) -> dict[str, float]:
-    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{stage.metrics_port}/metrics") as answer:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"http://127.0.0.1:{stage.metrics_port}/metrics") as answer,
+    ):
         return degraded(await answer.text())
 
 
 async def test_what_a_call_could_not_write_is_delivered_by_the_next_worker(
     projects: dict[Answers, Project], livekit: LiveKit, valkey: RedisServer, tmp_path: Path
 ) -> None:
-    project = projects[next(chosen for chosen in PAIRS if (chosen.knowledge, chosen.memory) == ("sqlite", "redis"))]
-    worker = partial(scene, project, livekit, AGENT_MEMORY_URL=valkey.url, AGENT_DATA_DIR=str(tmp_path))
+    project = projects[
+        next(chosen for chosen in PAIRS if (chosen.knowledge, chosen.memory) == ("sqlite", "redis"))
+    ]
+    worker = partial(
+        scene, project, livekit, AGENT_MEMORY_URL=valkey.url, AGENT_DATA_DIR=str(tmp_path)
+    )
     room = f"room-{uuid.uuid4().hex[:8]}"
     async with worker() as stage:
         async with stage.caller(room, identity="ann-lee") as caller:
@@ -67,11 +74,15 @@ async def test_what_a_call_could_not_write_is_delivered_by_the_next_worker(
         assert (end["reason"], end["turns"]) == ("caller left", 3)
         await stage.running.free()
         assert await metrics(stage) == {"memory": 1}
-    assert [len(file.read_text().splitlines()) for file in (tmp_path / "spool").glob("*.jsonl")] != []
+    assert [
+        len(file.read_text().splitlines()) for file in (tmp_path / "spool").glob("*.jsonl")
+    ] != []
 
     valkey.start()
     async with worker() as stage:
-        await stage.running.wait_for(lambda record: "have been delivered" in str(record.get("message")))
+        await stage.running.wait_for(
+            lambda record: "have been delivered" in str(record.get("message"))
+        )
         assert list((tmp_path / "spool").glob("*.jsonl")) == []
         room = f"room-{uuid.uuid4().hex[:8]}"
         async with stage.caller(room, identity="ann-lee") as caller:
@@ -92,7 +103,12 @@ def embedding(template: Template, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest_asyncio.fixture(loop_scope="session")
 async def stage(embedding: Project, livekit: LiveKit, tmp_path: Path) -> AsyncIterator[Scene]:
     model = await asyncio.to_thread(minilm, tmp_path / "minilm")
-    chosen = partial(scene, AGENT_EMBEDDINGS="local", AGENT_EMBEDDINGS_MODEL=str(model), AGENT_KNOWLEDGE_SECONDS="2")
+    chosen = partial(
+        scene,
+        AGENT_EMBEDDINGS="local",
+        AGENT_EMBEDDINGS_MODEL=str(model),
+        AGENT_KNOWLEDGE_SECONDS="2",
+    )
     async with chosen(embedding, livekit) as started:
         await answers(started)
         yield started
@@ -113,11 +129,14 @@ def embedders(stage: Scene) -> list[psutil.Process]:
 
 async def looked_up(stage: Scene, room: str, start: int) -> Record:
     return await stage.running.wait_for(
-        lambda record: record.get("room") == room and record.get("message") == "looked up", start=start
+        lambda record: record.get("room") == room and record.get("message") == "looked up",
+        start=start,
     )
 
 
-async def test_one_embedder_serves_all_calls_and_is_started_again_when_it_is_killed(stage: Scene) -> None:
+async def test_one_embedder_serves_all_calls_and_is_started_again_when_it_is_killed(
+    stage: Scene,
+) -> None:
     rooms = [f"room-{uuid.uuid4().hex[:8]}" for _ in range(2)]
     async with stage.caller(rooms[0]) as caller, stage.caller(rooms[1]) as other:
         for one, room in ((caller, rooms[0]), (other, rooms[1])):
@@ -138,7 +157,11 @@ async def test_one_embedder_serves_all_calls_and_is_started_again_when_it_is_kil
     for room in rooms:
         assert (await stage.running.ended(room))["reason"] == "caller left"
         call = await stage.spans.call(room)
-        spans = [span for span in stage.spans.spans if span.trace == call.trace and span.name == "look up"]
+        spans = [
+            span
+            for span in stage.spans.spans
+            if span.trace == call.trace and span.name == "look up"
+        ]
         assert "opening-hours.md" in str(spans[0].attributes["passages"])
     await stage.running.stop()
     await asyncio.to_thread(psutil.wait_procs, [again], timeout=10)

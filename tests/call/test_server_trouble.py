@@ -73,20 +73,26 @@ def stall(seconds: float) -> Callable[[LiveKit], Awaitable[None]]:
 
 
 @ends("server-restarts")
-async def test_a_server_that_is_killed_and_restarted(end: End, project: Project, tmp_path: Path) -> None:
+async def test_a_server_that_is_killed_and_restarted(
+    end: End, project: Project, tmp_path: Path
+) -> None:
     async with livekit_server(tmp_path) as own, scene(project, own) as stage:
         await goes_on(end, stage, restart)
 
 
 @ends("server-stalls")
-async def test_a_server_that_does_not_answer_for_a_moment(end: End, project: Project, tmp_path: Path) -> None:
+async def test_a_server_that_does_not_answer_for_a_moment(
+    end: End, project: Project, tmp_path: Path
+) -> None:
     async with livekit_server(tmp_path) as own, scene(project, own) as stage:
         await goes_on(end, stage, stall(5))
 
 
 @pytest.mark.slow
 @ends("server-stalls-long")
-async def test_a_server_that_does_not_answer_for_half_a_minute(end: End, project: Project, tmp_path: Path) -> None:
+async def test_a_server_that_does_not_answer_for_half_a_minute(
+    end: End, project: Project, tmp_path: Path
+) -> None:
     async with livekit_server(tmp_path) as own, scene(project, own) as stage:
         await goes_on(end, stage, stall(30))
 
@@ -95,7 +101,11 @@ async def test_a_server_that_does_not_answer_for_half_a_minute(end: End, project
 @ends("server-gone")
 async def test_a_server_that_never_comes_back(end: End, project: Project, tmp_path: Path) -> None:
     room = new_room()
-    async with livekit_server(tmp_path) as own, scene(project, own) as stage, stage.caller(room) as caller:
+    async with (
+        livekit_server(tmp_path) as own,
+        scene(project, own) as stage,
+        stage.caller(room) as caller,
+    ):
         await caller.hear_text_with("help")
         await stage.step(room, 6)
         await own.kill()

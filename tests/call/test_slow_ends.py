@@ -56,7 +56,9 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
     room = new_room()
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="60") as stage:
         await vanish(stage, room)
-        await stage.running.wait_for(lambda r: "connection broke" in str(r.get("message")), seconds=90)
+        await stage.running.wait_for(
+            lambda r: "connection broke" in str(r.get("message")), seconds=90
+        )
         async with stage.caller(room, identity=ANN) as caller:
             await stage.said(room, "the caller is back")
             assert "bicycle" in await caller.ask("Where can I park my bicycle?", "bicycle")
@@ -97,7 +99,9 @@ async def test_a_job_that_blocks_for_more_than_a_minute_loses_the_turn_in_flight
         record = await stage.running.ended(room)
         assert record["reason"] == end.reason
         await stage.running.free()
-        assert stage.turns(told["call"] if "call" in told else record["call"]) == 4  # and the question that blocked it
+        assert (
+            stage.turns(told["call"] if "call" in told else record["call"]) == 4
+        )  # and the question that blocked it
         again = new_room()
         async with stage.caller(again, identity="dan") as caller:
             await caller.hear_text_with("cut off")

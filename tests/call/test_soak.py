@@ -10,7 +10,11 @@ from benchmarks import rolling, soak
 from tests.support.projects import Project
 from tests.support.server import LiveKit
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow, pytest.mark.timeout(5400)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.slow,
+    pytest.mark.timeout(5400),
+]
 
 CALLS = int(os.environ.get("SOAK_CALLS", soak.CALLS))
 ROUNDS = int(os.environ.get("ROLLING_ROUNDS", rolling.ROUNDS))

@@ -21,8 +21,20 @@ from packaging.version import Version
 
 from tests.support.templates import ASKED, CONFIG, ROOT, WORK_TREE, Project, Template, git
 
-FINAL = st.from_regex(r"v?([1-9]!)?[0-9]{1,2}(\.[0-9]{1,2}){0,3}(\.post[0-9]{1,2}|-[0-9]|rev[0-9])?", fullmatch=True)
-NEVER_TAGS = ["1.0rc1", "v9.9.9a1", "2.0.dev3", "1.0.post1.dev2", "latest", "v", "v1.0-beta", "1.x", "x1"]
+FINAL = st.from_regex(
+    r"v?([1-9]!)?[0-9]{1,2}(\.[0-9]{1,2}){0,3}(\.post[0-9]{1,2}|-[0-9]|rev[0-9])?", fullmatch=True
+)
+NEVER_TAGS = [
+    "1.0rc1",
+    "v9.9.9a1",
+    "2.0.dev3",
+    "1.0.post1.dev2",
+    "latest",
+    "v",
+    "v1.0-beta",
+    "1.x",
+    "x1",
+]
 NEVER = st.sampled_from(NEVER_TAGS)
 
 
@@ -49,7 +61,9 @@ def copy(template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @example(["1.0", "1.0.post1"])
 @example(["2.0", "1!0.1"])
 @example(["1.0.0", "1"])
-def test_the_newest_release_is_the_one_that_copier_takes(pre_prompt: ModuleType, tags: list[str]) -> None:
+def test_the_newest_release_is_the_one_that_copier_takes(
+    pre_prompt: ModuleType, tags: list[str]
+) -> None:
     final = [tag for tag in tags if tag not in NEVER_TAGS and not Version(tag).is_prerelease]
     found = pre_prompt.newest_release(tags)
     assert (found is None) == (not final)
@@ -78,7 +92,9 @@ def test_a_copy_of_a_branch_becomes_the_newest_release_and_runs_that_releases_ow
     assert not (copy.path / ".release").exists()
 
 
-def test_a_linked_work_tree_stays_where_it_is(pre_prompt: ModuleType, copy: Project, tmp_path: Path) -> None:
+def test_a_linked_work_tree_stays_where_it_is(
+    pre_prompt: ModuleType, copy: Project, tmp_path: Path
+) -> None:
     git(copy.path, "worktree", "add", "--quiet", "-b", "feature", str(tmp_path / "linked"))
     shutil.copytree(tmp_path / "linked", tmp_path / "copy of linked")
     os.chdir(tmp_path / "copy of linked")
@@ -87,21 +103,29 @@ def test_a_linked_work_tree_stays_where_it_is(pre_prompt: ModuleType, copy: Proj
     assert git(tmp_path / "linked", "status", "--porcelain", "--branch") == "## feature\n"
 
 
-def test_a_release_that_git_cannot_check_out_is_not_passed_over(pre_prompt: ModuleType, copy: Project) -> None:
+def test_a_release_that_git_cannot_check_out_is_not_passed_over(
+    pre_prompt: ModuleType, copy: Project
+) -> None:
     git(copy.path, "tag", "v1000.0.0", git(copy.path, "rev-parse", "HEAD:LICENSE").strip())
     with pytest.raises(SystemExit, match=r"is v1000\.0\.0, which git cannot check out here"):
         pre_prompt.main()
-    assert copy.read("cookiecutter.json") == (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
+    assert copy.read("cookiecutter.json") == (ROOT / "cookiecutter.json").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize("commit", ["v0.1.0", "v0.2.0", WORK_TREE])
-def test_a_commit_that_was_asked_for_is_taken_as_it_is(pre_prompt: ModuleType, copy: Project, commit: str) -> None:
+def test_a_commit_that_was_asked_for_is_taken_as_it_is(
+    pre_prompt: ModuleType, copy: Project, commit: str
+) -> None:
     git(copy.path, "checkout", "--quiet", commit)
     assert pre_prompt.release_to_take() is None
     assert pre_prompt.described_commit() == commit
 
 
-def test_a_branch_without_a_release_is_taken_as_it_is(pre_prompt: ModuleType, copy: Project) -> None:
+def test_a_branch_without_a_release_is_taken_as_it_is(
+    pre_prompt: ModuleType, copy: Project
+) -> None:
     git(copy.path, "tag", "--delete", *git(copy.path, "tag").split())
     git(copy.path, "tag", "v1.0.0rc1")
     git(copy.path, "tag", "newest")
@@ -116,7 +140,9 @@ def test_without_git_the_copy_is_taken_as_it_is(
     assert pre_prompt.described_commit() is None
 
 
-def test_a_folder_that_is_no_repository_is_taken_as_it_is(pre_prompt: ModuleType, copy: Project) -> None:
+def test_a_folder_that_is_no_repository_is_taken_as_it_is(
+    pre_prompt: ModuleType, copy: Project
+) -> None:
     shutil.rmtree(copy.path / ".git")
     around = copy.path.parent  # the repository of somebody else
     git(around, "init", "--quiet")
@@ -133,7 +159,9 @@ def test_a_git_hooks_variables_do_not_name_another_repository(
     assert pre_prompt.release_to_take() == WORK_TREE
 
 
-def test_the_form_asks_every_question_with_its_help_and_default_first(pre_prompt: ModuleType) -> None:
+def test_the_form_asks_every_question_with_its_help_and_default_first(
+    pre_prompt: ModuleType,
+) -> None:
     form = pre_prompt.form()
     assert list(form) == [*ASKED, "__prompts__"]
     for name, spec in ASKED.items():
@@ -141,7 +169,9 @@ def test_the_form_asks_every_question_with_its_help_and_default_first(pre_prompt
             assert form[name] == spec["default"]
             assert form["__prompts__"][name] == spec["help"]
         else:
-            values = list(spec["choices"].values() if isinstance(spec["choices"], dict) else spec["choices"])
+            values = list(
+                spec["choices"].values() if isinstance(spec["choices"], dict) else spec["choices"]
+            )
             assert form[name][0] == spec["default"]
             assert sorted(form[name]) == sorted(values)
 
@@ -165,7 +195,14 @@ def test_a_default_that_is_not_the_first_choice_is_asked_first(
 def test_reshaping_leaves_out_what_work_left_behind_and_names_files_as_a_project_has_them(
     pre_prompt: ModuleType, copy: Project
 ) -> None:
-    left_behind = [".venv/lib/x.py", "src/agent/__pycache__/x.pyc", "uv.lock", "data/x", ".mypy_cache/x", ".env.local"]
+    left_behind = [
+        ".venv/lib/x.py",
+        "src/agent/__pycache__/x.pyc",
+        "uv.lock",
+        "data/x",
+        ".mypy_cache/x",
+        ".env.local",
+    ]
     for name in left_behind:
         copy.write(f"template/{name}", "{{ not_a_name }}\n")
 
@@ -189,12 +226,16 @@ def reshaped(pre_prompt: ModuleType, copy: Project) -> Project:
     return copy
 
 
-def test_the_copy_names_its_commit_and_loads_the_extension_under_a_name_of_its_own(reshaped: Project) -> None:
+def test_the_copy_names_its_commit_and_loads_the_extension_under_a_name_of_its_own(
+    reshaped: Project,
+) -> None:
     config = json.loads(reshaped.read("cookiecutter.json"))
     assert config["_commit"] == WORK_TREE
     assert config["_extensions"] == ["livekit_agent_template_copier_yml.copier_yml.CopierTemplate"]
     assert (reshaped.path / "livekit_agent_template_copier_yml" / "copier_yml.py").is_file()
-    assert [path.name for path in reshaped.path.glob("*{{*")] == ["{{accepted(cookiecutter).project_slug}}"]
+    assert [path.name for path in reshaped.path.glob("*{{*")] == [
+        "{{accepted(cookiecutter).project_slug}}"
+    ]
 
 
 @pytest.fixture
@@ -207,7 +248,11 @@ def given_answers(tmp_path: Path) -> dict[str, object]:
         "description": "Answers.",
     }
     chosen = {"author_name": "Ann", "knowledge": "none", "memory": "redis", "license": "MIT"}
-    return answers | chosen | {"_template": "gh:x/y", "_commit": "v1.0.0", "_output_dir": str(tmp_path)}
+    return (
+        answers
+        | chosen
+        | {"_template": "gh:x/y", "_commit": "v1.0.0", "_output_dir": str(tmp_path)}
+    )
 
 
 def rendered(text: str, given: dict[str, object]) -> str:
@@ -232,7 +277,9 @@ def test_a_name_that_nobody_knows_is_an_error(given_answers: dict[str, object]) 
 
 def test_the_answers_file_says_where_the_project_is_from(given_answers: dict[str, object]) -> None:
     answers = json.loads(rendered("{{ _copier_answers | tojson }}", given_answers))
-    assert answers == {"_src_path": "gh:x/y", "_commit": "v1.0.0"} | {name: given_answers[name] for name in ASKED}
+    assert answers == {"_src_path": "gh:x/y", "_commit": "v1.0.0"} | {
+        name: given_answers[name] for name in ASKED
+    }
     del given_answers["_commit"]
     assert "_commit" not in json.loads(rendered("{{ _copier_answers | tojson }}", given_answers))
 
@@ -242,18 +289,33 @@ def test_the_filters_are_those_of_copier(given_answers: dict[str, object]) -> No
     assert rendered("{{ 'a-b' | regex_search('[a-z]-') }}", given_answers) == "a-"
     assert rendered("{{ 'a-b' | regex_search('x') }}", given_answers) == "None"
     assert rendered("{{ 'a-b' | regex_replace('([a-z])', '<\\\\1>') }}", given_answers) == "<a>-<b>"
-    assert rendered("{{ {'b': '🎙', 'a': 'on'} | to_nice_yaml }}", given_answers) == "a: 'on'\nb: 🎙\n"
+    assert (
+        rendered("{{ {'b': '🎙', 'a': 'on'} | to_nice_yaml }}", given_answers) == "a: 'on'\nb: 🎙\n"
+    )
 
 
 def test_every_refused_answer_is_named_at_once(given_answers: dict[str, object]) -> None:
     with pytest.raises(FailedHookException) as refused:
-        rendered("{{ accepted(cookiecutter) }}", given_answers | {"project_slug": "A B", "author_name": ""})
-    assert [line.split(":")[0] for line in str(refused.value).splitlines()] == ["project_slug", "author_name"]
+        rendered(
+            "{{ accepted(cookiecutter) }}",
+            given_answers | {"project_slug": "A B", "author_name": ""},
+        )
+    assert [line.split(":")[0] for line in str(refused.value).splitlines()] == [
+        "project_slug",
+        "author_name",
+    ]
 
 
-def test_what_the_answers_leave_out_is_named_and_nothing_else(given_answers: dict[str, object], tmp_path: Path) -> None:
+def test_what_the_answers_leave_out_is_named_and_nothing_else(
+    given_answers: dict[str, object], tmp_path: Path
+) -> None:
     project = Project(tmp_path / "front-desk")
-    for name in ("src/agent/memory/redis.py", "src/agent/memory/sqlite.py", "knowledge/a.md", "README.md"):
+    for name in (
+        "src/agent/memory/redis.py",
+        "src/agent/memory/sqlite.py",
+        "knowledge/a.md",
+        "README.md",
+    ):
         project.write(name, "\n")
     listed = json.loads(rendered("{{ excluded(cookiecutter) | tojson }}", given_answers))
     assert {Path(path).relative_to(project.path).as_posix() for path in listed} == {
@@ -268,9 +330,13 @@ def test_what_is_left_out_is_deleted_and_the_next_steps_are_said(
     project = Project(tmp_path / "front-desk")
     for name in ("src/agent/memory/redis.py", "src/agent/memory/sqlite.py", "knowledge/a/b.md"):
         project.write(name, "\n")
-    script = rendered((ROOT / "hooks" / "post_gen_project.py").read_text(encoding="utf-8"), given_answers)
+    script = rendered(
+        (ROOT / "hooks" / "post_gen_project.py").read_text(encoding="utf-8"), given_answers
+    )
 
-    done = subprocess.run([sys.executable, "-c", script], cwd=project.path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project.path, capture_output=True, text=True, check=True
+    )
 
     assert project.files().keys() == {"src/agent/memory/redis.py"}
     assert "Front Desk is ready. Next:" in done.stdout
@@ -281,7 +347,11 @@ def test_no_answer_can_leave_the_script_that_it_is_filled_into(
     given_answers: dict[str, object], tmp_path: Path
 ) -> None:
     (tmp_path / "front-desk").mkdir()
-    awkward = given_answers | {"project_name": '\'\'\' """ \\ {{ 1 }} {% raw %} ")); raise SystemExit(3) #'}
+    awkward = given_answers | {
+        "project_name": '\'\'\' """ \\ {{ 1 }} {% raw %} ")); raise SystemExit(3) #'
+    }
     script = rendered((ROOT / "hooks" / "post_gen_project.py").read_text(encoding="utf-8"), awkward)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert f"{awkward['project_name']} is ready." in done.stdout

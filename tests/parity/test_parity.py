@@ -30,7 +30,9 @@ TOOLS = ("copier", "cookiecutter")
 def assert_same(copied: Project, baked: Project) -> None:
     """Compare two projects, naming the files that differ."""
     ours, theirs = copied.files(), baked.files()
-    assert {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} == set()
+    assert {
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    } == set()
     assert copied.folders() == baked.folders()
 
 
@@ -39,11 +41,17 @@ def test_copier_and_cookiecutter_agree(
     both_tools: BothTools, case: dict[str, str], record_property: Callable[[str, object], None]
 ) -> None:
     copied, baked = both_tools.copied(case), both_tools.baked(case)
-    record_property("seconds of both tools", sum(both_tools.seconds[tool, identify(case)] for tool in TOOLS))
+    record_property(
+        "seconds of both tools", sum(both_tools.seconds[tool, identify(case)] for tool in TOOLS)
+    )
     ours, theirs = copied.files(), baked.files()
-    origin = theirs.pop(".copier-answers.yml")  # the folder that Cookiecutter was given; below it is the same
+    origin = theirs.pop(
+        ".copier-answers.yml"
+    )  # the folder that Cookiecutter was given; below it is the same
     assert origin[1] == ours.pop(".copier-answers.yml")[1]
-    assert {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)} == set()
+    assert {
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    } == set()
     assert copied.folders() == baked.folders()
     assert baked.answers() == copied.answers() | {"_src_path": baked.answers()["_src_path"]}
     assert baked.answers() == baked.answers() | case | {"_commit": WORK_TREE}
@@ -69,7 +77,9 @@ def test_copier_and_cookiecutter_agree_on_awkward_names(
     assert baked.answers()["_src_path"] == template.url
 
 
-def test_they_agree_on_a_folder_that_is_no_git_repository(template: Template, tmp_path: Path) -> None:
+def test_they_agree_on_a_folder_that_is_no_git_repository(
+    template: Template, tmp_path: Path
+) -> None:
     plain = Template(tmp_path / "plain")
     shutil.copytree(template.path, plain.path, ignore=shutil.ignore_patterns(".git"))
     left_behind = [
@@ -88,7 +98,9 @@ def test_they_agree_on_a_folder_that_is_no_git_repository(template: Template, tm
     assert "_commit" not in baked.answers()
 
 
-def test_cookiecutter_overwrites_nothing_of_a_project_that_is_there(template: Template, tmp_path: Path) -> None:
+def test_cookiecutter_overwrites_nothing_of_a_project_that_is_there(
+    template: Template, tmp_path: Path
+) -> None:
     project = template.bake(tmp_path / "projects")
     for name in (".env.local", "data/memory.db", "uv.lock", "knowledge/mine.md"):
         project.write(name, "the owner's\n")
@@ -103,13 +115,19 @@ def test_cookiecutter_overwrites_nothing_of_a_project_that_is_there(template: Te
     assert (project.path / ".git").is_dir()
 
 
-def test_answers_that_were_given_to_another_version_are_not_replayed(template: Template, tmp_path: Path) -> None:
+def test_answers_that_were_given_to_another_version_are_not_replayed(
+    template: Template, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "cookiecutter", "--output-dir"]
     template.bake(tmp_path / "first", "v0.2.0")
     replay = [str(tmp_path / "second"), "--replay", "--checkout", WORK_TREE, template.url]
-    done = subprocess.run([*command, *replay], input="y\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *replay], input="y\n", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert f"these answers were given to v0.2.0, and this is {WORK_TREE}" in done.stdout + done.stderr
+    assert (
+        f"these answers were given to v0.2.0, and this is {WORK_TREE}" in done.stdout + done.stderr
+    )
     assert not list((tmp_path / "second").glob("*"))
 
 
@@ -121,7 +139,9 @@ def test_a_terminal_that_cannot_show_the_name_does_not_cost_the_project(
     assert template.bake(tmp_path, project_name="🎙 Desk").read("README.md").startswith("# 🎙 Desk\n")
 
 
-def test_cookiecutter_says_when_what_it_renders_is_no_version(template: Template, tmp_path: Path) -> None:
+def test_cookiecutter_says_when_what_it_renders_is_no_version(
+    template: Template, tmp_path: Path
+) -> None:
     work = Template(tmp_path / "work")
     shutil.copytree(template.path, work.path)
     work.add_line("README.md", "Not committed.")
@@ -133,9 +153,20 @@ def test_cookiecutter_says_when_what_it_renders_is_no_version(template: Template
     assert "This is no git repository: the project cannot be updated later." in done.stderr
 
 
-def test_cookiecutter_asks_every_question_in_copiers_words(template: Template, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cookiecutter", "--output-dir", str(tmp_path), str(template.path)]
-    done = subprocess.run(command, input="\n" * len(ASKED), capture_output=True, text=True, check=True)
+def test_cookiecutter_asks_every_question_in_copiers_words(
+    template: Template, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        "--output-dir",
+        str(tmp_path),
+        str(template.path),
+    ]
+    done = subprocess.run(
+        command, input="\n" * len(ASKED), capture_output=True, text=True, check=True
+    )
     said = " ".join(done.stdout.split())
     for question in ASKED.values():
         assert question["help"] in said

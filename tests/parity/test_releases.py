@@ -84,13 +84,25 @@ def test_a_commit_is_rendered_as_asked_and_a_branch_as_its_release(
 
 def uvx(tool: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a released tool; skips, or fails in CI, where it cannot be had."""
-    run = [str(Path(sys.executable).with_name("uvx")), "--python", sys.executable, "--from", tool, command]
-    if not Path(run[0]).exists() or subprocess.run([*run, "--help"], capture_output=True, check=False).returncode:
+    run = [
+        str(Path(sys.executable).with_name("uvx")),
+        "--python",
+        sys.executable,
+        "--from",
+        tool,
+        command,
+    ]
+    if (
+        not Path(run[0]).exists()
+        or subprocess.run([*run, "--help"], capture_output=True, check=False).returncode
+    ):
         message = f"uvx cannot get {tool}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
-    return subprocess.run([*run, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [*run, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
 
 
 def assert_told(done: subprocess.CompletedProcess[str], sentence: str, folder: Path) -> None:
@@ -102,32 +114,63 @@ def assert_told(done: subprocess.CompletedProcess[str], sentence: str, folder: P
 
 
 @pytest.mark.parametrize("version", ["2.3.1", "2.1.1"])
-def test_an_old_cookiecutter_is_told_what_is_needed(template: Template, tmp_path: Path, version: str) -> None:
+def test_an_old_cookiecutter_is_told_what_is_needed(
+    template: Template, tmp_path: Path, version: str
+) -> None:
     out = tmp_path / "out"
-    done = uvx(f"cookiecutter=={version}", "cookiecutter", "--no-input", "--output-dir", str(out), str(template.path))
+    done = uvx(
+        f"cookiecutter=={version}",
+        "cookiecutter",
+        "--no-input",
+        "--output-dir",
+        str(out),
+        str(template.path),
+    )
     assert_told(done, NEEDS, out)
 
 
-def test_a_very_old_cookiecutter_is_told_in_the_name_of_the_module(template: Template, tmp_path: Path) -> None:
+def test_a_very_old_cookiecutter_is_told_in_the_name_of_the_module(
+    template: Template, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done = uvx("cookiecutter==1.7.3", "cookiecutter", "--no-input", "--output-dir", str(out), str(template.path))
+    done = uvx(
+        "cookiecutter==1.7.3",
+        "cookiecutter",
+        "--no-input",
+        "--output-dir",
+        str(out),
+        str(template.path),
+    )
     assert_told(done, "needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier", out)
 
 
 def test_cruft_is_told_what_is_needed(template: Template, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = uvx("cruft==2.16.0", "cruft", "create", "--no-input", "--output-dir", str(out), str(template.path))
+    done = uvx(
+        "cruft==2.16.0",
+        "cruft",
+        "create",
+        "--no-input",
+        "--output-dir",
+        str(out),
+        str(template.path),
+    )
     assert_told(done, NEEDS, out)
 
 
-def test_a_cookiecutter_that_may_not_run_hooks_is_told_what_is_needed(template: Template, tmp_path: Path) -> None:
+def test_a_cookiecutter_that_may_not_run_hooks_is_told_what_is_needed(
+    template: Template, tmp_path: Path
+) -> None:
     done = cookiecut(str(template.path), tmp_path / "out", "--accept-hooks", "no")
     assert_told(done, NEEDS, tmp_path / "out")
 
 
 def parts_of(template: Template, version: str) -> tuple[dict[str, object], dict[str, object]]:
     """copier.yml and cookiecutter.json of a version."""
-    read = [git(template.path, "show", f"{version}:{name}") for name in ("copier.yml", "cookiecutter.json")]
+    read = [
+        git(template.path, "show", f"{version}:{name}")
+        for name in ("copier.yml", "cookiecutter.json")
+    ]
     return yaml.safe_load(read[0]), json.loads(read[1])
 
 
@@ -137,13 +180,18 @@ def test_no_release_has_anything_that_needs_trust(template: Template, version: s
     assert config.keys() & {"_tasks", "_migrations", "_jinja_extensions", "_extensions"} == set()
     # A release that needed trust once would need it for every update that leaves it.
     extensions = bare.get("_extensions", [])
-    assert extensions in ([], ["needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.Template"])
+    assert extensions in (
+        [],
+        ["needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.Template"],
+    )
     hooks = git(template.path, "ls-tree", "--name-only", f"{version}:hooks").split()
     assert set(hooks) == {"copier_yml.py", "post_gen_project.py", "pre_prompt.py"}
     assert "_extensions" not in git(template.path, "show", f"{version}:hooks/copier_yml.py")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_release_is_copied_without_trust(template: Template, version: str, tmp_path: Path) -> None:
+def test_every_release_is_copied_without_trust(
+    template: Template, version: str, tmp_path: Path
+) -> None:
     # The fixture `_isolated` has Copier's settings trust nobody.
     assert template.copy(tmp_path / "project", version).answers()["_commit"] == version

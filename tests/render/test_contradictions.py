@@ -24,7 +24,15 @@ from tests.support.templates import ROOT, Project
 
 ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
 # What comes into being when the agent runs, and where owners may put what they like; the documents name them so.
-MADE = {"data/", "src/agent/tools/", "scripts/", "knowledge.db", "memory.db", "uv.lock", ".env.local"}
+MADE = {
+    "data/",
+    "src/agent/tools/",
+    "scripts/",
+    "knowledge.db",
+    "memory.db",
+    "uv.lock",
+    ".env.local",
+}
 COMMANDS: dict[str, click.Command] = get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -35,7 +43,9 @@ def load(project: Project, name: str) -> Any:
 
 def manifests(project: Project) -> dict[str, Any]:
     """The objects of deploy/kubernetes.yaml by their kind."""
-    return {thing["kind"]: thing for thing in yaml.safe_load_all(project.read("deploy/kubernetes.yaml"))}
+    return {
+        thing["kind"]: thing for thing in yaml.safe_load_all(project.read("deploy/kubernetes.yaml"))
+    }
 
 
 def found_in(text: str, pattern: str) -> set[str]:
@@ -47,7 +57,11 @@ def found_in(text: str, pattern: str) -> set[str]:
 
 def documents(project: Project) -> dict[str, str]:
     """The pages for whoever works in the project."""
-    return {name: project.read(name) for name in project.files() if name.endswith(".md") and "knowledge/" not in name}
+    return {
+        name: project.read(name)
+        for name in project.files()
+        if name.endswith(".md") and "knowledge/" not in name
+    }
 
 
 @cache
@@ -73,7 +87,9 @@ def links_of(text: str) -> set[str]:
 def variables_of_the_sdk() -> set[str]:
     """What livekit-agents reads from the environment."""
     sources = Path(livekit.agents.__file__).parent.rglob("*.py")
-    return {name for path in sources for name in ENVIRONMENT.findall(path.read_text(encoding="utf-8"))}
+    return {
+        name for path in sources for name in ENVIRONMENT.findall(path.read_text(encoding="utf-8"))
+    }
 
 
 def words_of(name: str, content: bytes) -> str:
@@ -97,7 +113,9 @@ def test_one_python_is_the_oldest_everywhere(project: Project) -> None:
     assert metadata["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
     assert found_in(project.read("Dockerfile"), r"^FROM python:([\d.]+)-") == {oldest}
     assert found_in(project.read("Dockerfile"), r"^# ([\d.]+) is the oldest Python") == {oldest}
-    tested = load(project, ".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    tested = load(project, ".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"][
+        "python"
+    ]
     assert tested[0] == oldest
     for name, text in documents(project).items():
         for version in re.findall(r"Python (3\.\d+)", text):
@@ -110,7 +128,9 @@ def test_one_port_is_the_health_endpoint_everywhere(project: Project) -> None:
     assert found_in(project.read(".env.example"), r"^# AGENT_PORT=(\d+)$") == {port}
     assert found_in(dockerfile, r"AGENT_PORT=(\d+)") == {port}
     assert found_in(dockerfile, r"^EXPOSE (\d+)$") == {port}
-    assert f"127.0.0.1:{port}:{port}" in load(project, "compose.yaml")["services"]["livekit"]["ports"]
+    assert (
+        f"127.0.0.1:{port}:{port}" in load(project, "compose.yaml")["services"]["livekit"]["ports"]
+    )
     container = manifests(project)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert container["ports"] == [{"name": "health", "containerPort": int(port)}]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -119,17 +139,23 @@ def test_one_port_is_the_health_endpoint_everywhere(project: Project) -> None:
         assert set(re.findall(r"\b808\d\b", text)) <= {port}, name
 
 
-def test_one_image_of_each_store_is_named_everywhere(project: Project, case: dict[str, str]) -> None:
+def test_one_image_of_each_store_is_named_everywhere(
+    project: Project, case: dict[str, str]
+) -> None:
     composed = load(project, "compose.yaml")["services"]
     tested = load(project, ".github/workflows/ci.yml")["jobs"]["test"].get("services", {})
-    stores = {"redis"} & {case["memory"]} | ({"postgres"} if case["knowledge"] == "pgvector" else set())
+    stores = {"redis"} & {case["memory"]} | (
+        {"postgres"} if case["knowledge"] == "pgvector" else set()
+    )
     assert tested.keys() == stores
     assert composed.keys() - {"livekit", "agent", "ingest"} == stores
     for store in stores:
         assert tested[store]["image"] == composed[store]["image"]
     images = {service["image"] for service in composed.values() if "image" in service}
     for name, text in documents(project).items():
-        named = set(re.findall(r"\b(?:pgvector/pgvector|redis|livekit/livekit-server):[\w.-]+", text))
+        named = set(
+            re.findall(r"\b(?:pgvector/pgvector|redis|livekit/livekit-server):[\w.-]+", text)
+        )
         assert named <= images, f"{name}: {named - images}"
 
 
@@ -138,7 +164,9 @@ def test_one_uv_installs_everywhere(project: Project) -> None:
     for workflow in ("ci.yml", "update.yml"):
         jobs = load(project, f".github/workflows/{workflow}")["jobs"].values()
         steps = [step for job in jobs for step in job["steps"]]
-        assert image == {step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")}, workflow
+        assert image == {
+            step["with"]["version"] for step in steps if "setup-uv" in step.get("uses", "")
+        }, workflow
 
 
 def test_an_action_has_one_version_in_all_workflows(project: Project) -> None:
@@ -148,15 +176,24 @@ def test_an_action_has_one_version_in_all_workflows(project: Project) -> None:
 
 
 def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) -> None:
-    server, services = load(project, "deploy/livekit.yaml"), load(project, "compose.yaml")["services"]
+    server, services = (
+        load(project, "deploy/livekit.yaml"),
+        load(project, "compose.yaml")["services"],
+    )
     ((key, secret),) = server["keys"].items()
     environment = services["agent"]["environment"]
     assert (environment["LIVEKIT_API_KEY"], environment["LIVEKIT_API_SECRET"]) == (key, secret)
     assert environment["LIVEKIT_URL"] == f"ws://127.0.0.1:{server['port']}"
     published = {str(port).split(":")[1].split("/")[0] for port in services["livekit"]["ports"]}
-    assert published >= {str(server["port"]), str(server["rtc"]["tcp_port"]), str(server["rtc"]["udp_port"])}
+    assert published >= {
+        str(server["port"]),
+        str(server["rtc"]["tcp_port"]),
+        str(server["rtc"]["udp_port"]),
+    }
     typed = found_in(project.read("compose.yaml"), r"^#   (LIVEKIT_URL=.*) uv run agent call$")
-    assert typed == {f"LIVEKIT_URL={environment['LIVEKIT_URL']} LIVEKIT_API_KEY={key} LIVEKIT_API_SECRET={secret}"}
+    assert typed == {
+        f"LIVEKIT_URL={environment['LIVEKIT_URL']} LIVEKIT_API_KEY={key} LIVEKIT_API_SECRET={secret}"
+    }
 
 
 def test_a_stopping_agent_has_a_minute_more_than_its_calls_everywhere(project: Project) -> None:
@@ -167,18 +204,32 @@ def test_a_stopping_agent_has_a_minute_more_than_its_calls_everywhere(project: P
     assert objects["ConfigMap"]["data"]["AGENT_DRAIN_SECONDS"] == str(drain)
     assert found_in(project.read(".env.example"), r"^# AGENT_DRAIN_SECONDS=(\d+)$") == {str(drain)}
     assert agent["stop_grace_period"] == f"{drain // 60 + 1}m"
-    assert objects["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 60
+    assert (
+        objects["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        == drain + 60
+    )
 
 
 def test_every_variable_that_a_file_names_is_read_by_something(project: Project) -> None:
-    fields = {field.alias or f"AGENT_{name.upper()}" for name, field in Settings.model_fields.items()}
+    fields = {
+        field.alias or f"AGENT_{name.upper()}" for name, field in Settings.model_fields.items()
+    }
     files = {name: content for name, (content, _) in project.files().items()}
-    tests = {name for path in files if path.startswith("tests/") for name in variables_in(path, files[path])}
+    tests = {
+        name
+        for path in files
+        if path.startswith("tests/")
+        for name in variables_in(path, files[path])
+    }
     of_the_tests = {name for name in tests if name.startswith("AGENT_TEST_")}
     for path, content in files.items():
-        for variable in variables_in(path, content) - fields - of_the_tests - variables_of_the_sdk():
+        for variable in (
+            variables_in(path, content) - fields - of_the_tests - variables_of_the_sdk()
+        ):
             # or the beginning of several
-            assert any(name.startswith(f"{variable}_") for name in variables_of_the_sdk()), f"{path}: {variable}"
+            assert any(name.startswith(f"{variable}_") for name in variables_of_the_sdk()), (
+                f"{path}: {variable}"
+            )
 
 
 def test_every_command_of_the_agent_that_a_page_names_exists(project: Project) -> None:
@@ -187,8 +238,12 @@ def test_every_command_of_the_agent_that_a_page_names_exists(project: Project) -
         for line in code_of(text):
             for found, rest in re.findall(r"\buv run agent(?: (\S+))?([^;&|#]*)", line):
                 assert found in COMMANDS, f"{name}: {line}"
-                options = {option for parameter in COMMANDS[found].params for option in parameter.opts}
-                assert set(re.findall(r"(?<=\s)-{1,2}[a-z-]+", rest)) <= options | {"--help"}, f"{name}: {line}"
+                options = {
+                    option for parameter in COMMANDS[found].params for option in parameter.opts
+                }
+                assert set(re.findall(r"(?<=\s)-{1,2}[a-z-]+", rest)) <= options | {"--help"}, (
+                    f"{name}: {line}"
+                )
                 seen.add(found)
         table = text if name == "docs/agent/commands.md" else ""
         for found in re.findall(r"^\| `agent ([\w-]+)", table, re.MULTILINE):
@@ -220,11 +275,17 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
             path = token.content
             if token.type != "code_inline" or not re.fullmatch(r"\.?\w[\w.-]*(/[\w.-]+)*/?", path):
                 continue
-            if "/" not in path and not re.search(r"\.(py|md|toml|ya?ml|jsonl|db|lock|local|example)$", path):
+            if "/" not in path and not re.search(
+                r"\.(py|md|toml|ya?ml|jsonl|db|lock|local|example)$", path
+            ):
                 continue
             if path in MADE or path.startswith("AGENT_DATA_DIR/"):
                 continue
-            if name.startswith("docs/") and path.startswith("knowledge/") and case["knowledge"] == "none":
+            if (
+                name.startswith("docs/")
+                and path.startswith("knowledge/")
+                and case["knowledge"] == "none"
+            ):
                 continue  # documents are the same in every project, and say what the others have
             assert any((place / path).exists() for place in places), f"{name}: {path}"
 
@@ -239,7 +300,11 @@ PAGES = [
 @pytest.mark.parametrize("name", PAGES)
 def test_what_the_pages_of_this_repository_name_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(
+            r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
     for line in code_of(text):
         for target in re.findall(r"(?:^|&& )make ([a-z-]+)", line):
             assert target in targets, f"{name}: {line}"
@@ -247,5 +312,9 @@ def test_what_the_pages_of_this_repository_name_exists(name: str) -> None:
         if "://" not in link:
             assert (ROOT / name).parent.joinpath(link.split("#")[0]).exists(), f"{name}: {link}"
     roots = ("template/", "tests/", "tools/", "hooks/", "benchmarks/", "docs/", "releases/")
-    for path in {line for line in code_of(text) if line.startswith(roots) and re.fullmatch(r"[\w./-]+", line)}:
-        assert any((place / path).exists() for place in (ROOT, ROOT / "template")), f"{name}: {path}"
+    for path in {
+        line for line in code_of(text) if line.startswith(roots) and re.fullmatch(r"[\w./-]+", line)
+    }:
+        assert any((place / path).exists() for place in (ROOT, ROOT / "template")), (
+            f"{name}: {path}"
+        )

@@ -49,20 +49,153 @@ SENTENCES = {
 }
 LIMITS = {"project_name": 80, "description": 200, "author_name": 100}
 WORDS_IN = (  # the files that slugs and dispatch names reach
-    *(".copier-answers.yml", ".env.example", "compose.yaml", "deploy/kubernetes.yaml", "pyproject.toml"),
+    *(
+        ".copier-answers.yml",
+        ".env.example",
+        "compose.yaml",
+        "deploy/kubernetes.yaml",
+        "pyproject.toml",
+    ),
     "src/agent/defaults.toml",
 )
 LOOK_ALIKES = [
-    *('"', "'", "\\", '\\"', "\\n", "\\u0041", "\\N{DASH}", '"""', "'''", "`", "```", "~~~", "%", "%s", "{}", "{0}"),
-    *("{{ 7 * 7 }}", "{{", "}}", "{% raw %}", "{% endraw %}", "{#", "#}", "# % if x", "# %", "{{ cookiecutter._x }}"),
-    *("${HOME}", "$HOME", "$(id)", "`id`", "; rm x", "&& x", "| x", "> x", ">", "!x", "!!", "*", "~", "\\$x"),
-    *("key: value", ": ", " #", "# x", "- x", "-", "---", "...", "? x", "!!str x", "&a", "*a", "%YAML 1.1", "@x", "|-"),
-    *("[table]", "[[x]]", "x = 1", "]", "}", ",", "null", "yes", "3.10", "1e3", "0x1F", "2026-01-01", "true"),
+    *(
+        '"',
+        "'",
+        "\\",
+        '\\"',
+        "\\n",
+        "\\u0041",
+        "\\N{DASH}",
+        '"""',
+        "'''",
+        "`",
+        "```",
+        "~~~",
+        "%",
+        "%s",
+        "{}",
+        "{0}",
+    ),
+    *(
+        "{{ 7 * 7 }}",
+        "{{",
+        "}}",
+        "{% raw %}",
+        "{% endraw %}",
+        "{#",
+        "#}",
+        "# % if x",
+        "# %",
+        "{{ cookiecutter._x }}",
+    ),
+    *(
+        "${HOME}",
+        "$HOME",
+        "$(id)",
+        "`id`",
+        "; rm x",
+        "&& x",
+        "| x",
+        "> x",
+        ">",
+        "!x",
+        "!!",
+        "*",
+        "~",
+        "\\$x",
+    ),
+    *(
+        "key: value",
+        ": ",
+        " #",
+        "# x",
+        "- x",
+        "-",
+        "---",
+        "...",
+        "? x",
+        "!!str x",
+        "&a",
+        "*a",
+        "%YAML 1.1",
+        "@x",
+        "|-",
+    ),
+    *(
+        "[table]",
+        "[[x]]",
+        "x = 1",
+        "]",
+        "}",
+        ",",
+        "null",
+        "yes",
+        "3.10",
+        "1e3",
+        "0x1F",
+        "2026-01-01",
+        "true",
+    ),
     *("FROM x", "RUN x", "ARG x=1", "ENV x=$y", "COPY . .", "<<EOF", "EOF", "\\ x"),
-    *("*x*", "**x**", "_x_", "__x__", "a_b", "~~x~~", "[x](y)", "![x](y)", "[x]: /y", "<b>", "</b>", "<!-- x -->"),
-    *("<a@b.c>", "<https://x.y>", "&amp;", "&#65;", "&copy", "1. x", "1) x", "12.", "+ x", "+", "=", "===", "***"),
-    *("___", "##", "C#", "a #", "| a | b |", "x | y", "[^1]", "- [ ] x", "<details>", "<?x", "<!x", "1234567890. x"),
-    *("🎙", "👩🚀", "é", "e\u0301", "\u0301", "שלום", "مرحبا", "漢字", "ß", "İ", "ﬀ", "\U0001d538", "\U000e0100"),
+    *(
+        "*x*",
+        "**x**",
+        "_x_",
+        "__x__",
+        "a_b",
+        "~~x~~",
+        "[x](y)",
+        "![x](y)",
+        "[x]: /y",
+        "<b>",
+        "</b>",
+        "<!-- x -->",
+    ),
+    *(
+        "<a@b.c>",
+        "<https://x.y>",
+        "&amp;",
+        "&#65;",
+        "&copy",
+        "1. x",
+        "1) x",
+        "12.",
+        "+ x",
+        "+",
+        "=",
+        "===",
+        "***",
+    ),
+    *(
+        "___",
+        "##",
+        "C#",
+        "a #",
+        "| a | b |",
+        "x | y",
+        "[^1]",
+        "- [ ] x",
+        "<details>",
+        "<?x",
+        "<!x",
+        "1234567890. x",
+    ),
+    *(
+        "🎙",
+        "👩🚀",
+        "é",
+        "e\u0301",
+        "\u0301",
+        "שלום",
+        "مرحبا",
+        "漢字",
+        "ß",
+        "İ",
+        "ﬀ",
+        "\U0001d538",
+        "\U000e0100",
+    ),
 ]
 REFUSED = [
     *((name, "") for name in SENTENCES),
@@ -115,7 +248,9 @@ def typed(limit: int) -> st.SearchStrategy[str]:
     """Free text that is legal: printable characters, and what files could take for a part of themselves."""
     printable = st.characters(exclude_categories=["C", "Z"], include_characters=" ")
     parts = st.lists(
-        st.sampled_from(LOOK_ALIKES) | st.text(printable, min_size=1, max_size=12), min_size=1, max_size=12
+        st.sampled_from(LOOK_ALIKES) | st.text(printable, min_size=1, max_size=12),
+        min_size=1,
+        max_size=12,
     )
     joined = st.builds(str.join, st.sampled_from(["", " "]), parts)
     return joined.map(lambda text: text[:limit].strip()).filter(lambda text: is_legal(text, limit))
@@ -130,7 +265,10 @@ def read_markdown(text: str) -> list[str]:
             *("paragraph_open", "inline", "paragraph_close"),
         ], text[:300]
         said = [block.children or [] for block in blocks[:6] if block.type == "inline"]
-        assert {child.type for children in said for child in children} <= {"text", "text_special"}, text[:300]
+        assert {child.type for children in said for child in children} <= {
+            "text",
+            "text_special",
+        }, text[:300]
     return ["".join(child.content for child in children) for children in said]
 
 
@@ -139,12 +277,20 @@ def read_back(files: dict[str, str]) -> dict[str, list[str]]:
     answers = yaml.safe_load(files[".copier-answers.yml"])
     about = tomllib.loads(files["pyproject.toml"])["project"]
     name, description = read_markdown(files["README.md"].split("\n```sh\n")[0])
-    owner = re.search(r"^ *Copyright (?:\(c\) )?(.*?)(?:\. All rights reserved\.)?$", files["LICENSE"], re.MULTILINE)
+    owner = re.search(
+        r"^ *Copyright (?:\(c\) )?(.*?)(?:\. All rights reserved\.)?$",
+        files["LICENSE"],
+        re.MULTILINE,
+    )
     assert owner
     return {
         "project_name": [answers["project_name"], name],
         "description": [answers["description"], about["description"], description],
-        "author_name": [answers["author_name"], *(author["name"] for author in about["authors"]), owner[1]],
+        "author_name": [
+            answers["author_name"],
+            *(author["name"] for author in about["authors"]),
+            owner[1],
+        ],
     }
 
 
@@ -160,7 +306,8 @@ def test_whatever_is_typed_comes_back_from_every_file_it_reaches(
     assert quick.refusals(answers) == []
     files = quick.render(*FREE_TEXT_IN, **(answers | {"license": license}))
     assert read_back(files) == {
-        question: [text] * (2 if question == "project_name" else 3) for question, text in names.items()
+        question: [text] * (2 if question == "project_name" else 3)
+        for question, text in names.items()
     }
 
 
@@ -172,7 +319,9 @@ def test_what_looks_like_a_part_of_a_file_is_text_alone_first_and_last(text: str
 
 
 def test_every_printable_character_comes_back_from_every_file_it_reaches() -> None:
-    printable = "".join(character for character in map(chr, range(sys.maxunicode + 1)) if character.isprintable())
+    printable = "".join(
+        character for character in map(chr, range(sys.maxunicode + 1)) if character.isprintable()
+    )
     assert len(printable) > 140_000
     kept = {name: quick.TEMPLATES[name] for name in FREE_TEXT_IN}
     recorded = quick.settle()
@@ -181,9 +330,13 @@ def test_every_printable_character_comes_back_from_every_file_it_reaches() -> No
         names = {"project_name": text, "description": text, "author_name": text}
         answers = recorded | names
         asked = {name: answers[name] for name in ASKED}
-        files = {name: template.render(answers, _copier_answers=asked) for name, template in kept.items()}
+        files = {
+            name: template.render(answers, _copier_answers=asked) for name, template in kept.items()
+        }
         found = {answer for answers in read_back(files).values() for answer in answers}
-        assert found == {text}, f"one of U+{ord(printable[first]):04X} and the next 197 does not come back"
+        assert found == {text}, (
+            f"one of U+{ord(printable[first]):04X} and the next 197 does not come back"
+        )
 
 
 @pytest.mark.parametrize(
@@ -211,15 +364,23 @@ def test_an_ordinary_name_is_not_escaped(name: str) -> None:
         ("See https://shop.example/ann?a=1&b=2", "See https://shop.example/ann?a=1&b=2"),
     ],
 )
-def test_an_address_is_no_link_where_backslashes_would_be_seen_in_it(typed: str, written: str) -> None:
+def test_an_address_is_no_link_where_backslashes_would_be_seen_in_it(
+    typed: str, written: str
+) -> None:
     assert f"\n{written}\n" in quick.render("README.md", description=typed)["README.md"]
 
 
 @pytest.mark.parametrize("case", [COMBINATIONS[0], COMBINATIONS[-1]], ids=identify)
-def test_copier_renders_what_plain_jinja_does(template: Template, case: dict[str, str], tmp_path: Path) -> None:
+def test_copier_renders_what_plain_jinja_does(
+    template: Template, case: dict[str, str], tmp_path: Path
+) -> None:
     project = template.copy(tmp_path / "project", **AWKWARD_NAMES, **case)
-    quickly = quick.render(*(name for name in quick.TEMPLATES if name in project.files()), **AWKWARD_NAMES, **case)
-    assert {name for name, text in quickly.items() if text != project.read(name)} == {".copier-answers.yml"}
+    quickly = quick.render(
+        *(name for name in quick.TEMPLATES if name in project.files()), **AWKWARD_NAMES, **case
+    )
+    assert {name for name, text in quickly.items() if text != project.read(name)} == {
+        ".copier-answers.yml"
+    }
     assert project.answers() == yaml.safe_load(quickly[".copier-answers.yml"]) | {
         "_commit": WORK_TREE,
         "_src_path": template.url,
@@ -233,7 +394,9 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     answers = yaml.safe_load(files[".copier-answers.yml"])
     deployment = objects[-1]
     pod = deployment["spec"]["template"]
-    sources = [source for entry in pod["spec"]["containers"][0]["envFrom"] for source in entry.values()]
+    sources = [
+        source for entry in pod["spec"]["containers"][0]["envFrom"] for source in entry.values()
+    ]
     slugs = [
         answers["project_slug"],
         tomllib.loads(files["pyproject.toml"])["project"]["name"],
@@ -249,7 +412,9 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
             if "emptyDir" not in volume
         ),
     ]
-    environment = dotenv_values(stream=StringIO(files[".env.example"].replace("# AGENT_NAME=", "AGENT_NAME=")))
+    environment = dotenv_values(
+        stream=StringIO(files[".env.example"].replace("# AGENT_NAME=", "AGENT_NAME="))
+    )
     dispatch = [
         answers["agent_name"],
         environment["AGENT_NAME"],
@@ -262,7 +427,21 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     st.sampled_from(["null", "on", "no", "y", "true", "e1", "x" * 60])
     | st.from_regex(r"[a-z][a-z0-9]{0,8}(-[a-z0-9]{1,8}){0,4}", fullmatch=True),
     st.sampled_from(
-        ["null", "~", "on", "1e3", "0x1F", "1_000", "12:30:45", "2026-01-01", ".5", "3.10", "NaN", "=", "<<"]
+        [
+            "null",
+            "~",
+            "on",
+            "1e3",
+            "0x1F",
+            "1_000",
+            "12:30:45",
+            "2026-01-01",
+            ".5",
+            "3.10",
+            "NaN",
+            "=",
+            "<<",
+        ]
     )
     | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True),
     st.sampled_from(COMBINATIONS),
@@ -292,7 +471,10 @@ def test_any_slug_and_dispatch_name_are_words_in_every_file_they_reach(
 
 def test_an_answer_that_a_file_needs_and_that_is_missing_is_an_error() -> None:
     answers = quick.settle()
-    needed = {path: find_undeclared_variables(quick.ENVIRONMENT.parse(text)) for path, text in quick.SOURCES.items()}
+    needed = {
+        path: find_undeclared_variables(quick.ENVIRONMENT.parse(text))
+        for path, text in quick.SOURCES.items()
+    }
     assert set.union(*needed.values()) == {*ASKED, "_copier_answers"}
     for path, names in needed.items():
         for name in names & ASKED.keys():
@@ -309,7 +491,11 @@ def test_an_illegal_answer_is_refused_with_what_to_type(question: str, answer: s
 
 @pytest.mark.parametrize(
     ("question", "answer"),
-    [*((question, "") for question in SENTENCES), ("project_slug", "../elsewhere"), ("project_name", "x" * 200)],
+    [
+        *((question, "") for question in SENTENCES),
+        ("project_slug", "../elsewhere"),
+        ("project_name", "x" * 200),
+    ],
 )
 def test_both_tools_refuse_in_the_same_words_before_a_file_is_written(
     template: Template, tmp_path: Path, question: str, answer: str
@@ -317,14 +503,18 @@ def test_both_tools_refuse_in_the_same_words_before_a_file_is_written(
     copied = copy_by_hand(template.url, tmp_path / "copier" / "project", **{question: answer})
     assert copied.returncode != 0
     assert SENTENCES[question] in " ".join(copied.stderr.split())
-    baked = cookiecut(str(template.path), tmp_path / "cookiecutter", f"{question}={literal(answer)}")
+    baked = cookiecut(
+        str(template.path), tmp_path / "cookiecutter", f"{question}={literal(answer)}"
+    )
     assert baked.returncode == 1
     assert f"{question}: {SENTENCES[question]}" in baked.stdout + baked.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["agent", "livekit-agents", "tests"])
-def test_a_name_that_is_taken_is_refused_with_one_that_is_not(template: Template, tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_taken_is_refused_with_one_that_is_not(
+    template: Template, tmp_path: Path, name: str
+) -> None:
     with pytest.raises(ValueError, match=f"Write another name, such as my-{name}: {name} is taken"):
         template.copy(tmp_path / "project", project_slug=name)
     assert not (tmp_path / "project").exists()

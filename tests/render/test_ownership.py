@@ -36,7 +36,9 @@ def test_every_file_of_a_project_has_one_owner(both_tools: BothTools, case: dict
     assert owners["mark"] == MARK
 
 
-def test_hashes_are_those_of_the_files_that_are_the_same_in_every_project(template: Template, tmp_path: Path) -> None:
+def test_hashes_are_those_of_the_files_that_are_the_same_in_every_project(
+    template: Template, tmp_path: Path
+) -> None:
     project = template.copy(tmp_path / "project", project_name="Anything Else")
     owners = project.ownership()
     verbatim = {name for name in owners["ours"] if (template.path / "template" / name).is_file()}
@@ -52,14 +54,22 @@ def test_copier_never_overwrites_what_is_yours(both_tools: BothTools) -> None:
 
 def test_what_comes_once_is_yours(both_tools: BothTools) -> None:
     owners = both_tools.copied(COMBINATIONS[0]).ownership()
-    once = [entry.removeprefix(UPDATE_ONLY) for entry in CONFIG["_exclude"] if entry.startswith(UPDATE_ONLY)]
+    once = [
+        entry.removeprefix(UPDATE_ONLY)
+        for entry in CONFIG["_exclude"]
+        if entry.startswith(UPDATE_ONLY)
+    ]
     assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
     assert {"knowledge/**", "README.md"} <= set(owners["yours"])
 
 
-def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(template: Template) -> None:
+def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(
+    template: Template,
+) -> None:
     page = template.source("docs/agent/ownership.md").read_text(encoding="utf-8")
-    assert "`src/agent/tools/`, `scripts/`, `tests/yours/` and `docs/` (outside `docs/agent/`)" in page
+    assert (
+        "`src/agent/tools/`, `scripts/`, `tests/yours/` and `docs/` (outside `docs/agent/`)" in page
+    )
     root = template.path / "template"
     names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     theirs = [name for name in names if name.startswith(("src/agent/tools/", "scripts/", "docs/"))]

@@ -62,7 +62,10 @@ class Caller:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.hang_up()
 
@@ -93,9 +96,15 @@ class Caller:
         self._spawn(asyncio.create_task(read()))
 
     def _listen(
-        self, track: rtc.Track, publication: rtc.RemoteTrackPublication, participant: rtc.RemoteParticipant
+        self,
+        track: rtc.Track,
+        publication: rtc.RemoteTrackPublication,
+        participant: rtc.RemoteParticipant,
     ) -> None:
-        if track.kind != rtc.TrackKind.KIND_AUDIO or participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+        if (
+            track.kind != rtc.TrackKind.KIND_AUDIO
+            or participant.kind != rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+        ):
             return
 
         async def listen() -> None:

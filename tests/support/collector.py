@@ -51,7 +51,9 @@ class Collector:
                             parent=span.parent_span_id.hex(),
                             id=span.span_id.hex(),
                             attributes={
-                                a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value")
+                                a.key: getattr(
+                                    a.value, a.value.WhichOneof("value") or "string_value"
+                                )
                                 for a in span.attributes
                             },
                         )
@@ -70,11 +72,15 @@ class Collector:
                             return span
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(f"no such span; there are {sorted({s.name for s in self.spans})}") from None
+            raise AssertionError(
+                f"no such span; there are {sorted({s.name for s in self.spans})}"
+            ) from None
 
     async def call(self, room: str) -> Span:
         """The span of the call in `room`."""
-        return await self.wait_for(lambda span: span.name == "call" and span.attributes.get("room") == room)
+        return await self.wait_for(
+            lambda span: span.name == "call" and span.attributes.get("room") == room
+        )
 
 
 @asynccontextmanager

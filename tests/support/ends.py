@@ -24,7 +24,9 @@ class End(Protocol):
 
 def _load() -> Any:
     """The template's tests are a package of the same name as ours, so this one module is loaded by its path."""
-    spec = importlib.util.spec_from_file_location("template_ends", ROOT / "template" / "tests" / "ends.py")
+    spec = importlib.util.spec_from_file_location(
+        "template_ends", ROOT / "template" / "tests" / "ends.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

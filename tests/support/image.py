@@ -26,7 +26,9 @@ from tests.support.projects import UV
 from tests.support.server import CACHE
 
 TOOLS = ("buildah", "podman", "runc", "catatonit", "mmdebstrap")
-DEBIAN_OF_PYTHON = {"3.11-slim-bookworm": "bookworm"}  # the Debian whose own Python is the one that a tag promises
+DEBIAN_OF_PYTHON = {
+    "3.11-slim-bookworm": "bookworm"
+}  # the Debian whose own Python is the one that a tag promises
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -76,7 +78,12 @@ class Container:
         """Everything its process has said so far."""
         logs = [self.engine.command, "logs", self.id]
         return subprocess.run(
-            logs, env=self.engine.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+            logs,
+            env=self.engine.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
         ).stdout
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
@@ -92,7 +99,9 @@ class Container:
             finally:
                 deadline.cancel()
                 following.kill()
-        assert heard, f"the container did not say {text!r} within {seconds:g} s, but:\n{self.logs()}"
+        assert heard, (
+            f"the container did not say {text!r} within {seconds:g} s, but:\n{self.logs()}"
+        )
 
     def execute(self, *command: str) -> str:
         """What a command inside prints; raises AssertionError when it fails."""
@@ -100,7 +109,9 @@ class Container:
 
     def check_health(self) -> None:
         """Run the image's HEALTHCHECK inside; raises AssertionError when it fails."""
-        kind, *command = json.loads(self.engine("inspect", "--format", "{{json .Config.Healthcheck.Test}}", self.id))
+        kind, *command = json.loads(
+            self.engine("inspect", "--format", "{{json .Config.Healthcheck.Test}}", self.id)
+        )
         assert kind == "CMD", f"HEALTHCHECK is no list of words: {kind} {command}"
         self.execute(*command)
 
@@ -123,7 +134,10 @@ def build_image(context: Path, name: str = "rendered-agent", stage: str | None =
         return image
     make_stand_ins(engine, engine.state, (context / "Dockerfile").read_text())
     # The machine's certificates: packages may come through a proxy that signs with its own.
-    mounts = (f"--volume={CERTIFICATES}:{CERTIFICATES}:ro", f"--volume={engine.state}/uv.toml:/etc/uv/uv.toml:ro")
+    mounts = (
+        f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
+        f"--volume={engine.state}/uv.toml:/etc/uv/uv.toml:ro",
+    )
     # "docker" is the format that keeps HEALTHCHECK; chroot shares the machine's network and needs no runtime.
     how = ("--pull=never", "--isolation=chroot", "--format=docker")
     output("buildah", "build", *how, *mounts, *what, env=engine.env)
@@ -136,7 +150,13 @@ def build_image(context: Path, name: str = "rendered-agent", stage: str | None =
 def run_image(image: str, env: Mapping[str, str]) -> Iterator[Container]:
     """Run an image with a read-only root, no capabilities and this machine's network; it is removed on exit."""
     engine = find_engine()
-    limits = ("--network=host", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+    limits = (
+        "--network=host",
+        "--read-only",
+        "--tmpfs=/tmp",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+    )
     variables = [f"--env={name}={value}" for name, value in env.items()]
     container = Container(engine, engine("run", "--detach", *limits, *variables, image).strip())
     try:
@@ -152,10 +172,15 @@ def find_engine() -> Engine:
         sys.platform != "linux"
     ):  # elsewhere an engine lives in a machine of its own: no loopback server, no host network
         raise NoEngine("images are built and run on Linux only")
-    if shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+    if (
+        shutil.which("docker")
+        and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
+    ):
         return Engine("docker", os.environ)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise NoEngine("images need a running Docker, or root on a Debian, where buildah and podman can be installed")
+        raise NoEngine(
+            "images need a running Docker, or root on a Debian, where buildah and podman can be installed"
+        )
     if not all(map(shutil.which, ("buildah", "podman", "runc", "mmdebstrap"))):
         output("apt-get", "update", "-qq")
         output("apt-get", "install", "-qq", "-y", "--no-install-recommends", *TOOLS)
@@ -177,19 +202,31 @@ def make_stand_ins(engine: Engine, state: Path, dockerfile: str) -> None:
     """Have every image that the Dockerfile starts from, made once from Debian packages and uv's wheel."""
     for tag in set(re.findall(r"^FROM python:(\S+)", dockerfile, re.MULTILINE)):
         if not _exists(engine, f"localhost/python:{tag}"):
-            assert tag in DEBIAN_OF_PYTHON, f"no Debian has the Python of python:{tag}; add it to {__file__}"
+            assert tag in DEBIAN_OF_PYTHON, (
+                f"no Debian has the Python of python:{tag}; add it to {__file__}"
+            )
             _make_python(engine, state / "python.tar", tag, DEBIAN_OF_PYTHON[tag])
     for image, version in set(re.findall(r"--from=(\S+/uv):(\S+)", dockerfile)):
         if not _exists(engine, f"{image}:{version}"):
             with tempfile.TemporaryDirectory(dir=state / "tmp") as folder:
                 output(str(UV), "pip", "install", "--quiet", f"--target={folder}", f"uv=={version}")
-                output("tar", f"--directory={folder}/bin", "--create", f"--file={folder}/uv.tar", "uv", "uvx")
+                output(
+                    "tar",
+                    f"--directory={folder}/bin",
+                    "--create",
+                    f"--file={folder}/uv.tar",
+                    "uv",
+                    "uvx",
+                )
                 engine("import", f"{folder}/uv.tar", f"{image}:{version}")
 
 
 def _make_python(engine: Engine, tar: Path, tag: str, debian: str) -> None:
     """A Debian with its own Python where the official image has one, and a place to mount uv's settings at."""
-    hooks = ('ln -s /usr/bin/python3 "$1/usr/local/bin/python"', 'mkdir "$1/etc/uv" && touch "$1/etc/uv/uv.toml"')
+    hooks = (
+        'ln -s /usr/bin/python3 "$1/usr/local/bin/python"',
+        'mkdir "$1/etc/uv" && touch "$1/etc/uv/uv.toml"',
+    )
     output(
         "mmdebstrap",
         "--quiet",
@@ -205,7 +242,9 @@ def _make_python(engine: Engine, tar: Path, tag: str, debian: str) -> None:
 
 
 def _exists(engine: Engine, image: str) -> bool:
-    return subprocess.run([engine.command, "image", "exists", image], env=engine.env).returncode == 0
+    return (
+        subprocess.run([engine.command, "image", "exists", image], env=engine.env).returncode == 0
+    )
 
 
 def output(*command: str, env: Mapping[str, str] | None = None) -> str:

@@ -36,13 +36,24 @@ class Postgres:
             self.port: int = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
         self._settings = (
-            *("listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off", "max_connections=40"),
+            *(
+                "listen_addresses=127.0.0.1",
+                "unix_socket_directories=",
+                "fsync=off",
+                "max_connections=40",
+            ),
             *settings,
         )
         secret = self.folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
-        options = ["--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        options = [
+            "--auth=scram-sha-256",
+            f"--pwfile={secret}",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]
         self._run("initdb", "--username=postgres", *options, "--pgdata", str(self.folder / "data"))
         self.start()
 
@@ -62,15 +73,33 @@ class Postgres:
 
     def execute(self, sql: str, database: str = "postgres") -> str:
         """What psql prints for a statement; raises if it fails."""
-        command = [binary("psql"), "-XAt", "-v", "ON_ERROR_STOP=1", "-d", self.url_of(database), "-c", sql]
+        command = [
+            binary("psql"),
+            "-XAt",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            self.url_of(database),
+            "-c",
+            sql,
+        ]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self) -> None:
         """Return once it takes connections; after `kill` with all that was committed."""
         settings = [part for setting in self._settings for part in ("-c", setting)]
-        command = [binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), *settings]
+        command = [
+            binary("postgres"),
+            "-D",
+            str(self.folder / "data"),
+            "-p",
+            str(self.port),
+            *settings,
+        ]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=self.folder)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, user=self._user, cwd=self.folder
+            )
         deadline = time.monotonic() + START_SECONDS
         ready = [binary("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode:
@@ -116,7 +145,9 @@ class Postgres:
 
     def _run(self, name: str, *arguments: str) -> None:
         command = [binary(name), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, user=self._user, cwd=self.folder, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, user=self._user, cwd=self.folder, check=False
+        )
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
 
 

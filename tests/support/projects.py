@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.support import templates
 
 UV = Path(sys.executable).with_name("uv")
-SDK = os.environ.get("CANARY_SDK")  # the livekit-agents that every project gets, see tools/canary.py; None: the newest
+SDK = os.environ.get(
+    "CANARY_SDK"
+)  # the livekit-agents that every project gets, see tools/canary.py; None: the newest
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,39 @@ class Project(templates.Project):
     chosen: Answers
 
     def run(
-        self, *command: str, check: bool = True, stdin: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        *command: str,
+        check: bool = True,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the project as its owner would; its output is in the error if it fails."""
         done = subprocess.run(
-            command, cwd=self.path, env=clean_environment(**(env or {})), input=stdin, capture_output=True, text=True
+            command,
+            cwd=self.path,
+            env=clean_environment(**(env or {})),
+            input=stdin,
+            capture_output=True,
+            text=True,
         )
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(
+                f"{' '.join(command)} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
     def install(self) -> None:
         """`uv sync`; the version that the canary asks for goes into the project's lock, where `uv run` leaves it."""
-        self.run("uv", "sync", "--quiet", *(["--upgrade-package", f"livekit-agents=={SDK}"] if SDK else []))
+        self.run(
+            "uv",
+            "sync",
+            "--quiet",
+            *(["--upgrade-package", f"livekit-agents=={SDK}"] if SDK else []),
+        )
         if SDK and self.sdk() != SDK:
-            raise AssertionError(f"the project was to have livekit-agents {SDK} and has {self.sdk()}")
+            raise AssertionError(
+                f"the project was to have livekit-agents {SDK} and has {self.sdk()}"
+            )
 
     def sdk(self) -> str:
         """The version of livekit-agents that its commands run with."""

@@ -34,11 +34,15 @@ ENVIRONMENT = Quick(
     extensions=[hooks.CopierTemplate],
 )
 SOURCES = {
-    name.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml"): (ROOT / "template" / name).read_text("utf-8")
+    name.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml"): (
+        ROOT / "template" / name
+    ).read_text("utf-8")
     for name in ENVIRONMENT.list_templates(extensions=["jinja"])
 }
 TEMPLATES = {
-    name.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml"): ENVIRONMENT.get_template(name)
+    name.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml"): ENVIRONMENT.get_template(
+        name
+    )
     for name in ENVIRONMENT.list_templates(extensions=["jinja"])
 }
 
@@ -59,4 +63,7 @@ def render(*names: str, **given: str) -> dict[str, str]:
     """The text of these files (all that are rendered, if none is named), whatever an option leaves out."""
     answers = settle(**given)
     recorded = {name: answers[name] for name in hooks.ASKED}
-    return {name: TEMPLATES[name].render(answers, _copier_answers=recorded) for name in names or TEMPLATES}
+    return {
+        name: TEMPLATES[name].render(answers, _copier_answers=recorded)
+        for name in names or TEMPLATES
+    }

@@ -32,8 +32,13 @@ def engine_binary(engine: str) -> str:
         return str(get_binary_path())
     if shutil.which("redis-server") is None:
         if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise NoEngine("there is no redis-server: install it, or run as root on a Debian, where we can")
-        for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", "redis-server"]):
+            raise NoEngine(
+                "there is no redis-server: install it, or run as root on a Debian, where we can"
+            )
+        for command in (
+            ["update", "-qq"],
+            ["install", "-qq", "-y", "--no-install-recommends", "redis-server"],
+        ):
             subprocess.run(["apt-get", *command], check=True, capture_output=True)
     return str(shutil.which("redis-server"))
 
@@ -46,7 +51,13 @@ class RedisServer:
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        self._options = ["--requirepass", PASSWORD, "--appendonly", "yes" if keeps else "no", *options]
+        self._options = [
+            "--requirepass",
+            PASSWORD,
+            "--appendonly",
+            "yes" if keeps else "no",
+            *options,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -61,13 +72,26 @@ class RedisServer:
 
     def start(self) -> None:
         """Return once it answers."""
-        fixed = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        fixed = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+        ]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen([self._program, *fixed, *self._options], stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [self._program, *fixed, *self._options], stdout=log, stderr=log
+            )
         until = time.monotonic() + START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > until:
-                raise AssertionError(f"{self._program} did not start\n{(self.folder / 'log').read_text()}")
+                raise AssertionError(
+                    f"{self._program} did not start\n{(self.folder / 'log').read_text()}"
+                )
             time.sleep(0.02)
 
     def command(self, *words: str) -> str:

@@ -45,7 +45,11 @@ def build(binary: Path) -> None:
     if shutil.which("go") is None:
         raise Unavailable("livekit-server is not on PATH, and without Go it cannot be built")
     with tempfile.TemporaryDirectory(dir=binary.parent) as folder:
-        print(f"building livekit-server {VERSION} (about two minutes, once) ...", file=sys.stderr, flush=True)
+        print(
+            f"building livekit-server {VERSION} (about two minutes, once) ...",
+            file=sys.stderr,
+            flush=True,
+        )
         module = f"github.com/livekit/livekit-server/cmd/server@{VERSION}"
         done = subprocess.run(
             ["go", "install", module],
@@ -108,13 +112,19 @@ class LiveKit:
     @property
     def environment(self) -> dict[str, str]:
         """What an agent needs to know."""
-        return {"LIVEKIT_URL": self.url, "LIVEKIT_API_KEY": self.api_key, "LIVEKIT_API_SECRET": self.api_secret}
+        return {
+            "LIVEKIT_URL": self.url,
+            "LIVEKIT_API_KEY": self.api_key,
+            "LIVEKIT_API_SECRET": self.api_secret,
+        }
 
     def api(self) -> api.LiveKitAPI:
         """A client of its API; the caller closes it."""
         return api.LiveKitAPI(self.url.replace("ws", "http"), self.api_key, self.api_secret)
 
-    def token(self, room: str, identity: str, *, agent_name: str | None = None, kind: str = "standard") -> str:
+    def token(
+        self, room: str, identity: str, *, agent_name: str | None = None, kind: str = "standard"
+    ) -> str:
         """A token for `identity`; joining with it sends `agent_name` into the room."""
         token = (
             api.AccessToken(self.api_key, self.api_secret)
@@ -163,7 +173,9 @@ async def _ready(server: LiveKit) -> None:
     async with asyncio.timeout(20), aiohttp.ClientSession() as http:
         while True:
             if server.process.returncode is not None:
-                raise RuntimeError(f"livekit-server ended at once: {server.log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"livekit-server ended at once: {server.log.read_text()[-2000:]}"
+                )
             try:
                 async with http.get(f"http://127.0.0.1:{server.port}/") as answer:
                     if answer.status == 200:
@@ -173,7 +185,9 @@ async def _ready(server: LiveKit) -> None:
             await asyncio.sleep(0.05)  # a foreign process: there is no event to await
 
 
-if __name__ == "__main__":  # before the tests, so that a build is seen and does not count as a test's time
+if (
+    __name__ == "__main__"
+):  # before the tests, so that a build is seen and does not count as a test's time
     try:
         print(f"livekit-server: {find_binary()}")
     except Unavailable as error:

@@ -25,7 +25,9 @@ MARK = "--- yours below: updates never touch what follows ---"
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
 ASKED: dict[str, dict[str, Any]] = {
-    name: spec for name, spec in CONFIG.items() if not name.startswith("_") and spec.get("when", True)
+    name: spec
+    for name, spec in CONFIG.items()
+    if not name.startswith("_") and spec.get("when", True)
 }
 
 
@@ -63,15 +65,24 @@ def identify(case: dict[str, str]) -> str:
 def git(repository: Path, *arguments: str) -> str:
     """What git prints; the fixture `isolated` keeps the tester's settings out of it."""
     command = ["git", *arguments]
-    return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command, cwd=repository, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:
     """Variables that keep git, Copier and Cookiecutter from what the tester has configured and cached."""
     (folder / "copier-settings.yml").write_text("{}\n", encoding="utf-8")
-    config = {"cookiecutters_dir": str(folder / "cookiecutters"), "replay_dir": str(folder / "replay")}
+    config = {
+        "cookiecutters_dir": str(folder / "cookiecutters"),
+        "replay_dir": str(folder / "replay"),
+    }
     (folder / "cookiecutter.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    identity = {f"GIT_{role}_{field}": "tester" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
+    identity = {
+        f"GIT_{role}_{field}": "tester"
+        for role in ("AUTHOR", "COMMITTER")
+        for field in ("NAME", "EMAIL")
+    }
     return identity | {
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -98,12 +109,19 @@ class Project:
 
     def files(self) -> dict[str, tuple[bytes, int]]:
         """The bytes and mode of every file but git's."""
-        found = [path for path in self.path.rglob("*") if path.is_file() and ".git" not in path.parts]
-        return {str(path.relative_to(self.path)): (path.read_bytes(), path.stat().st_mode) for path in found}
+        found = [
+            path for path in self.path.rglob("*") if path.is_file() and ".git" not in path.parts
+        ]
+        return {
+            str(path.relative_to(self.path)): (path.read_bytes(), path.stat().st_mode)
+            for path in found
+        }
 
     def folders(self) -> set[str]:
         """Every folder but git's."""
-        found = [path for path in self.path.rglob("*") if path.is_dir() and ".git" not in path.parts]
+        found = [
+            path for path in self.path.rglob("*") if path.is_dir() and ".git" not in path.parts
+        ]
         return {str(path.relative_to(self.path)) for path in found}
 
     def answers(self) -> dict[str, str]:
@@ -123,17 +141,27 @@ class Project:
 
     def update(self, version: str, **answers: str) -> None:
         """`copier update --defaults`, which needs everything committed."""
-        copier.run_update(self.path, data=answers, vcs_ref=version, defaults=True, overwrite=True, quiet=True)
+        copier.run_update(
+            self.path, data=answers, vcs_ref=version, defaults=True, overwrite=True, quiet=True
+        )
 
     def changes(self) -> list[str]:
         """What is not committed, ignored files too."""
-        return git(self.path, "status", "--porcelain", "--ignored", "--untracked-files=all").splitlines()
+        return git(
+            self.path, "status", "--porcelain", "--ignored", "--untracked-files=all"
+        ).splitlines()
 
     def conflicts(self) -> list[str]:
         """What an update could not merge; its exit status says nothing about that."""
-        unmerged = [line for line in self.changes() if line[:2] in {"UU", "AA", "DU", "UD", "AU", "UA", "DD"}]
+        unmerged = [
+            line
+            for line in self.changes()
+            if line[:2] in {"UU", "AA", "DU", "UD", "AU", "UA", "DD"}
+        ]
         rejected = [str(path) for path in self.path.rglob("*.rej")]
-        marked = [name for name, (content, _) in self.files().items() if b"\n<<<<<<< " in b"\n" + content]
+        marked = [
+            name for name, (content, _) in self.files().items() if b"\n<<<<<<< " in b"\n" + content
+        ]
         return unmerged + rejected + marked
 
 
@@ -155,7 +183,13 @@ class Template:
 
     def bake(self, parent: Path, version: str = WORK_TREE, **answers: str) -> Project:
         """`cookiecutter --no-input`, from nothing; the project's folder is named by its slug."""
-        done = cookiecut(self.url, parent, "--checkout", version, *(f"{k}={literal(v)}" for k, v in answers.items()))
+        done = cookiecut(
+            self.url,
+            parent,
+            "--checkout",
+            version,
+            *(f"{k}={literal(v)}" for k, v in answers.items()),
+        )
         assert done.returncode == 0, done.stderr + done.stdout
         (project,) = parent.iterdir()
         return Project(project)
@@ -169,9 +203,15 @@ class Template:
         """Add a line to a file of the template: above each line that contains `before`, else at the end."""
         source = self.source(name)
         lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-        places = [number for number, text in enumerate(lines) if before in text] if before else [len(lines)]
+        places = (
+            [number for number, text in enumerate(lines) if before in text]
+            if before
+            else [len(lines)]
+        )
         for number in reversed(places):
-            margin = lines[number][: len(lines[number]) - len(lines[number].lstrip())] if before else ""
+            margin = (
+                lines[number][: len(lines[number]) - len(lines[number].lstrip())] if before else ""
+            )
             lines.insert(number, f"{margin}{line}\n")
         source.write_text("".join(lines), encoding="utf-8")
 
@@ -179,7 +219,10 @@ class Template:
         """Let projects install one more package; the first mark of pyproject.toml ends their list."""
         metadata = self.source("pyproject.toml")
         text = metadata.read_text(encoding="utf-8")
-        metadata.write_text(text.replace(f"    # {MARK}", f'    "{requirement}",\n    # {MARK}', 1), encoding="utf-8")
+        metadata.write_text(
+            text.replace(f"    # {MARK}", f'    "{requirement}",\n    # {MARK}', 1),
+            encoding="utf-8",
+        )
 
     def release(self, version: str) -> None:
         """Commit and tag what was edited."""
@@ -197,7 +240,16 @@ def literal(value: str) -> str:
 
 def cookiecut(source: str, parent: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `cookiecutter --no-input` for a project in `parent`."""
-    command = [sys.executable, "-m", "cookiecutter", "--no-input", "--output-dir", str(parent), source, *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "cookiecutter",
+        "--no-input",
+        "--output-dir",
+        str(parent),
+        source,
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -205,7 +257,9 @@ def copy_by_hand(source: str, project: Path, **answers: str) -> subprocess.Compl
     """Run `copier copy --defaults` as a user does, without --trust."""
     given = [f"--data={name}={value}" for name, value in answers.items()]
     command = [sys.executable, "-m", "copier", "copy", "--defaults", *given, source, str(project)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
 
 
 def make_template(folder: Path) -> Template:

@@ -39,7 +39,9 @@ class Terminal:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise AssertionError(f"{words!r} was never shown; the screen ends with:\n{self.text[-3000:]}") from None
+            raise AssertionError(
+                f"{words!r} was never shown; the screen ends with:\n{self.text[-3000:]}"
+            ) from None
 
     def press(self, keys: bytes) -> None:
         """Type."""
@@ -51,7 +53,9 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Terminal]:
+async def terminal(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str]
+) -> AsyncIterator[Terminal]:
     """`command` in the foreground of a terminal of its own; killed on exit if it still runs."""
     screen, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(

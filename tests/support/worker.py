@@ -62,7 +62,9 @@ class Worker:
                 self.records.append(record)
                 self._changed.notify_all()
 
-    async def wait_for(self, wanted: Callable[[Record], bool], seconds: float = 40.0, start: int = 0) -> Record:
+    async def wait_for(
+        self, wanted: Callable[[Record], bool], seconds: float = 40.0, start: int = 0
+    ) -> Record:
         """The first record at or after index `start` that is `wanted`, logged already or later."""
         seen = start
         try:
@@ -75,12 +77,15 @@ class Worker:
                     await self._changed.wait()
         except TimeoutError:
             tail = "\n".join([*self.other[-10:], *(json.dumps(r) for r in self.records[-30:])])
-            raise AssertionError(f"the worker never logged what was waited for; its log ends with:\n{tail}") from None
+            raise AssertionError(
+                f"the worker never logged what was waited for; its log ends with:\n{tail}"
+            ) from None
 
     async def ended(self, room: str, seconds: float = 40.0) -> Record:
         """The record of the end of the call in `room`."""
         return await self.wait_for(
-            lambda record: record.get("room") == room and "reason" in record and "turns" in record, seconds
+            lambda record: record.get("room") == room and "reason" in record and "turns" in record,
+            seconds,
         )
 
     def of(self, room: str) -> list[Record]:
@@ -93,7 +98,11 @@ class Worker:
 
     def closed(self, room: str) -> list[tuple[str, str]]:
         """Resource and outcome of every close of the call in `room`, in order."""
-        return [(r["resource"], r["outcome"]) for r in self.of(room) if "outcome" in r and "resource" in r]
+        return [
+            (r["resource"], r["outcome"])
+            for r in self.of(room)
+            if "outcome" in r and "resource" in r
+        ]
 
     def complaints(self) -> list[Record]:
         """Warnings and errors that no healthy call logs."""
@@ -109,7 +118,10 @@ class Worker:
 
     async def about(self) -> Record:
         """What the worker says of itself."""
-        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{self.port}/worker") as answer:
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{self.port}/worker") as answer,
+        ):
             found: Record = await answer.json()
             return found
 
@@ -137,12 +149,17 @@ class Worker:
 
 @asynccontextmanager
 async def worker(
-    project: Path, command: Sequence[str], server: LiveKit, *, verb: str = "start", **environment: str
+    project: Path,
+    command: Sequence[str],
+    server: LiveKit,
+    *,
+    verb: str = "start",
+    **environment: str,
 ) -> AsyncIterator[Worker]:
     """`command` + `verb` run in `project`, registered with `server`, keyless; ended on exit."""
     port = int(environment.get("AGENT_PORT") or free_port())
     keyless = {"AGENT_MODELS": "scripted", "AGENT_PORT": str(port), "AGENT_MAX_LOAD": "inf"}
-    # Whether a part is late is what tests/parts asks; here a busy machine is no reason to go without an answer.
+    # Whether a part is late is what tests/stores asks; here a busy machine is no reason to go without an answer.
     patient = {"AGENT_KNOWLEDGE_SECONDS": "5", "AGENT_MEMORY_SECONDS": "5"}
     defaults = {**server.environment, **keyless, **patient}
     process = await asyncio.create_subprocess_exec(
@@ -158,7 +175,9 @@ async def worker(
     running = Worker(process, port)
     reading = asyncio.create_task(running.read())
     try:
-        await running.wait_for(lambda record: "registered worker" in str(record.get("message", "")), seconds=60)
+        await running.wait_for(
+            lambda record: "registered worker" in str(record.get("message", "")), seconds=60
+        )
         yield running
     finally:
         if process.returncode is None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tests.support.projects import UV, clean_environment
 from tests.support.templates import MARK, Project
 
-PRINTABLE = st.text(st.characters(min_codepoint=32, exclude_categories=["C", "Z"]) | st.just(" "), max_size=30)
+PRINTABLE = st.text(
+    st.characters(min_codepoint=32, exclude_categories=["C", "Z"]) | st.just(" "), max_size=30
+)
 YOURS = (
     "README.md",
     "src/agent/persona.py",
@@ -135,7 +137,10 @@ class Describe:
     def make(self, project: Project) -> None:
         """Write it."""
         text, lines = re.subn(
-            rf"(?m)^{self.key} = .*$", lambda _: f"{self.key} = {self.value}", project.read("pyproject.toml"), count=1
+            rf"(?m)^{self.key} = .*$",
+            lambda _: f"{self.key} = {self.value}",
+            project.read("pyproject.toml"),
+            count=1,
         )
         assert lines == 1, self.key
         project.write("pyproject.toml", text)
@@ -153,7 +158,9 @@ class Depend:
         """Run the real uv."""
         options = (*self.options, *([] if self.lock else ["--frozen"]))
         command = [str(UV), "add", "--quiet", *options, self.package]
-        subprocess.run(command, cwd=project.path, env=clean_environment(), check=True, capture_output=True)
+        subprocess.run(
+            command, cwd=project.path, env=clean_environment(), check=True, capture_output=True
+        )
 
 
 def lines(prefix: str = "") -> st.SearchStrategy[tuple[str, ...]]:
@@ -172,11 +179,22 @@ def edits() -> st.SearchStrategy[list[Edit]]:
             # a comment: in a .gitignore or a Dockerfile other lines would mean something
             st.builds(Below, st.sampled_from(SHARED), st.integers(0, 5), lines("# ")),
             st.builds(Add, st.sampled_from(ADDED), lines().map("\n".join)),
-            st.builds(Describe, st.just("version"), st.sampled_from(['"0.2.0"', '"1.0.0rc1"', '"2026.11.23"'])),
-            st.builds(Describe, st.just("description"), st.sampled_from(['"Answers the phone."', '"🎙 = \\"tea\\""'])),
+            st.builds(
+                Describe,
+                st.just("version"),
+                st.sampled_from(['"0.2.0"', '"1.0.0rc1"', '"2026.11.23"']),
+            ),
+            st.builds(
+                Describe,
+                st.just("description"),
+                st.sampled_from(['"Answers the phone."', '"🎙 = \\"tea\\""']),
+            ),
             st.builds(Describe, st.just("line-length"), st.sampled_from(["100", "88"])),
             st.builds(Table, st.sampled_from(TABLES)),
-            st.builds(Depend, st.sampled_from(["httpx", "aiofiles>=24", "zstandard==0.25.0", "arrow[doc]"])),
+            st.builds(
+                Depend,
+                st.sampled_from(["httpx", "aiofiles>=24", "zstandard==0.25.0", "arrow[doc]"]),
+            ),
             st.builds(Depend, st.sampled_from(["hypothesis", "freezegun>=1"]), st.just(("--dev",))),
         ),
         min_size=1,

@@ -41,7 +41,9 @@ def unkind_settings(folder: Path) -> Path:
     (folder / "excludes").write_text("AGENTS.md\npyproject.toml\n", encoding="utf-8")
     core = f"[core]\nattributesFile = {folder}/attributes\nexcludesFile = {folder}/excludes\n"
     settings = folder / "gitconfig"
-    settings.write_text(f"{core}[apply]\nwhitespace = error\n[status]\nshowUntrackedFiles = no\n", encoding="utf-8")
+    settings.write_text(
+        f"{core}[apply]\nwhitespace = error\n[status]\nshowUntrackedFiles = no\n", encoding="utf-8"
+    )
     return settings
 
 
@@ -49,7 +51,9 @@ def unkind_settings(folder: Path) -> Path:
 def desk(fixed: Template, tmp_path: Path) -> Desk:
     """A project of the version before; what is installed is beside it, so that its files can be compared."""
     chosen = projects.Answers()
-    project = projects.Project(fixed.copy(tmp_path / "desk", WORK_TREE, **chosen.data()).path, chosen)
+    project = projects.Project(
+        fixed.copy(tmp_path / "desk", WORK_TREE, **chosen.data()).path, chosen
+    )
     make_it_theirs(project)
     project.write("notes.md", "Two spaces at the end  \nare a line break.\n")
     environment = {

@@ -16,12 +16,15 @@ from tools.gate import cases_of, configuration, differences, owner_of, versions_
 
 NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
 VERSIONS = [*released(), WORK_TREE]
-OURS = "src/agent/lifecycle.py"
+OURS = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 ANY = settings(
     deadline=None,
     database=None,
-    phases=[Phase.explicit, Phase.generate],  # an example takes seconds: smaller ones are not looked for
+    phases=[
+        Phase.explicit,
+        Phase.generate,
+    ],  # an example takes seconds: smaller ones are not looked for
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -43,7 +46,9 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
 
 
 @pytest.fixture(scope="module")
-def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Project]:
+def pristine(
+    history: Template, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Project]:
     """A project of a release with the n-th set of its answers, committed; each is rendered once and then copied."""
     folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, int], Project]()
 
@@ -61,7 +66,11 @@ def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 def assert_kept(
-    pristine: Callable[[str, int], Project], history: Template, version: str, number: int, made: list[Edit]
+    pristine: Callable[[str, int], Project],
+    history: Template,
+    version: str,
+    number: int,
+    made: list[Edit],
 ) -> None:
     """Make the edits, update, and compare with a fresh copy of the newest version with the same edits."""
     project = pristine(version, number)
@@ -74,15 +83,21 @@ def assert_kept(
     project.update(NEXT)
 
     assert project.conflicts() == []
-    answers = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
+    answers = {
+        name: answer for name, answer in project.answers().items() if not name.startswith("_")
+    }
     fresh = history.copy(project.path.with_name(f"{project.path.name}-fresh"), NEXT, **answers)
     for edit in made:
         edit.make(fresh)
     owners, after, expected = fresh.ownership(), project.files(), fresh.files()
     shared = {*owners["shared"], *owners["ours"]}
-    assert {name for name in shared if after.get(name) != expected.get(name)} == set(), "what is merged is not the sum"
+    assert {name for name in shared if after.get(name) != expected.get(name)} == set(), (
+        "what is merged is not the sum"
+    )
     theirs = {name for name in before if owner_of(name, owners) == "yours" or name not in came}
-    assert {name for name in theirs if after.get(name) != before[name]} == set(), "what is theirs was changed"
+    assert {name for name in theirs if after.get(name) != before[name]} == set(), (
+        "what is theirs was changed"
+    )
     for folder in (project.path, fresh.path):
         shutil.rmtree(folder)
 
@@ -92,7 +107,11 @@ def assert_kept(
 @example(VERSIONS[0], 0, EVERYTHING)
 @example(VERSIONS[-1], 1, EVERYTHING)
 def test_an_update_keeps_whatever_an_owner_did(
-    history: Template, pristine: Callable[[str, int], Project], version: str, number: int, made: list[Edit]
+    history: Template,
+    pristine: Callable[[str, int], Project],
+    version: str,
+    number: int,
+    made: list[Edit],
 ) -> None:
     assert_kept(pristine, history, version, number, made)
 
@@ -102,7 +121,11 @@ def test_an_update_keeps_whatever_an_owner_did(
 @given(st.sampled_from(VERSIONS), st.integers(0, 8), edits())
 @settings(ANY, max_examples=150)
 def test_an_update_keeps_whatever_any_owner_did(
-    history: Template, pristine: Callable[[str, int], Project], version: str, number: int, made: list[Edit]
+    history: Template,
+    pristine: Callable[[str, int], Project],
+    version: str,
+    number: int,
+    made: list[Edit],
 ) -> None:
     assert_kept(pristine, history, version, number, made)
 

@@ -21,7 +21,9 @@ def owned(template: Template, folder: Path, answers: dict[str, str]) -> Project:
 
 
 @pytest.mark.parametrize(
-    ("question", "values"), ROUNDS, ids=lambda value: str(value) if isinstance(value, str) else "-".join(value)
+    ("question", "values"),
+    ROUNDS,
+    ids=lambda value: str(value) if isinstance(value, str) else "-".join(value),
 )
 def test_an_option_goes_round_with_everything_of_the_owners_in_place(
     template: Template, question: str, values: list[str], tmp_path: Path
@@ -29,13 +31,18 @@ def test_an_option_goes_round_with_everything_of_the_owners_in_place(
     base = COMBINATIONS[0] | {question: values[0]}
     project = owned(template, tmp_path / "project", base)
     project.commit()
-    project.write("data/memory.db", "what callers have said")  # git ignores it, an update must as well
+    project.write(
+        "data/memory.db", "what callers have said"
+    )  # git ignores it, an update must as well
     before = project.files()
     for value in [*values[1:], values[0]]:
         project.update(WORK_TREE, **{question: value})
 
         assert project.conflicts() == []
-        expected, after = owned(template, tmp_path / value, base | {question: value}).files(), project.files()
+        expected, after = (
+            owned(template, tmp_path / value, base | {question: value}).files(),
+            project.files(),
+        )
         # documents come with the first copy only, and are never taken away
         theirs = {name for name in before if name.startswith(("data/", "knowledge/"))}
         rest = after.keys() | expected.keys()
@@ -46,11 +53,15 @@ def test_an_option_goes_round_with_everything_of_the_owners_in_place(
     assert project.files() == before
 
 
-def test_documents_outlive_an_agent_that_looks_nothing_up(template: Template, tmp_path: Path) -> None:
+def test_documents_outlive_an_agent_that_looks_nothing_up(
+    template: Template, tmp_path: Path
+) -> None:
     project = template.copy(tmp_path / "project")
     project.write("knowledge/prices.md", "# Prices\n")
     project.commit()
-    documents = {name: content for name, content in project.files().items() if name.startswith("knowledge/")}
+    documents = {
+        name: content for name, content in project.files().items() if name.startswith("knowledge/")
+    }
     project.update(WORK_TREE, knowledge="none")
     assert not (project.path / "src/agent/knowledge/sqlite.py").exists()
     assert {name: project.files().get(name) for name in documents} == documents

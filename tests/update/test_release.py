@@ -12,7 +12,12 @@ import pytest
 from tests.support.templates import ROOT, WORK_TREE, Project, git
 from tools.history import PARTS
 
-MADE = (*(part for part in PARTS if part != "CHANGELOG.md"), "tools", "tests/__init__.py", "tests/support")
+MADE = (
+    *(part for part in PARTS if part != "CHANGELOG.md"),
+    "tools",
+    "tests/__init__.py",
+    "tests/support",
+)
 CHANGELOG = """\
 # Changelog
 
@@ -35,14 +40,18 @@ CHANGELOG = """\
 def make_checkout(folder: Path) -> Project:
     """A checkout of the template with a changelog and without releases, everything committed."""
     checkout = Project(folder)
-    for name in git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *MADE).split("\0"):
+    for name in git(
+        ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *MADE
+    ).split("\0"):
         if name and (ROOT / name).is_file():
             checkout.write(name, (ROOT / name).read_text(encoding="utf-8"))
             (folder / name).chmod((ROOT / name).stat().st_mode)
     checkout.write("CHANGELOG.md", CHANGELOG)
     fewer = checkout.read("copier.yml").replace("[Apache-2.0, MIT, proprietary]", "[Apache-2.0]")
     fewer = re.sub(r"    Documents in PostgreSQL.*\n    Nowhere: none\n", "", fewer)
-    checkout.write("copier.yml", fewer)  # a release is tried with all answers, and there are fewer now
+    checkout.write(
+        "copier.yml", fewer
+    )  # a release is tried with all answers, and there are fewer now
     run(checkout, "ownership.py")
     checkout.commit()
     return checkout
@@ -58,12 +67,18 @@ def run(checkout: Project, tool: str, *arguments: str) -> str:
     """What a tool of the checkout complains about; nothing if it did its work."""
     command = [sys.executable, "-B", str(checkout.path / "tools" / tool), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = "".join(line for line in done.stderr.splitlines(keepends=True) if not line.startswith("gate: updated"))
+    said = "".join(
+        line
+        for line in done.stderr.splitlines(keepends=True)
+        if not line.startswith("gate: updated")
+    )
     assert bool(done.returncode) == bool(said), done
     return said
 
 
-def test_a_history_has_every_release_and_then_the_work_tree(checkout: Project, tmp_path: Path) -> None:
+def test_a_history_has_every_release_and_then_the_work_tree(
+    checkout: Project, tmp_path: Path
+) -> None:
     released = checkout.read("hooks/pre_prompt.py")
     for version in ("0.1.0", "0.2.0"):
         assert run(checkout, "release.py", version) == ""
@@ -80,7 +95,9 @@ def test_a_history_has_every_release_and_then_the_work_tree(checkout: Project, t
     assert git(history, "show", "v0.1.0:hooks/pre_prompt.py") == released
     assert git(history, "show", "v0.2.0:hooks/pre_prompt.py") == f"{released}# after 0.1.0\n"
     assert git(history, "cat-file", "-t", "v0.1.0") == "tag\n"
-    assert (history / "hooks" / "pre_prompt.py").read_text(encoding="utf-8") == f"{released}# after 0.2.0\n"
+    assert (history / "hooks" / "pre_prompt.py").read_text(
+        encoding="utf-8"
+    ) == f"{released}# after 0.2.0\n"
     assert (history / "hooks" / "not_tracked_yet.py").exists()
     assert not (history / "hooks" / "post_gen_project.py").exists()
     assert git(history, "status", "--porcelain") == ""
@@ -101,11 +118,16 @@ def test_the_same_release_is_the_same_bytes_wherever_it_is_made(tmp_path: Path) 
         ("1.x", "'1.x' is no version: write one such as 0.2.0"),
         ("0.01.0", "'0.01.0' is no version to release"),
         ("999.0.0", "'999.0.0' is no version to release"),
-        ("0.3.0", "CHANGELOG.md says nothing about 0.3.0: write a section `## [0.3.0] - YYYY-MM-DD`"),
+        (
+            "0.3.0",
+            "CHANGELOG.md says nothing about 0.3.0: write a section `## [0.3.0] - YYYY-MM-DD`",
+        ),
         ("0.0.9", "CHANGELOG.md says nothing about 0.0.9"),
     ],
 )
-def test_a_version_that_cannot_be_released_is_refused(checkout: Project, version: str, complaint: str) -> None:
+def test_a_version_that_cannot_be_released_is_refused(
+    checkout: Project, version: str, complaint: str
+) -> None:
     assert f"release: {complaint}" in run(checkout, "release.py", version)
     assert not (checkout.path / "releases").exists()
 
@@ -121,7 +143,10 @@ def test_a_released_version_never_changes(checkout: Project) -> None:
 
 def test_a_version_that_would_break_a_promise_is_not_released(checkout: Project) -> None:
     assert run(checkout, "release.py", "0.1.0") == ""
-    checkout.write("copier.yml", checkout.read("copier.yml").replace("    Nowhere, every caller is new: none\n", ""))
+    checkout.write(
+        "copier.yml",
+        checkout.read("copier.yml").replace("    Nowhere, every caller is new: none\n", ""),
+    )
     checkout.commit()
     bundle = (checkout.path / "releases" / "history.bundle").read_bytes()
     assert "memory=none of v0.1.0 is gone" in run(checkout, "release.py", "0.2.0")
@@ -130,7 +155,9 @@ def test_a_version_that_would_break_a_promise_is_not_released(checkout: Project)
 
 def test_uncommitted_work_is_not_released(checkout: Project) -> None:
     checkout.write("template/new.md", "new\n")
-    assert "there is uncommitted work, such as template/new.md: commit it first" in run(checkout, "release.py", "0.1.0")
+    assert "there is uncommitted work, such as template/new.md: commit it first" in run(
+        checkout, "release.py", "0.1.0"
+    )
 
 
 def test_a_tree_whose_owners_are_out_of_date_is_not_released(checkout: Project) -> None:

@@ -39,7 +39,13 @@ class Checkout:
         with tempfile.TemporaryDirectory() as folder:
             history, bundle = Path(folder), bundle_of(self.path)
             open_releases(history, self.path)
-            commit(history, self.path, template_files(self.path, untracked=False), f"v{version}", "2026-01-01")
+            commit(
+                history,
+                self.path,
+                template_files(self.path, untracked=False),
+                f"v{version}",
+                "2026-01-01",
+            )
             bundle.parent.mkdir(exist_ok=True)
             git(history, "bundle", "create", "--quiet", str(bundle), BRANCH, "--tags")
 
@@ -51,7 +57,9 @@ class Checkout:
 
     def work(self, line: str) -> str:
         """Change the template and commit; the commit."""
-        self.project.write("hooks/pre_prompt.py", self.project.read("hooks/pre_prompt.py") + f"# {line}\n")
+        self.project.write(
+            "hooks/pre_prompt.py", self.project.read("hooks/pre_prompt.py") + f"# {line}\n"
+        )
         self.project.commit()
         return self.commit_of("HEAD")
 
@@ -90,7 +98,9 @@ def two(checkout: Checkout) -> tuple[Checkout, dict[str, str]]:
     return checkout, {"v0.1.0": first, "v0.2.0": second}
 
 
-def test_missing_tags_are_pushed_and_a_second_run_does_nothing(two: tuple[Checkout, dict[str, str]]) -> None:
+def test_missing_tags_are_pushed_and_a_second_run_does_nothing(
+    two: tuple[Checkout, dict[str, str]],
+) -> None:
     checkout, released = two
 
     done = checkout.tags("--push", "origin")
@@ -99,7 +109,10 @@ def test_missing_tags_are_pushed_and_a_second_run_does_nothing(two: tuple[Checko
     assert checkout.at_remote() == released
     for version in released:
         assert git(checkout.remote, "cat-file", "-t", version) == "tag\n"
-        assert git(checkout.remote, "tag", "--list", "--format=%(contents)", version).strip() == version
+        assert (
+            git(checkout.remote, "tag", "--list", "--format=%(contents)", version).strip()
+            == version
+        )
     objects = git(checkout.remote, "for-each-ref")
 
     again = checkout.tags("--push", "origin")
@@ -109,12 +122,22 @@ def test_missing_tags_are_pushed_and_a_second_run_does_nothing(two: tuple[Checko
     assert git(checkout.remote, "for-each-ref") == objects
 
 
-def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(two: tuple[Checkout, dict[str, str]]) -> None:
+def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(
+    two: tuple[Checkout, dict[str, str]],
+) -> None:
     checkout, released = two
     git(checkout.path, "tag", "mine")
     git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])  # by hand, and not annotated
     git(checkout.path, "push", "--quiet", "origin", "v0.1.0")
-    git(checkout.path, "tag", "--force", "--annotate", "--message=again", "v0.1.0", released["v0.1.0"])
+    git(
+        checkout.path,
+        "tag",
+        "--force",
+        "--annotate",
+        "--message=again",
+        "v0.1.0",
+        released["v0.1.0"],
+    )
 
     done = checkout.tags("--push", "origin")
 
@@ -135,7 +158,9 @@ def test_a_tag_that_the_remote_has_is_not_made_again(two: tuple[Checkout, dict[s
     assert checkout.commit_of("v0.1.0") == released["v0.1.0"]
 
 
-def test_two_clones_make_the_same_tags(two: tuple[Checkout, dict[str, str]], tmp_path: Path) -> None:
+def test_two_clones_make_the_same_tags(
+    two: tuple[Checkout, dict[str, str]], tmp_path: Path
+) -> None:
     checkout, _ = two
     git(tmp_path, "clone", "--quiet", "--no-tags", str(checkout.remote), "other")
     other = Checkout(Project(tmp_path / "other"), checkout.remote)
@@ -147,7 +172,9 @@ def test_two_clones_make_the_same_tags(two: tuple[Checkout, dict[str, str]], tmp
     assert checkout.at_remote() == {}, "nobody asked for a push"
 
 
-def test_checking_says_what_is_missing_and_changes_nothing(two: tuple[Checkout, dict[str, str]]) -> None:
+def test_checking_says_what_is_missing_and_changes_nothing(
+    two: tuple[Checkout, dict[str, str]],
+) -> None:
     checkout, released = two
 
     done = checkout.tags("--check", "--push", "origin")
@@ -170,7 +197,10 @@ def test_a_commit_without_the_released_template_is_not_tagged(checkout: Checkout
     done = checkout.tags("--push", "origin")
 
     assert done.returncode == 1
-    assert f"{wrong} added v0.1.0 to the bundle, but its template is not the released one" in done.stderr
+    assert (
+        f"{wrong} added v0.1.0 to the bundle, but its template is not the released one"
+        in done.stderr
+    )
     assert git(checkout.path, "tag") == ""
     assert checkout.at_remote() == {}
 
@@ -213,7 +243,9 @@ def test_a_release_that_was_made_anew_is_tagged_where_it_was(checkout: Checkout)
     assert checkout.commit_of("v0.1.0") == anew != first
 
 
-def test_a_shallow_clone_is_refused_with_what_to_do(two: tuple[Checkout, dict[str, str]], tmp_path: Path) -> None:
+def test_a_shallow_clone_is_refused_with_what_to_do(
+    two: tuple[Checkout, dict[str, str]], tmp_path: Path
+) -> None:
     checkout, released = two
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{checkout.remote}", "shallow")
     shallow = Checkout(Project(tmp_path / "shallow"), checkout.remote)
@@ -242,5 +274,7 @@ def test_a_remote_that_does_not_answer_is_refused_before_anything_is_tagged(
 def test_the_tags_of_this_checkout_are_on_the_commits_that_released() -> None:
     if git(ROOT, "rev-parse", "--is-shallow-repository") == "true\n":
         pytest.skip("a shallow clone has no commits to compare with")
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "tags.py"), "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "tags.py"), "--check"], capture_output=True, text=True
+    )
     assert done.stderr == ""

@@ -22,7 +22,7 @@ from tools.history import PARTS
 NEXT = "v999.1.0"  # this checkout with a fix in it
 VERSIONS = [*released(), WORK_TREE]
 PERSONA = "src/agent/persona.py"
-OURS = "src/agent/lifecycle.py"
+OURS = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 DEPENDENCY = '"anyio>=4",'
 
@@ -70,16 +70,24 @@ def test_an_update_brings_the_fix_and_keeps_every_byte_of_the_owners(
     assert FIX in project.read(OURS)
     assert {name: project.read(name) for name in theirs} == theirs
     assert [name for name in project.files() if name.startswith("knowledge/")] == documents
-    dependencies = project.read("pyproject.toml").split("dependencies = [")[1].split("]\n")[0].split()
+    dependencies = (
+        project.read("pyproject.toml").split("dependencies = [")[1].split("]\n")[0].split()
+    )
     assert DEPENDENCY in dependencies
-    assert dependencies.index(DEPENDENCY) < dependencies.index("below:") < dependencies.index('"httpx",')
+    assert (
+        dependencies.index(DEPENDENCY)
+        < dependencies.index("below:")
+        < dependencies.index('"httpx",')
+    )
 
     project.commit()
     project.update(NEXT)
     assert project.changes() == [], "a second update changed something"
 
 
-def test_deleted_code_of_the_owner_comes_back_and_deleted_documents_do_not(fixed: Template, tmp_path: Path) -> None:
+def test_deleted_code_of_the_owner_comes_back_and_deleted_documents_do_not(
+    fixed: Template, tmp_path: Path
+) -> None:
     project = fixed.copy(tmp_path / "project")
     for name in (PERSONA, "README.md"):
         (project.path / name).unlink()
@@ -111,16 +119,22 @@ def test_a_project_from_cookiecutter_updates_too(fixed: Template, tmp_path: Path
     assert project.answers()["_commit"] == NEXT
 
 
-def test_no_path_has_changed_its_owner_since_it_was_released(template: Template, tmp_path: Path) -> None:
+def test_no_path_has_changed_its_owner_since_it_was_released(
+    template: Template, tmp_path: Path
+) -> None:
     owner: dict[str, str] = {}
     for version in VERSIONS:
         owners = template.copy(tmp_path / version, version).ownership()
         for kind in ("yours", "shared", "ours"):
             for path in owners[kind]:
-                assert owner.setdefault(path, kind) == kind, f"{path} was {owner[path]} before {version}"
+                assert owner.setdefault(path, kind) == kind, (
+                    f"{path} was {owner[path]} before {version}"
+                )
 
 
 def test_the_bundle_holds_what_the_tags_of_this_checkout_hold(template: Template) -> None:
     for tag in git(ROOT, "tag").split():
         if tag in VERSIONS:
-            assert git(ROOT, "ls-tree", "-r", tag, "--", *PARTS) == git(template.path, "ls-tree", "-r", tag), tag
+            assert git(ROOT, "ls-tree", "-r", tag, "--", *PARTS) == git(
+                template.path, "ls-tree", "-r", tag
+            ), tag

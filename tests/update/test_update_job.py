@@ -39,7 +39,9 @@ class GitHub:
         seed.commit()
         workflow = yaml.safe_load(seed.read(WORKFLOW))
         assert workflow["defaults"]["run"]["shell"] == "bash"
-        (self.keep,) = (step["run"] for step in workflow["jobs"]["try"]["steps"] if step.get("id") == "keep")
+        (self.keep,) = (
+            step["run"] for step in workflow["jobs"]["try"]["steps"] if step.get("id") == "keep"
+        )
         self.open: str = workflow["jobs"]["open"]["steps"][-1]["run"]
         assert workflow["jobs"]["try"]["permissions"] == {"contents": "read"}
         assert "secrets" not in json.dumps(workflow["jobs"]["try"])
@@ -53,17 +55,29 @@ class GitHub:
         """A shallow checkout of its own, as the job gets one."""
         self.runs += 1
         path = self.folder / f"clone-{self.runs}"
-        git(self.folder, "clone", "--quiet", "--depth=1", f"--branch={branch}", self.remote.as_uri(), str(path))
+        git(
+            self.folder,
+            "clone",
+            "--quiet",
+            "--depth=1",
+            f"--branch={branch}",
+            self.remote.as_uri(),
+            str(path),
+        )
         return Project(path)
 
-    def run_job(self, changed: dict[str, str], *, own_token: bool = False) -> subprocess.CompletedProcess[str]:
+    def run_job(
+        self, changed: dict[str, str], *, own_token: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         """What follows when `agent update` has left these files: what is kept, and what the job with the token does."""
         tried, temp = self.clone(), self.folder / f"temp-{self.runs}"
         for name, text in changed.items():
             tried.write(name, text)
         (temp / "update").mkdir(parents=True)
         (temp / "update" / "said.txt").write_text(SAID, encoding="utf-8")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(IDENTITY)}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(IDENTITY)
+        }
         environment = inherited | {
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "RUNNER_TEMP": str(temp),
@@ -73,14 +87,20 @@ class GitHub:
         }
         kept = self.run_step(self.keep, tried, environment)
         changes = (
-            kept.returncode == 0 and (temp / "output").exists() and "changed=true" in (temp / "output").read_text()
+            kept.returncode == 0
+            and (temp / "output").exists()
+            and "changed=true" in (temp / "output").read_text()
         )
         return self.run_step(self.open, self.clone(), environment) if changes else kept
 
-    def run_step(self, script: str, checkout: Project, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def run_step(
+        self, script: str, checkout: Project, environment: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
         """One step, in the shell that GitHub gives it."""
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
-        return subprocess.run(command, cwd=checkout.path, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, cwd=checkout.path, env=environment, capture_output=True, text=True, check=False
+        )
 
     def branches(self) -> list[str]:
         return git(self.remote, "branch", "--format=%(refname:short)").split()
@@ -88,7 +108,11 @@ class GitHub:
     def asked(self) -> list[tuple[str, str]]:
         """What was asked of gh: the verb, and the text of the pull request."""
         log = self.folder / "bin" / "log"
-        return [tuple(json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
+        return (
+            [tuple(json.loads(line)) for line in log.read_text().splitlines()]
+            if log.exists()
+            else []
+        )
 
 
 @pytest.fixture
@@ -108,7 +132,10 @@ def test_an_update_becomes_one_commit_on_a_branch_and_a_pull_request(github: Git
 
     assert done.returncode == 0, done.stderr
     assert github.branches() == [BRANCH, "main"]
-    assert git(github.remote, "diff", "--name-only", "main", BRANCH).split() == ["LICENSE", "new.py"]
+    assert git(github.remote, "diff", "--name-only", "main", BRANCH).split() == [
+        "LICENSE",
+        "new.py",
+    ]
     assert git(github.remote, "rev-parse", f"{BRANCH}~1") == git(github.remote, "rev-parse", "main")
     ((verb, body),) = github.asked()
     assert verb == "create"

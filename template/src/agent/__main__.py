@@ -20,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="Who is calling; by default this machine's user.")]
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="Who is calling; by default this machine's user."),
+]
 
 
 @app.command()
@@ -34,7 +37,7 @@ def chat(
 
     Piped input: an answer for each line, as one line; everything else goes to standard error.
     """
-    from agent.chat import chat
+    from agent.cli.chat import chat
 
     raise typer.Exit(chat(caller, verbose=verbose))
 
@@ -42,7 +45,7 @@ def chat(
 @app.command()
 def start() -> None:
     """Take calls until a signal; the first one lets the live calls end. Logs JSON lines."""
-    from agent.worker import start
+    from agent.cli.run import start
 
     raise typer.Exit(start(dev=False))
 
@@ -50,7 +53,7 @@ def start() -> None:
 @app.command()
 def dev() -> None:
     """Take calls on this machine, with readable logs, and stop at once on a signal."""
-    from agent.worker import start
+    from agent.cli.run import start
 
     raise typer.Exit(start(dev=True))
 
@@ -65,11 +68,15 @@ def _address(value: str | None) -> str | None:
 def console(
     connect_addr: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", callback=_address, help="Where LiveKit's `lk` listens; it adds this."),
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=_address,
+            help="Where LiveKit's `lk` listens; it adds this.",
+        ),
     ] = None,
 ) -> None:
     """Speak with the agent at this machine's microphone, without a server; needs LiveKit's `lk`."""
-    from agent.worker import console
+    from agent.cli.run import console
 
     raise typer.Exit(console(connect_addr))
 
@@ -77,7 +84,7 @@ def console(
 @app.command()
 def call(caller: As = None) -> None:
     """Call the agent that a running worker answers: in text from here, or by voice from the link it prints."""
-    from agent.phone import call
+    from agent.cli.call import call
 
     raise typer.Exit(call(caller))
 
@@ -86,25 +93,30 @@ def call(caller: As = None) -> None:
 def ingest(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Folders and files instead of knowledge/; remembered."),
+        typer.Argument(
+            metavar="[PATH]...", help="Folders and files instead of knowledge/; remembered."
+        ),
     ] = None,
 ) -> None:
     """Read the documents into the index that answers are looked up in; a worker does it too when it starts.
 
     Markdown, text, HTML and PDF; only what has changed is read again. Exit code 2 if a document had to be left out.
     """
-    from agent.knowledge.commands import ingest_documents
+    from agent.cli.documents import ingest_documents
 
     raise typer.Exit(ingest_documents(paths or []))
 
 
 @app.command()
 def evaluate(
-    file: Annotated[Path, typer.Argument(help='JSON lines, such as {"question": "…", "source": "opening-hours.md"}.')],
+    file: Annotated[
+        Path,
+        typer.Argument(help='JSON lines, such as {"question": "…", "source": "opening-hours.md"}.'),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure how often the documents that answer are found: recall at 1, 3 and 5, reciprocal rank, milliseconds."""
-    from agent.knowledge.commands import evaluate_file
+    from agent.cli.documents import evaluate_file
 
     raise typer.Exit(evaluate_file(file, as_json=as_json))
 
@@ -112,25 +124,29 @@ def evaluate(
 @app.command()
 def download_files() -> None:
     """Fetch the embedding model that AGENT_EMBEDDINGS=local needs into models/, for a start without a network."""
-    from agent.knowledge.commands import download_files
+    from agent.cli.documents import download_files
 
     raise typer.Exit(download_files())
 
 
 @app.command()
 def forget(
-    caller: Annotated[str, typer.Argument(help="An identity, or a phone number however it is written.")],
+    caller: Annotated[
+        str, typer.Argument(help="An identity, or a phone number however it is written.")
+    ],
 ) -> None:
     """Delete everything that is remembered of a caller."""
-    from agent.worker import forget_caller
+    from agent.cli.run import forget_caller
 
     raise typer.Exit(forget_caller(caller))
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
     """Check everything a call needs, and say how to cure what is wrong; exit 1 if something fails."""
-    from agent.doctor import doctor
+    from agent.cli.doctor import doctor
 
     raise typer.Exit(doctor(as_json=as_json))
 
@@ -138,26 +154,38 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 @app.command()
 def update(
     to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="This version, such as v1.2.0; by default the newest.")
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="This version, such as v1.2.0; by default the newest."
+        ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("-d", "--data", metavar="NAME=VALUE", help="Answer a question anew, such as memory=redis."),
+        typer.Option(
+            "-d",
+            "--data",
+            metavar="NAME=VALUE",
+            help="Answer a question anew, such as memory=redis.",
+        ),
     ] = None,
-    preview: Annotated[bool, typer.Option("--preview", help="Try all of it and say what would change.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Try all of it and say what would change.")
+    ] = False,
 ) -> None:
     """Bring the template's fixes here: tried and tested in a copy first, then left for you to commit.
 
     What does not fit or fails the tests changes nothing here: exit 1, and what to do.
     """
-    from agent.update import update
+    from agent.cli.update import update
 
     raise typer.Exit(update(to, data or [], preview=preview))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 nothing was begun because something has to be put right first."""
-    warnings.filterwarnings("ignore", message="The HMAC key is")  # said in our words: see warn_connection
+    warnings.filterwarnings(
+        "ignore", message="The HMAC key is"
+    )  # said in our words: see warn_connection
     try:
         app(arguments if arguments is None else list(arguments))
     except Exception as error:

@@ -17,15 +17,17 @@ from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption
 
 from agent import telemetry
-from agent.conversation import CallAgent, build_session, conversation
+from agent.conversation import CallAgent
+from agent.conversation.agent import build_session, conversation
 from agent.knowledge import KnowledgeUnavailable, index_of, knowledge_of
-from agent.knowledge.beside import local_embedder
-from agent.lifecycle import HANG_UP_SECONDS, Call, OpenFailed, Reason, describe
-from agent.line import JobLine, end_room
+from agent.knowledge.embedder_process import local_embedder
+from agent.lifecycle import Call, Reason
+from agent.lifecycle.call import HANG_UP_SECONDS, OpenFailed, describe
 from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
 from agent.memory.delivery import keep_delivering
 from agent.models import ModelsUnavailable, models_of
 from agent.settings import load_settings
+from agent.transport.room import RoomTransport, end_room
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
@@ -50,7 +52,7 @@ async def answer(call: Call) -> None:
         await persona.welcome(await profile)
     async with call.step(7, "stay for the conversation"):
         await call.over()
-    # 8, clean up and exit, is the door: lifecycle.py closes whatever was opened above, in reverse.
+    # 8, clean up and exit, is the door: lifecycle/call.py closes whatever was opened above, in reverse.
 
 
 async def open_infrastructure(call: Call) -> None:
@@ -82,7 +84,9 @@ def build_persona(call: Call) -> CallAgent:
     if module := yours("agent.persona"):
         persona: CallAgent = module.Persona(call)
         return persona
-    return CallAgent(call, instructions="You are a friendly voice assistant. Keep your answers short.")
+    return CallAgent(
+        call, instructions="You are a friendly voice assistant. Keep your answers short."
+    )
 
 
 def yours(name: str) -> Any | None:
@@ -111,16 +115,20 @@ class Server(AgentServer):
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         self._burying: set[asyncio.Task[None]] = set()
-        self._ledger = telemetry.Ledger(counting=settings.metrics_port != 0)
+        self._ledger = telemetry.CallLogHandler(counting=settings.metrics_port != 0)
         logging.getLogger().addHandler(self._ledger)
         self.on("worker_started", self._watch_jobs)
         delivering = asyncio.create_task(keep_delivering(settings), name="memory delivery")
         if devmode or math.isinf(settings.max_load):
-            self.load_fnc = lambda: 0.0  # livekit-server itself sends no call to a worker that reports 1.0
+            self.load_fnc = lambda: (
+                0.0
+            )  # livekit-server itself sends no call to a worker that reports 1.0
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
         telemetry.format_root(readable=readable, level=settings.log_level)
         try:
-            async with local_embedder(settings):  # before there is a job, which learns from the environment where it is
+            async with local_embedder(
+                settings
+            ):  # before there is a job, which learns from the environment where it is
                 await super().run(devmode=devmode, unregistered=unregistered)
         except Exception:
             self.failed = True
@@ -129,7 +137,9 @@ class Server(AgentServer):
             delivering.cancel()
 
     def _watch_jobs(self) -> None:
-        self._proc_pool.on("process_closed", self._job_closed)  # private; tests/test_sdk.py tells when it changes
+        self._proc_pool.on(
+            "process_closed", self._job_closed
+        )  # private; the canary tells when it changes
 
     def _job_closed(self, process: JobExecutor) -> None:
         """A job that died, killed or crashed, has closed nothing: its caller sits in silence until we end the room."""
@@ -163,7 +173,7 @@ settings = load_settings()
 def prewarm(process: JobProcess) -> None:
     """Import in an idle process what the first call would otherwise wait for."""
     telemetry.export_spans()
-    for name in ("agent.persona", "agent.resources", "agent.early", "numpy.fft"):
+    for name in ("agent.persona", "agent.resources", "agent.transport.preconnect", "numpy.fft"):
         with suppress(ImportError):  # said by `agent start` before, and by the call that needs it
             importlib.import_module(name)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
@@ -174,12 +184,13 @@ def prewarm(process: JobProcess) -> None:
 
 server = Server(
     setup_fnc=prewarm,
-    preload_modules=["agent.entrypoint", "agent.undisturbed"],
+    preload_modules=["agent.entrypoint", "agent.ignore_sigterm"],
     port=settings.port,
     prometheus_port=settings.metrics_port or None,
     drain_timeout=settings.drain_seconds,
     num_idle_processes=ServerEnvOption(
-        dev_default=1, prod_default=settings.idle_processes or min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)
+        dev_default=1,
+        prod_default=settings.idle_processes or min(os.cpu_count() or 1, MAX_IDLE_PROCESSES),
     ),
     load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
 )
@@ -195,5 +206,5 @@ async def session_ended(ctx: JobContext) -> None:
 @server.rtc_session(agent_name=settings.name, on_session_end=session_ended)
 async def entrypoint(ctx: JobContext) -> None:
     """Connect and return; the call goes on in its own task, so no end of it ever waits for this function."""
-    call = calls[ctx.job.id] = Call(JobLine(ctx), settings)
+    call = calls[ctx.job.id] = Call(RoomTransport(ctx), settings)
     await call.begin(answer)

@@ -30,7 +30,9 @@ class Persona(CallAgent):
         """The first sentence; `profile` is what is known of a caller who has called before, else None."""
         if profile is None:
             return "Hello! How can I help you?"
-        return f"Welcome back{f', {profile.name}' if profile.name else ''}! How can I help you today?"
+        return (
+            f"Welcome back{f', {profile.name}' if profile.name else ''}! How can I help you today?"
+        )
 
     @function_tool
     async def current_time(self) -> str:

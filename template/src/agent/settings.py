@@ -54,9 +54,13 @@ class Settings(BaseSettings):
 
     # LiveKit; the SDK reads the same names
     livekit_url: str = Field(
-        default="", alias="LIVEKIT_URL", description="Your LiveKit server, such as wss://my-project.livekit.cloud."
+        default="",
+        alias="LIVEKIT_URL",
+        description="Your LiveKit server, such as wss://my-project.livekit.cloud.",
     )
-    livekit_api_key: str = Field(default="", alias="LIVEKIT_API_KEY", description="API key of that server.")
+    livekit_api_key: str = Field(
+        default="", alias="LIVEKIT_API_KEY", description="API key of that server."
+    )
     livekit_api_secret: SecretStr = Field(
         default=SecretStr(""), alias="LIVEKIT_API_SECRET", description="API secret of that server."
     )
@@ -74,38 +78,58 @@ class Settings(BaseSettings):
         default="sqlite", description="Where documents are looked up: sqlite, pgvector or none."
     )
     knowledge_url: SecretStr = Field(
-        default=SecretStr(""), description="PostgreSQL of pgvector, such as postgresql://user:password@host:5432/name."
+        default=SecretStr(""),
+        description="PostgreSQL of pgvector, such as postgresql://user:password@host:5432/name.",
     )
     memory_url: str = Field(
-        default="sqlite", description="Where callers are remembered: sqlite, none, or the URL of a shared store."
+        default="sqlite",
+        description="Where callers are remembered: sqlite, none, or the URL of a shared store.",
     )
 
     # where things are
     home: Path = Field(default_factory=find_home, description="The project's root.")
-    data_dir: Path = Field(default=Path("data"), description="Where the agent writes; a volume in containers.")
-    port: int = Field(default=8081, ge=0, le=65535, description="Port of the worker's health endpoint.")
+    data_dir: Path = Field(
+        default=Path("data"), description="Where the agent writes; a volume in containers."
+    )
+    port: int = Field(
+        default=8081, ge=0, le=65535, description="Port of the worker's health endpoint."
+    )
     metrics_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the worker's Prometheus metrics; 0: none."
     )
     max_load: float = Field(
-        default=0.7, gt=0, description="CPU load, 1 being all cores, above which no call is taken; inf: take all."
+        default=0.7,
+        gt=0,
+        description="CPU load, 1 being all cores, above which no call is taken; inf: take all.",
     )
     idle_processes: int = Field(
         default=0,
         ge=0,
         description="Processes kept ready for the next calls, about 100 MB each; 0: one a core, 4 at most.",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="How much is logged."
+    )
     log_format: Literal["auto", "json", "readable"] = Field(
         default="auto", description="auto: readable in dev, else JSON lines."
     )
 
     # the models of LiveKit Inference
-    llm_model: str = Field(default="openai/gpt-4.1-mini", description="Language model, as LiveKit Inference names it.")
-    stt_model: str = Field(default="deepgram/nova-3", description="Speech to text, as LiveKit Inference names it.")
-    stt_language: str = Field(default="multi", description="Language of the callers, such as en; multi detects it.")
-    tts_model: str = Field(default="cartesia/sonic-3", description="Text to speech, as LiveKit Inference names it.")
-    tts_voice: str = Field(default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above.")
+    llm_model: str = Field(
+        default="openai/gpt-4.1-mini", description="Language model, as LiveKit Inference names it."
+    )
+    stt_model: str = Field(
+        default="deepgram/nova-3", description="Speech to text, as LiveKit Inference names it."
+    )
+    stt_language: str = Field(
+        default="multi", description="Language of the callers, such as en; multi detects it."
+    )
+    tts_model: str = Field(
+        default="cartesia/sonic-3", description="Text to speech, as LiveKit Inference names it."
+    )
+    tts_voice: str = Field(
+        default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above."
+    )
 
     # what documents are found by, beside their words
     embeddings: str = Field(
@@ -116,50 +140,85 @@ class Settings(BaseSettings):
         default="",
         description="Its model; for local also a folder. Empty: all-MiniLM-L6-v2, or text-embedding-3-small.",
     )
-    embeddings_key: SecretStr = Field(default=SecretStr(""), description="API key of that server, if it wants one.")
+    embeddings_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server, if it wants one."
+    )
 
     # how long things may take
     caller_wait_seconds: float = Field(
         default=60, gt=0, description="How long an empty room is kept open for its caller."
     )
     rejoin_seconds: float = Field(
-        default=15, ge=0, description="How long a caller whose connection broke may take to come back."
+        default=15,
+        ge=0,
+        description="How long a caller whose connection broke may take to come back.",
     )
-    max_call_seconds: float = Field(default=3600, gt=0, description="The longest call; then the agent says goodbye.")
+    max_call_seconds: float = Field(
+        default=3600, gt=0, description="The longest call; then the agent says goodbye."
+    )
     max_silence_seconds: float = Field(
-        default=60, gt=0, description="Silence after which the caller is asked, and as much again ends the call."
+        default=60,
+        gt=0,
+        description="Silence after which the caller is asked, and as much again ends the call.",
     )
     reply_seconds: float = Field(
-        default=10, gt=0, description="How long a model may keep the caller waiting before the agent apologises."
+        default=10,
+        gt=0,
+        description="How long a model may keep the caller waiting before the agent apologises.",
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
-    goodbye_seconds: float = Field(default=8, gt=0, le=15, description="How long the last sentence may take.")
+    goodbye_seconds: float = Field(
+        default=8, gt=0, le=15, description="How long the last sentence may take."
+    )
     stop_goodbye_seconds: float = Field(
-        default=8, gt=0, le=15, description="The same when the worker stops; `agent dev` makes it 0.5."
+        default=8,
+        gt=0,
+        le=15,
+        description="The same when the worker stops; `agent dev` makes it 0.5.",
     )
     close_seconds: float = Field(
-        default=6, gt=0, le=8, description="How long everything a call opened may take to close, together."
+        default=6,
+        gt=0,
+        le=8,
+        description="How long everything a call opened may take to close, together.",
     )
-    drain_seconds: int = Field(default=600, ge=0, description="How long a stopping worker lets its live calls go on.")
+    drain_seconds: int = Field(
+        default=600, ge=0, description="How long a stopping worker lets its live calls go on."
+    )
 
     # memory
-    remember_phone_numbers: bool = Field(default=False, description="Whether callers are remembered by phone number.")
-    memory_days: int = Field(default=30, gt=0, description="How long a caller is remembered after their last call.")
-    memory_seconds: float = Field(default=0.5, gt=0, description="How long the greeting waits for what is remembered.")
+    remember_phone_numbers: bool = Field(
+        default=False, description="Whether callers are remembered by phone number."
+    )
+    memory_days: int = Field(
+        default=30, gt=0, description="How long a caller is remembered after their last call."
+    )
+    memory_seconds: float = Field(
+        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+    )
     keep_transcripts: bool = Field(
-        default=True, description="Whether what is said is kept; false: only facts, and that there was a call."
+        default=True,
+        description="Whether what is said is kept; false: only facts, and that there was a call.",
     )
     resume_seconds: float = Field(
-        default=120, ge=0, description="How long after a call that broke off its caller resumes it by calling again."
+        default=120,
+        ge=0,
+        description="How long after a call that broke off its caller resumes it by calling again.",
     )
 
     # knowledge
     knowledge_lookup: Literal["before", "tool"] = Field(
-        default="before", description="before: documents are looked up before every reply; tool: when the model asks."
+        default="before",
+        description="before: documents are looked up before every reply; tool: when the model asks.",
     )
-    knowledge_seconds: float = Field(default=0.25, gt=0, description="How long an answer waits for the documents.")
+    knowledge_seconds: float = Field(
+        default=0.25, gt=0, description="How long an answer waits for the documents."
+    )
     knowledge_floor: float = Field(
-        default=0.25, ge=0, le=1, description="How relevant a passage must be to be used, 0 to 1; 0: any."
+        default=0.25,
+        ge=0,
+        le=1,
+        description="How relevant a passage must be to be used, 0 to 1; 0: any.",
     )
 
     @field_validator("home", mode="before")
@@ -173,7 +232,9 @@ class Settings(BaseSettings):
     @field_validator("livekit_url")
     @classmethod
     def _url_is_websocket(cls, value: str) -> str:
-        if value and (_parts(value).scheme not in {"ws", "wss", "http", "https"} or not _parts(value).netloc):
+        if value and (
+            _parts(value).scheme not in {"ws", "wss", "http", "https"} or not _parts(value).netloc
+        ):
             raise ValueError(
                 f"{value!r} is no address: write one such as wss://my-project.livekit.cloud or ws://localhost:7880"
             )
@@ -182,14 +243,21 @@ class Settings(BaseSettings):
     @field_validator("knowledge_url")
     @classmethod
     def _knowledge_url_is_postgresql(cls, value: SecretStr) -> SecretStr:
-        if (url := value.get_secret_value()) and _parts(url).scheme not in {"postgresql", "postgres"}:
-            raise ValueError("write an address such as postgresql://user:password@localhost:5432/name")
+        if (url := value.get_secret_value()) and _parts(url).scheme not in {
+            "postgresql",
+            "postgres",
+        }:
+            raise ValueError(
+                "write an address such as postgresql://user:password@localhost:5432/name"
+            )
         return value
 
     @field_validator("embeddings")
     @classmethod
     def _embeddings_are_known(cls, value: str) -> str:
-        if value not in {"none", "local"} and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
+        if value not in {"none", "local"} and not (
+            _parts(value).scheme in {"http", "https"} and _parts(value).netloc
+        ):
             raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
         return value.rstrip("/")
 
@@ -247,7 +315,9 @@ def export_env_file(home: Path) -> None:
     try:
         load_dotenv(file, override=False)
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{file} cannot be read ({error}): write it anew, as UTF-8 text"]) from error
+        raise SettingsError(
+            [f"{file} cannot be read ({error}): write it anew, as UTF-8 text"]
+        ) from error
 
 
 def describe(error: ValidationError) -> list[str]:
@@ -270,4 +340,6 @@ def load_settings() -> Settings:
     except ValidationError as error:
         raise SettingsError(describe(error)) from error
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError([f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]) from error
+        raise SettingsError(
+            [f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]
+        ) from error

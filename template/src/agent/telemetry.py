@@ -19,16 +19,29 @@ FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 # what has to reach the worker from its jobs, whatever is shown
-COUNTED = {"agent.call": logging.INFO, "agent.memory": logging.WARNING, "agent.knowledge": logging.WARNING}
+COUNTED = {
+    "agent.call": logging.INFO,
+    "agent.memory": logging.WARNING,
+    "agent.knowledge": logging.WARNING,
+}
 
 END = {"call", "reason", "seconds", "turns"}  # what the record of an ended call has, and no other
 
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "fields", "taskName"}
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
+    "message",
+    "asctime",
+    "fields",
+    "taskName",
+}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """What a record carries beside its message: ours in `fields`, everybody else's `extra=`."""
-    extra = {key: value for key, value in record.__dict__.items() if key not in _STANDARD and not key.startswith("_")}
+    extra = {
+        key: value
+        for key, value in record.__dict__.items()
+        if key not in _STANDARD and not key.startswith("_")
+    }
     return {**extra, **getattr(record, "fields", {})}
 
 
@@ -58,7 +71,11 @@ class Readable(logging.Formatter):
         for known in ("call", "room", "pid"):
             fields.pop(known, None)
         if record.name == "agent.call":
-            fields = {key: fields[key] for key in ("outcome", "ms") if key in fields and fields[key] != "ok"}
+            fields = {
+                key: fields[key]
+                for key in ("outcome", "ms")
+                if key in fields and fields[key] != "ok"
+            }
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         details = "  ".join(f"{key}={value}" for key, value in fields.items())
@@ -93,7 +110,7 @@ def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
 # ---------------------------------------------------------------------- metrics
 
 
-class Ledger(logging.Handler):
+class CallLogHandler(logging.Handler):
     """Reads, in the worker, what its jobs log of their calls: which have ended, and for Prometheus how and how long."""
 
     def __init__(self, *, counting: bool) -> None:
@@ -105,7 +122,9 @@ class Ledger(logging.Handler):
         """Take down the end of a call, the close of a resource, a part that failed; no other record is ours."""
         try:
             fields = getattr(record, "fields", {})
-            ended = {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
+            ended = (
+                {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
+            )
             ours = record.name == "agent.call" or (record.name in COUNTED and "degraded" in fields)
             if self._counts is not None and ours:
                 self._counts.count(fields)
@@ -119,10 +138,16 @@ class _Counts:
         from prometheus_client import Counter, Histogram
 
         self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
-        self._seconds = Histogram("agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS)
+        self._seconds = Histogram(
+            "agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS
+        )
         self._turns = Counter("agent_turns", "Finished turns of both sides.")
-        self._closes = Counter("agent_closes", "Closed resources, by outcome.", ["resource", "outcome"])
-        self._degraded = Counter("agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"])
+        self._closes = Counter(
+            "agent_closes", "Closed resources, by outcome.", ["resource", "outcome"]
+        )
+        self._degraded = Counter(
+            "agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"]
+        )
 
     def count(self, fields: dict[str, Any]) -> None:
         if "degraded" in fields:
@@ -144,7 +169,10 @@ def export_spans() -> None:
 
     The names are OpenTelemetry's own; LIVEKIT_TELEMETRY_ALLOW_PII=true, the SDK's, adds the conversation.
     """
-    if not (os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")):
+    if not (
+        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ):
         return
     from livekit.agents.telemetry import set_tracer_provider
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -153,7 +181,9 @@ def export_spans() -> None:
 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    set_tracer_provider(provider, allow_pii=None if "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ else False)
+    set_tracer_provider(
+        provider, allow_pii=None if "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ else False
+    )
 
     def flush() -> None:  # a collector that does not answer may not hold the worker's slot
         flushing = threading.Thread(target=provider.shutdown, daemon=True)

@@ -43,7 +43,11 @@ class TroubledLLM(ScriptedLLM):
     """Fails, hangs or breaks off where the caller's last words say so."""
 
     def chat(self, *, chat_ctx: llm.ChatContext, **options: Any) -> llm.LLMStream:
-        said = [item for item in chat_ctx.items if isinstance(item, llm.ChatMessage) and item.role == "user"]
+        said = [
+            item
+            for item in chat_ctx.items
+            if isinstance(item, llm.ChatMessage) and item.role == "user"
+        ]
         words = (said[-1].text_content or "") if said else ""
         if not words.startswith("llm "):
             return super().chat(chat_ctx=chat_ctx, **options)
@@ -140,7 +144,9 @@ class Persona(CallAgent):
         }
         options: dict[str, Any] = {"stt": TroubledSTT(ears[trouble])} if trouble in ears else {}
         tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "start-hangs" else []
-        super().__init__(call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools, **options)
+        super().__init__(
+            call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools, **options
+        )
         if trouble == "callback-raises":
             get_job_context().add_shutdown_callback(raise_on_shutdown)
         if trouble == "task-hangs":

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # "module:factory"; a module that the project was made without is simply not there
-STORES = {"sqlite": "agent.knowledge.sqlite:SqliteIndex", "pgvector": "agent.knowledge.pgvector:PgvectorIndex"}
+STORES = {
+    "sqlite": "agent.knowledge.sqlite:SqliteIndex",
+    "pgvector": "agent.knowledge.pgvector:PgvectorIndex",
+}
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,20 @@ class About:
     schema: int  # of chunks: `agent.knowledge.chunks.SCHEMA`
     model: str  # of the embeddings; empty: none
     dimension: int  # of the embeddings; 0: none
-    roots: tuple[str, ...]  # the folders and files that were given to read, absolute; none: the project's knowledge/
-    digests: Mapping[str, str]  # of every document by its source, also of those that could not be read
+    roots: tuple[
+        str, ...
+    ]  # the folders and files that were given to read, absolute; none: the project's knowledge/
+    digests: Mapping[
+        str, str
+    ]  # of every document by its source, also of those that could not be read
 
     def fits(self, other: About) -> bool:
         """Whether passages of the one may stay in the other."""
-        return (self.schema, self.model, self.dimension) == (other.schema, other.model, other.dimension)
+        return (self.schema, self.model, self.dimension) == (
+            other.schema,
+            other.model,
+            other.dimension,
+        )
 
 
 class KnowledgeUnavailable(Exception):
@@ -93,7 +104,9 @@ class Writer(Protocol):
         """Leave a document of the old index as it is; how many passages it has, 0 if it is not in there."""
         ...
 
-    async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
+    async def add(
+        self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None
+    ) -> None:
         """Put in the place of a document these passages, title and text each, a row of `vectors` for each."""
         ...
 

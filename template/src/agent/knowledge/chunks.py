@@ -15,8 +15,12 @@ WORDS = 170  # a passage; questions find short passages better, and a model read
 OVERLAP = 30  # words that a passage repeats, so that a fact on the cut is whole in one of the two
 
 _MARKDOWN = MarkdownIt("commonmark")
-_LINE_END = re.compile(r"\r\n|\n|\r")  # what Markdown counts as the end of a line, so that its numbers of lines hold
-_WORD = re.compile(r"\S{1,24}")  # cut, because a script without spaces has words as long as its sentences
+_LINE_END = re.compile(
+    r"\r\n|\n|\r"
+)  # what Markdown counts as the end of a line, so that its numbers of lines hold
+_WORD = re.compile(
+    r"\S{1,24}"
+)  # cut, because a script without spaces has words as long as its sentences
 
 
 class Section(NamedTuple):
@@ -50,9 +54,15 @@ def sections_of(markdown: str) -> Iterator[Section]:
     tokens = _MARKDOWN.parse("\n".join(lines))
     level, heading, begin = 0, "", 0
     for opened, inline in pairwise(tokens):
-        if opened.type == "heading_open" and opened.level == 0 and opened.map:  # not one inside a list or a quotation
+        if (
+            opened.type == "heading_open" and opened.level == 0 and opened.map
+        ):  # not one inside a list or a quotation
             yield Section(level, heading, "\n".join(lines[begin : opened.map[0]]))
-            level, heading, begin = int(opened.tag[1:]), " ".join(inline.content.split()), opened.map[1]
+            level, heading, begin = (
+                int(opened.tag[1:]),
+                " ".join(inline.content.split()),
+                opened.map[1],
+            )
     yield Section(level, heading, "\n".join(lines[begin:]))
 
 

@@ -47,12 +47,16 @@ def roots_of(settings: Settings, given: Sequence[Path]) -> tuple[Path, ...]:
         raise KnowledgeUnavailable(
             f"there is no folder {settings.documents}: make it and put your documents there ({KINDS})"
         )
-    roots = tuple(dict.fromkeys(path.expanduser().resolve() for path in given or (settings.documents,)))
+    roots = tuple(
+        dict.fromkeys(path.expanduser().resolve() for path in given or (settings.documents,))
+    )
     for root in roots:
         if not root.exists():
             raise KnowledgeUnavailable(f"there is no {root}: correct the path")
         if root.is_file() and root.suffix.lower() not in SUFFIXES:
-            raise KnowledgeUnavailable(f"{root} is of no kind that can be read: give {KINDS}, or a folder of them")
+            raise KnowledgeUnavailable(
+                f"{root} is of no kind that can be read: give {KINDS}, or a folder of them"
+            )
     return roots
 
 
@@ -63,12 +67,17 @@ def documents_in(roots: Sequence[Path]) -> Iterator[Document]:
         folder = root.parent if root.is_file() else root
         for path in [root] if root.is_file() else sorted(root.rglob("*")):
             inside = path.relative_to(folder)
-            if any(part.startswith(".") for part in inside.parts) or path.suffix.lower() not in SUFFIXES:
+            if (
+                any(part.startswith(".") for part in inside.parts)
+                or path.suffix.lower() not in SUFFIXES
+            ):
                 continue
             if (document := _read(path, inside)) is None:
                 continue
             above = folder
-            while document.source in taken and above.name:  # several roots may hold files of one name
+            while (
+                document.source in taken and above.name
+            ):  # several roots may hold files of one name
                 source = f"{above.name}/{document.source}"
                 document = Document(source, document.suffix, document.content, document.problem)
                 above = above.parent
@@ -90,4 +99,9 @@ def _read(path: Path, inside: Path) -> Document | None:
             return Document(source, suffix, b"%d" % size, f"is larger than {largest} MiB: split it")
         return Document(source, suffix, path.read_bytes())
     except OSError as error:
-        return Document(source, suffix, b"", f"cannot be read ({error.strerror or error}): let this user read it")
+        return Document(
+            source,
+            suffix,
+            b"",
+            f"cannot be read ({error.strerror or error}): let this user read it",
+        )

@@ -57,9 +57,15 @@ def load(name: str, home: Path, *, threads: int = 1, download: bool = False) -> 
     except KnowledgeUnavailable:
         raise
     except Exception as error:  # the library, its hub and the runtime raise whatever they like
-        cure = "check the network and the name in AGENT_EMBEDDINGS_MODEL" if download else "run `agent download-files`"
+        cure = (
+            "check the network and the name in AGENT_EMBEDDINGS_MODEL"
+            if download
+            else "run `agent download-files`"
+        )
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise KnowledgeUnavailable(f"the embedding model {name} cannot be loaded ({said}): {cure}") from error
+        raise KnowledgeUnavailable(
+            f"the embedding model {name} cannot be loaded ({said}): {cure}"
+        ) from error
 
 
 def models_folder(home: Path) -> Path:
@@ -70,10 +76,15 @@ def models_folder(home: Path) -> Path:
 def _described(folder: Path) -> tuple[int, str, str]:
     """Dimension, pooling and model file of a folder as hubs lay it out."""
     try:
-        files = sorted(folder.glob("**/*.onnx"), key=lambda file: (file.name != "model.onnx", len(file.parts), file))
+        files = sorted(
+            folder.glob("**/*.onnx"),
+            key=lambda file: (file.name != "model.onnx", len(file.parts), file),
+        )
         size = int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["hidden_size"])
         pooling = folder / "1_Pooling" / "config.json"
-        cls = pooling.is_file() and json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_cls_token")
+        cls = pooling.is_file() and json.loads(pooling.read_text(encoding="utf-8")).get(
+            "pooling_mode_cls_token"
+        )
         return size, "CLS" if cls else "MEAN", files[0].relative_to(folder).as_posix()
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise KnowledgeUnavailable(
@@ -85,14 +96,19 @@ def _described(folder: Path) -> tuple[int, str, str]:
 class _Server:
     def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
-        self._thread = ThreadPoolExecutor(max_workers=1)  # one batch after another: more at once are not faster
+        self._thread = ThreadPoolExecutor(
+            max_workers=1
+        )  # one batch after another: more at once are not faster
         self._since: float | None = None
 
     async def embeddings(self, request: web.Request) -> web.Response:
         asked = await request.json()
         texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
         vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, texts)
-        data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(vectors)]
+        data = [
+            {"object": "embedding", "index": at, "embedding": vector}
+            for at, vector in enumerate(vectors)
+        ]
         return web.json_response({"object": "list", "model": self._name, "data": data})
 
     def _embed(self, texts: list[str]) -> list[list[float]]:

@@ -18,7 +18,7 @@ import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.breaker import Breaker
+from agent.circuit_breaker import CircuitBreaker
 from agent.knowledge import About, Embedder, KnowledgeUnavailable
 from agent.settings import Settings
 
@@ -34,7 +34,9 @@ def model_of(settings: Settings) -> str:
     """The name of the model that the settings choose; empty for none."""
     if settings.embeddings == "none":
         return ""
-    return settings.embeddings_model or (LOCAL_MODEL if settings.embeddings == "local" else SERVED_MODEL)
+    return settings.embeddings_model or (
+        LOCAL_MODEL if settings.embeddings == "local" else SERVED_MODEL
+    )
 
 
 @asynccontextmanager
@@ -48,13 +50,17 @@ async def embedder_of(settings: Settings) -> AsyncIterator[Embedder | None]:
     base = "http://embedder/v1" if settings.embeddings == "local" else settings.embeddings
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=5)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
-        yield HttpEmbedder(client, base, settings, reachable=bool(socket) or settings.embeddings != "local")
+        yield HttpEmbedder(
+            client, base, settings, reachable=bool(socket) or settings.embeddings != "local"
+        )
 
 
 class HttpEmbedder:
     """An `Embedder`."""
 
-    def __init__(self, client: aiohttp.ClientSession, base: str, settings: Settings, *, reachable: bool) -> None:
+    def __init__(
+        self, client: aiohttp.ClientSession, base: str, settings: Settings, *, reachable: bool
+    ) -> None:
         self.model = model_of(settings)
         self._client, self._url, self._reachable = client, f"{base}/embeddings", reachable
         parts = urlsplit(base)  # without a user and a password
@@ -66,11 +72,15 @@ class HttpEmbedder:
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Ask the server; vectors come back in any order, and are made as long as 1."""
         if not self._reachable:
-            raise KnowledgeUnavailable("the local embedder is not running: `agent start`, `dev` and `chat` start it")
+            raise KnowledgeUnavailable(
+                "the local embedder is not running: `agent start`, `dev` and `chat` start it"
+            )
         try:
             try:
                 found = await self._asked(texts)
-            except aiohttp.ServerDisconnectedError:  # it had closed a connection that was not used for a while
+            except (
+                aiohttp.ServerDisconnectedError
+            ):  # it had closed a connection that was not used for a while
                 found = await self._asked(texts)
             rows = sorted(found["data"], key=lambda row: int(row["index"]))
             vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
@@ -83,7 +93,9 @@ class HttpEmbedder:
                 f"{self._where} does not answer as /v1/embeddings does: correct AGENT_EMBEDDINGS"
             ) from error
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise KnowledgeUnavailable(f"{self._where} answers {len(vectors)} vectors for {len(texts)} texts")
+            raise KnowledgeUnavailable(
+                f"{self._where} answers {len(vectors)} vectors for {len(texts)} texts"
+            )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.maximum(lengths, 1e-12)  # type: ignore[no-any-return]
 
@@ -109,7 +121,7 @@ class Meaning:
 
     def __init__(self, embedder: Embedder | None, settings: Settings) -> None:
         self._embedder, self._seconds = embedder, settings.knowledge_seconds * SHARE
-        self._breaker = Breaker(settings.data / "embedder.outage")
+        self._breaker = CircuitBreaker(settings.data / "embedder.outage")
         self._warned = False
         self._asking: set[asyncio.Task[NDArray[np.float32]]] = set()
 
@@ -118,7 +130,9 @@ class Meaning:
         if self._embedder is None or self._breaker.open:
             return None
         asking = asyncio.create_task(self._embedder.embed([question]), name="embed a question")
-        self._asking.add(asking)  # to its end, though nobody may wait for it: cancelled, it would cost the connection
+        self._asking.add(
+            asking
+        )  # to its end, though nobody may wait for it: cancelled, it would cost the connection
         asking.add_done_callback(self._asked)
         done, _ = await asyncio.wait([asking], timeout=self._seconds)
         error = asking.exception() if done else None

@@ -49,7 +49,9 @@ def questions_in(file: Path) -> list[Question]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError([f"{file} cannot be read ({error}): give a file of JSON lines"]) from error
+        raise SettingsError(
+            [f"{file} cannot be read ({error}): give a file of JSON lines"]
+        ) from error
     questions, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -57,7 +59,12 @@ def questions_in(file: Path) -> list[Question]:
         try:
             known = json.loads(line)
             question, source = known["question"], known["source"]
-            if not (isinstance(question, str) and isinstance(source, str) and question.strip() and source):
+            if not (
+                isinstance(question, str)
+                and isinstance(source, str)
+                and question.strip()
+                and source
+            ):
                 raise TypeError
             questions.append(Question(question, source))
         except (ValueError, KeyError, TypeError):
@@ -71,7 +78,9 @@ def questions_in(file: Path) -> list[Question]:
 
 
 async def evaluate(
-    settings: Settings, questions: Sequence[Question], progress: Progress = lambda line, done, total: None
+    settings: Settings,
+    questions: Sequence[Question],
+    progress: Progress = lambda line, done, total: None,
 ) -> Result:
     """Ask every question, without deadline and floor; raises KnowledgeUnavailable."""
     ranks: list[int] = []
@@ -80,7 +89,9 @@ async def evaluate(
     async with knowledge_of(patient) as knowledge:
         if knowledge is None:
             raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none)")
-        await knowledge.search("warm up")  # a call has opened and loaded the index before it is asked
+        await knowledge.search(
+            "warm up"
+        )  # a call has opened and loaded the index before it is asked
         for number, question in enumerate(questions, start=1):
             began = time.perf_counter()
             passages = await knowledge.search(question.question, DEPTH)
@@ -98,7 +109,10 @@ async def evaluate(
         p50_ms=_percentile(took, 0.50),
         p95_ms=_percentile(took, 0.95),
     )
-    return Result(figures, [question for question, rank in zip(questions, ranks, strict=True) if not 0 < rank <= 5])
+    return Result(
+        figures,
+        [question for question, rank in zip(questions, ranks, strict=True) if not 0 < rank <= 5],
+    )
 
 
 def _share(ranks: Sequence[int], depth: int) -> float:

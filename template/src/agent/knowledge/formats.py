@@ -12,7 +12,19 @@ from pypdf import PdfReader
 
 from agent.knowledge.chunks import Section, sections_of
 
-NOT_CONTENT = ["script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "iframe"]
+NOT_CONTENT = [
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "nav",
+    "header",
+    "footer",
+    "aside",
+    "form",
+    "svg",
+    "iframe",
+]
 
 
 class Unreadable(Exception):
@@ -26,7 +38,9 @@ def read(suffix: str, content: bytes) -> list[Section]:
     elif suffix in {".html", ".htm"}:
         sections = list(sections_of(_of_html(_decoded(content))))
     elif suffix == ".txt":
-        sections = [Section(0, "", _decoded(content))]  # no line of it is a heading, whatever it looks like
+        sections = [
+            Section(0, "", _decoded(content))
+        ]  # no line of it is a heading, whatever it looks like
     else:
         sections = list(sections_of(_decoded(content)))
     if not any(section.heading or section.body.strip() for section in sections):
@@ -63,16 +77,23 @@ def _of_html(text: str) -> str:
 
 def _of_pdf(content: bytes) -> list[Section]:
     """Each page under a heading of its own, since the headings of a PDF are only larger letters."""
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every file that is a little out of order
+    logging.getLogger("pypdf").setLevel(
+        logging.ERROR
+    )  # it warns of every file that is a little out of order
     try:
         reader = PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
             raise Unreadable("needs a password: save it without one")
         title = " ".join(str(reader.metadata.title or "").split()) if reader.metadata else ""
-        pages = [Section(2, f"Page {number}", page.extract_text()) for number, page in enumerate(reader.pages, start=1)]
+        pages = [
+            Section(2, f"Page {number}", page.extract_text())
+            for number, page in enumerate(reader.pages, start=1)
+        ]
     except Unreadable:
         raise
     except Exception as error:  # what a damaged file does to the reader is not only its own errors
-        raise Unreadable(f"is no PDF that can be read ({type(error).__name__}): save it as PDF once more") from error
+        raise Unreadable(
+            f"is no PDF that can be read ({type(error).__name__}): save it as PDF once more"
+        ) from error
     pages = [page for page in pages if page.body.strip()]
     return [Section(1, title, ""), *pages] if title and pages else pages

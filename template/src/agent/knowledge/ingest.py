@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import About, Embedder, IngestReport, KnowledgeUnavailable, Skipped, Writer, index_of
+from agent.knowledge import (
+    About,
+    Embedder,
+    IngestReport,
+    KnowledgeUnavailable,
+    Skipped,
+    Writer,
+    index_of,
+)
 from agent.knowledge.chunks import SCHEMA
 from agent.knowledge.documents import KINDS, Document, documents_in, roots_of
 from agent.knowledge.embeddings import embedder_of, model_of
@@ -28,14 +36,18 @@ def _silent(line: str, done: int, documents: int) -> None:
     pass
 
 
-async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progress = _silent) -> IngestReport:
+async def ingest(
+    settings: Settings, paths: Sequence[Path] = (), progress: Progress = _silent
+) -> IngestReport:
     """Bring the index up to date with the documents below `paths`, else those given before, else knowledge/.
 
     Raises KnowledgeUnavailable if there is nothing to read, nothing to embed it or nowhere to write; the old index
     then stays.
     """
     if (index := index_of(settings)) is None:
-        raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none), so there is nothing to ingest")
+        raise KnowledgeUnavailable(
+            "this agent looks nothing up (AGENT_KNOWLEDGE=none), so there is nothing to ingest"
+        )
     old = await index.about()
     given = paths or ([Path(root) for root in old.roots] if old else [])
     roots = roots_of(settings, given)
@@ -43,7 +55,9 @@ async def ingest(settings: Settings, paths: Sequence[Path] = (), progress: Progr
     async with AsyncExitStack() as stack:
         embedder = await stack.enter_async_context(embedder_of(settings))
         dimension = len((await embedder.embed(["How long is a vector?"]))[0]) if embedder else 0
-        about = About(SCHEMA, model_of(settings), dimension, tuple(map(str, roots)) if given else (), digests)
+        about = About(
+            SCHEMA, model_of(settings), dimension, tuple(map(str, roots)) if given else (), digests
+        )
         known = old.digests if old and old.fits(about) else {}
         writer = await stack.enter_async_context(index.rebuild(about))
         pipe = _Pipe(writer, embedder, progress, len(digests))
@@ -88,7 +102,9 @@ async def _patiently(embedder: Embedder, texts: list[str]) -> NDArray[np.float32
 class _Pipe:
     """Documents on their way into the index, a batch at a time, so that memory stays flat."""
 
-    def __init__(self, writer: Writer, embedder: Embedder | None, progress: Progress, of: int) -> None:
+    def __init__(
+        self, writer: Writer, embedder: Embedder | None, progress: Progress, of: int
+    ) -> None:
         self._writer, self._embedder, self._progress, self._of = writer, embedder, progress, of
         self._waiting: list[tuple[str, list[tuple[str, str]]]] = []
         self._done = 0
@@ -110,7 +126,9 @@ class _Pipe:
             return self._tell(f"{document.source} skipped: it {error}")
         self._count(len(pieces))
         self._waiting.append((document.source, pieces))
-        self._tell(f"{document.source}: {len(pieces)} passage{'' if len(pieces) == 1 else 's'}", done=0)
+        self._tell(
+            f"{document.source}: {len(pieces)} passage{'' if len(pieces) == 1 else 's'}", done=0
+        )
         if sum(len(pieces) for _, pieces in self._waiting) >= BATCH:
             await self.flush()
         return None
@@ -130,7 +148,10 @@ class _Pipe:
     async def _embedded(self, texts: list[str]) -> NDArray[np.float32] | None:
         if self._embedder is None or not texts:
             return None
-        batches = [await _patiently(self._embedder, texts[at : at + BATCH]) for at in range(0, len(texts), BATCH)]
+        batches = [
+            await _patiently(self._embedder, texts[at : at + BATCH])
+            for at in range(0, len(texts), BATCH)
+        ]
         return np.concatenate(batches)
 
     def _count(self, passages: int) -> None:

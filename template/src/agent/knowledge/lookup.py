@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from functools import cache
 
-from agent.breaker import Breaker
+from agent.circuit_breaker import CircuitBreaker
 from agent.knowledge import KnowledgeUnavailable, Passage
-from agent.knowledge.hybrid import words_of
-from agent.lifecycle import Call, describe
+from agent.knowledge.ranking import words_of
+from agent.lifecycle import Call
+from agent.lifecycle.call import describe
 from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
@@ -35,13 +36,19 @@ async def look_up(call: Call, question: str) -> str:
             found = await call.knowledge.search(question)
         if breaker:
             breaker.worked()
-        passages = [passage for passage in found if passage.relevance >= call.settings.knowledge_floor]
-    except Exception as error:  # a store of the owner's may raise anything, and the reply must not wait for it
+        passages = [
+            passage for passage in found if passage.relevance >= call.settings.knowledge_floor
+        ]
+    except (
+        Exception
+    ) as error:  # a store of the owner's may raise anything, and the reply must not wait for it
         outcome = "late" if isinstance(error, TimeoutError) else "error"
         if breaker and outcome == "late":  # an error costs nobody any time
             breaker.failed()
         said = str(error) if isinstance(error, KnowledgeUnavailable) else describe(error)
-        sentence = said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
+        sentence = (
+            said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
+        )
         call.warn_once("knowledge", log, f"answers go on without documents: {sentence}")
     sources = [f"{passage.source} > {passage.title}" for passage in passages]
     milliseconds = round((time.time_ns() - began) / 1e6)
@@ -55,9 +62,13 @@ async def look_up(call: Call, question: str) -> str:
 
 
 @cache
-def _breaker_of(settings: Settings) -> Breaker | None:
+def _breaker_of(settings: Settings) -> CircuitBreaker | None:
     """Of a store that all calls share; one of this machine's own may be late for one call and none of the others."""
-    return Breaker(settings.data / "knowledge.outage") if settings.knowledge == "pgvector" else None
+    return (
+        CircuitBreaker(settings.data / "knowledge.outage")
+        if settings.knowledge == "pgvector"
+        else None
+    )
 
 
 def question_of(said: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from agent.knowledge import About, Embedder, Knowledge, KnowledgeUnavailable, Passage, Writer
 from agent.knowledge.embeddings import Meaning
-from agent.knowledge.hybrid import CANDIDATES, TITLE_WEIGHT, Found, phrase_of, rank, words_of
+from agent.knowledge.ranking import CANDIDATES, TITLE_WEIGHT, Found, phrase_of, rank, words_of
 from agent.settings import Settings
 
 T = TypeVar("T")
@@ -28,10 +28,14 @@ ANSWER_SECONDS = 1.0  # a search: a stopped server says nothing at all, only a d
 STEP_SECONDS = 60.0  # a step of an ingest
 INDEX_SECONDS = 3600.0  # the step that sorts a million vectors
 LOCK_SECONDS = 600.0  # how long an ingest waits for another one
-IDLE_SECONDS = 120.0  # a connection that was longer not used may be dead without a word: firewalls forget
+IDLE_SECONDS = (
+    120.0  # a connection that was longer not used may be dead without a word: firewalls forget
+)
 CONNECTIONS = 2  # of a call; a worker has one process a call
 NEAREST = 100  # what HNSW looks at for its best CANDIDATES
-COMMON = 2000  # passages that words may propose before the more common words of a question propose none
+COMMON = (
+    2000  # passages that words may propose before the more common words of a question propose none
+)
 BATCH = 256  # passages that are written at once
 FEW = 500  # passages that go into the vectors' index one by one; of more, sorting all of them anew is soon faster
 ANEW = 0.1  # from this part of all passages on: one by one takes twenty times as long
@@ -72,14 +76,20 @@ class PgvectorIndex:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._database = _Database(settings.knowledge_url.get_secret_value(), schema_of(settings.name))
+        self._database = _Database(
+            settings.knowledge_url.get_secret_value(), schema_of(settings.name)
+        )
         self._seen: int | None = None  # the revision that `about` told
 
     @asynccontextmanager
     async def open(self, embedder: Embedder | None) -> AsyncIterator[Knowledge]:
         """Yield the searchable index at once; it connects meanwhile, and its connections are dropped on exit."""
-        connections = _Connections(self._database, max(ANSWER_SECONDS, self._settings.knowledge_seconds))
-        knowledge = PgvectorKnowledge(self._database, connections, Meaning(embedder, self._settings))
+        connections = _Connections(
+            self._database, max(ANSWER_SECONDS, self._settings.knowledge_seconds)
+        )
+        knowledge = PgvectorKnowledge(
+            self._database, connections, Meaning(embedder, self._settings)
+        )
         connections.begin(knowledge.prepare)
         try:
             yield knowledge
@@ -139,7 +149,9 @@ class PgvectorKnowledge:
 
     async def prepare(self, connection: asyncpg.Connection[asyncpg.Record]) -> _Made:
         """Learn what the index is made from."""
-        row = await connection.fetchrow("SELECT revision, generation, schema, model, dimension FROM about")
+        row = await connection.fetchrow(
+            "SELECT revision, generation, schema, model, dimension FROM about"
+        )
         if row is None:
             raise KnowledgeUnavailable(self._database.no_index)
         about = About(row["schema"], row["model"], row["dimension"], (), {})
@@ -175,7 +187,10 @@ class PgvectorKnowledge:
                 break
             made = await self.prepare(connection)  # an ingest was faster
         found = {row["id"]: row for row in rows if row["id"] is not None}
-        candidates = {key: Found(row["likeness"], row["covered"], row["meaning"]) for key, row in found.items()}
+        candidates = {
+            key: Found(row["likeness"], row["covered"], row["meaning"])
+            for key, row in found.items()
+        }
         return [
             Passage(found[key]["source"], found[key]["title"], found[key]["text"], score, relevance)
             for key, score, relevance in rank(candidates, limit)
@@ -263,7 +278,9 @@ def _text(vector: NDArray[np.float32]) -> str:
 class PgvectorWriter:
     """A `Writer` inside a transaction. Another model or another way of cutting makes a new generation of passages."""
 
-    def __init__(self, connection: asyncpg.Connection[asyncpg.Record], database: _Database, about: About) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection[asyncpg.Record], database: _Database, about: About
+    ) -> None:
         self._connection, self._database, self._about = connection, database, about
         self._generation, self._moved = 1, False
         self._added, self._kept = 0, 0
@@ -273,14 +290,17 @@ class PgvectorWriter:
 
     async def begin(self, seen: int | None) -> None:
         """Look what is there; `seen` is the revision that the digests are of."""
-        old = await self._connection.fetchrow("SELECT revision, generation, schema, model, dimension FROM about")
+        old = await self._connection.fetchrow(
+            "SELECT revision, generation, schema, model, dimension FROM about"
+        )
         if old is None:
             return
         fits = About(old["schema"], old["model"], old["dimension"], (), {}).fits(self._about)
         self._generation = old["generation"] + (0 if fits else 1)
         self._moved = old["revision"] != seen
         rows = await self._connection.fetch(
-            "SELECT source, array_agg(id) AS ids FROM passages WHERE generation = $1 GROUP BY source", self._generation
+            "SELECT source, array_agg(id) AS ids FROM passages WHERE generation = $1 GROUP BY source",
+            self._generation,
         )
         self._old = {row["source"]: row["ids"] for row in rows}
 
@@ -290,13 +310,17 @@ class PgvectorWriter:
         self._kept += passages
         return passages
 
-    async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
+    async def add(
+        self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None
+    ) -> None:
         """Write in batches."""
         rows = [None] * len(passages) if vectors is None else [_text(vector) for vector in vectors]
         for (title, text), vector in zip(passages, rows, strict=True):
             said = [" ".join(_words(part)) for part in (title, text)]
             length = sum(len(part.split()) for part in said)
-            self._waiting.append((_clean(source), _clean(title), _clean(text), length, *said, vector))
+            self._waiting.append(
+                (_clean(source), _clean(title), _clean(text), length, *said, vector)
+            )
         while len(self._waiting) >= BATCH:
             with self._database.told(STEP_SECONDS):
                 await self._write()
@@ -324,11 +348,15 @@ class PgvectorWriter:
         execute, about = self._connection.execute, self._about
         gone = [key for keys in self._old.values() for key in keys]
         old = self._generation, self._generation + 1
-        deleted = await execute("DELETE FROM passages WHERE id = ANY($1) OR generation <> ALL($2)", gone, old)
+        deleted = await execute(
+            "DELETE FROM passages WHERE id = ANY($1) OR generation <> ALL($2)", gone, old
+        )
         self._changed |= deleted != "DELETE 0"
         if self._added > FEW:
             self._generation += self._added > ANEW * (self._added + self._kept)
-            await execute("UPDATE passages SET generation = $1 WHERE generation <> $1", self._generation)
+            await execute(
+                "UPDATE passages SET generation = $1 WHERE generation <> $1", self._generation
+            )
         generation = self._generation
         if 0 < about.dimension <= 4000:
             kind = "vector" if about.dimension <= 2000 else "halfvec"
@@ -364,8 +392,12 @@ class PgvectorWriter:
                 " AND indexname <> $2",
                 *(self._database.schema, f"passages_near_{self._generation}"),
             ):
-                await self._connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {row['indexname']}")
-            await self._connection.execute("VACUUM (ANALYZE) passages, words", timeout=INDEX_SECONDS)
+                await self._connection.execute(
+                    f"DROP INDEX CONCURRENTLY IF EXISTS {row['indexname']}"
+                )
+            await self._connection.execute(
+                "VACUUM (ANALYZE) passages, words", timeout=INDEX_SECONDS
+            )
 
 
 async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Database) -> None:
@@ -378,7 +410,9 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
         "SET tcp_keepalives_idle = 60; SET tcp_keepalives_count = 3; SET tcp_keepalives_interval = 10"
     )
     await connection.execute(
-        "SELECT pg_advisory_lock(hashtextextended($1, 0))", database.schema, timeout=LOCK_SECONDS + STEP_SECONDS
+        "SELECT pg_advisory_lock(hashtextextended($1, 0))",
+        database.schema,
+        timeout=LOCK_SECONDS + STEP_SECONDS,
     )
     if not await connection.fetchval("SELECT count(*) FROM pg_extension WHERE extname = 'vector'"):
         try:
@@ -392,7 +426,9 @@ async def _prepare(connection: asyncpg.Connection[asyncpg.Record], database: _Da
             raise KnowledgeUnavailable(
                 f"{database.where} has no pgvector: install it there, or take an image that has it (pgvector/pgvector)"
             ) from error
-    if not await connection.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = $1", database.schema):
+    if not await connection.fetchval(
+        "SELECT count(*) FROM pg_namespace WHERE nspname = $1", database.schema
+    ):
         await connection.execute(f"CREATE SCHEMA {database.schema}")
     await database.settle(connection)
     if not await connection.fetchval("SELECT to_regtype('vector') IS NOT NULL"):
@@ -429,7 +465,9 @@ class _Connections:
         """Do it within `seconds`, connecting included."""
         return await asyncio.shield(self.begin(work))
 
-    def begin(self, work: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> asyncio.Task[T]:
+    def begin(
+        self, work: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]
+    ) -> asyncio.Task[T]:
         """The same, waiting for nothing."""
         task = asyncio.create_task(self._run(work))
         self._busy.add(task)
@@ -473,7 +511,10 @@ class _Connections:
     def _waiting(self) -> asyncpg.Connection[asyncpg.Record] | None:
         while self._idle:
             connection, used = self._idle.pop()
-            if not connection.is_closed() and used > asyncio.get_running_loop().time() - IDLE_SECONDS:
+            if (
+                not connection.is_closed()
+                and used > asyncio.get_running_loop().time() - IDLE_SECONDS
+            ):
                 return connection
             connection.terminate()
         return None
@@ -494,7 +535,9 @@ class _Database:
         """A connection for statements of so many seconds; whoever connects terminates it."""
         _where(self._url)
         try:
-            connection = await asyncpg.connect(self._url, timeout=min(seconds, 10), command_timeout=seconds)
+            connection = await asyncpg.connect(
+                self._url, timeout=min(seconds, 10), command_timeout=seconds
+            )
         except (asyncpg.ClientConfigurationError, ValueError):  # its message may quote the password
             raise KnowledgeUnavailable(_NO_ADDRESS) from None
         try:
@@ -521,7 +564,9 @@ class _Database:
         try:
             yield
         except TimeoutError as error:
-            raise KnowledgeUnavailable(f"no answer from {self.where} within {seconds:g} s") from error
+            raise KnowledgeUnavailable(
+                f"no answer from {self.where} within {seconds:g} s"
+            ) from error
         except asyncpg.PostgresError as error:
             raise KnowledgeUnavailable(self._refused(error, seconds)) from error
         except ssl.SSLError as error:
@@ -566,7 +611,11 @@ class _Database:
         return f"{self.where} {said or f'answers with {type(error).__name__} ({state}): its own log says why'}"
 
 
-_NO_INDEX = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedObjectError)
+_NO_INDEX = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedObjectError,
+)
 _LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # of a connection that breaks just as it is used
@@ -584,7 +633,9 @@ _NO_ADDRESS = (
 def schema_of(agent: str) -> str:
     """The PostgreSQL schema of an agent: its name as far as a schema can have it, and what tells it from all others."""
     readable = re.sub(r"[^a-z0-9]+", "_", agent.lower()).strip("_")[:40]
-    return f"agent_{readable}_{hashlib.sha256(agent.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return (
+        f"agent_{readable}_{hashlib.sha256(agent.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    )
 
 
 def _where(url: str) -> str:
@@ -595,7 +646,10 @@ def _where(url: str) -> str:
         host = r"([A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
         if "@" in f"{parts.path}{parts.query}{parts.fragment}" or parts.fragment:
             raise ValueError
-        if not re.fullmatch(rf"{host}(,{host})*", hosts) or parts.scheme not in {"postgresql", "postgres"}:
+        if not re.fullmatch(rf"{host}(,{host})*", hosts) or parts.scheme not in {
+            "postgresql",
+            "postgres",
+        }:
             raise ValueError
         asked = parse_qs(parts.query)
     except ValueError:

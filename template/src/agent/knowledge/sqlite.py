@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.knowledge import About, Embedder, Knowledge, KnowledgeUnavailable, Passage, Writer
+from agent.knowledge.bm25 import TABLES as WORDS_TABLES
+from agent.knowledge.bm25 import TOKENIZE, scores_of, write_words
 from agent.knowledge.embeddings import Meaning
-from agent.knowledge.hybrid import CANDIDATES, Found, phrase_of, rank, words_of
-from agent.knowledge.words import TABLES as WORDS_TABLES
-from agent.knowledge.words import TOKENIZE, scores_of, write_words
-from agent.memory.thread import SqliteThread
+from agent.knowledge.ranking import CANDIDATES, Found, phrase_of, rank, words_of
 from agent.settings import Settings
+from agent.sqlite_thread import SqliteThread
 
 FORMAT = 3  # of the file; another one is built anew
 BLOCK = 512  # vectors that are compared at once: their numbers are bytes in the file, and four bytes while they are
@@ -83,7 +83,9 @@ class SqliteIndex:
             _remove_leftovers(data)
             with (
                 closing(sqlite3.connect(aside, isolation_level=None)) as index,
-                closing(self._connect() if self.path.is_file() else sqlite3.connect(":memory:")) as old,
+                closing(
+                    self._connect() if self.path.is_file() else sqlite3.connect(":memory:")
+                ) as old,
             ):
                 writer = SqliteWriter(index, about, old)
                 yield writer
@@ -103,7 +105,9 @@ class SqliteIndex:
         if not self.path.is_file():
             raise KnowledgeUnavailable(f"there is no index at {self.path}: run `agent ingest`")
         index = sqlite3.connect(_readable(self.path), uri=True, isolation_level=None)
-        index.execute("PRAGMA temp_store = MEMORY")  # for the words of a question; there may be no disk to write to
+        index.execute(
+            "PRAGMA temp_store = MEMORY"
+        )  # for the words of a question; there may be no disk to write to
         return index
 
 
@@ -119,7 +123,9 @@ class SqliteWriter:
     async def keep(self, source: str) -> int:
         """Copy the passages and their vectors from the old file."""
         old = self._old
-        found = old.execute("SELECT first, passages FROM documents WHERE source = ?", (source,)).fetchone()
+        found = old.execute(
+            "SELECT first, passages FROM documents WHERE source = ?", (source,)
+        ).fetchone()
         if found is None:  # it could not be read, and is not in the index
             return 0
         first, passages = found
@@ -129,14 +135,19 @@ class SqliteWriter:
         )
         self._index.executemany("INSERT INTO passages(title, text, source) VALUES(?, ?, ?)", rows)
         if dimension := self._about.dimension:
-            for column, size, into in (("numbers", dimension, self._numbers), ("lengths", 4, self._lengths)):
+            for column, size, into in (
+                ("numbers", dimension, self._numbers),
+                ("lengths", 4, self._lengths),
+            ):
                 with old.blobopen("vectors", column, 1, readonly=True) as blob:
                     blob.seek((first - 1) * size)
                     into += blob.read(passages * size)
         self._end_document(source, passages)
         return int(passages)
 
-    async def add(self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None) -> None:
+    async def add(
+        self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None
+    ) -> None:
         """Write the passages; a number of a vector is a byte, which costs no rank that matters."""
         self._index.executemany(
             "INSERT INTO passages(title, text, source) VALUES(?, ?, ?)",
@@ -146,18 +157,23 @@ class SqliteWriter:
             largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0), 1e-12)
             numbers = np.rint(vectors / largest * 127).astype(np.int8)
             self._numbers += numbers.tobytes()
-            self._lengths += np.linalg.norm(numbers.astype(np.float32), axis=1).astype("<f4").tobytes()
+            self._lengths += (
+                np.linalg.norm(numbers.astype(np.float32), axis=1).astype("<f4").tobytes()
+            )
         self._end_document(source, len(passages))
 
     def _end_document(self, source: str, passages: int) -> None:
-        self._index.execute("INSERT INTO documents VALUES(?, ?, ?)", (source, self._passages + 1, passages))
+        self._index.execute(
+            "INSERT INTO documents VALUES(?, ?, ?)", (source, self._passages + 1, passages)
+        )
         self._passages += passages
 
     def finish(self) -> None:
         """Write what is known only at the end, and have all of it on the disk."""
         self._index.execute("INSERT INTO vectors VALUES(?, ?)", (self._numbers, self._lengths))
         self._index.execute(
-            "INSERT INTO about VALUES(?, ?, ?)", (FORMAT, self._passages, json.dumps(asdict(self._about)))
+            "INSERT INTO about VALUES(?, ?, ?)",
+            (FORMAT, self._passages, json.dumps(asdict(self._about))),
         )
         self._index.execute("INSERT INTO passages(passages) VALUES('optimize')")
         write_words(self._index, self._passages)
@@ -169,13 +185,21 @@ class SqliteKnowledge:
 
     def __init__(self, path: Path, thread: SqliteThread, meaning: Meaning) -> None:
         self._path, self._thread, self._meaning = path, thread, meaning
-        self._opened: tuple[sqlite3.Connection, _Opened] | None = None  # what was read from this connection
+        self._opened: tuple[sqlite3.Connection, _Opened] | None = (
+            None  # what was read from this connection
+        )
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
         """Rank the passages that share a word with the question or are alike in meaning; cancelling interrupts."""
-        words, phrase, vector = words_of(question), phrase_of(question), await self._meaning.of(question)
+        words, phrase, vector = (
+            words_of(question),
+            phrase_of(question),
+            await self._meaning.of(question),
+        )
         try:
-            return await self._thread.run(lambda index: self._found(index, words, phrase, vector, limit))
+            return await self._thread.run(
+                lambda index: self._found(index, words, phrase, vector, limit)
+            )
         except sqlite3.Error as error:
             raise KnowledgeUnavailable(
                 f"the index at {self._path} cannot be read ({error}): run `agent ingest`"
@@ -192,7 +216,12 @@ class SqliteKnowledge:
         return self._opened[1]
 
     def _found(
-        self, index: sqlite3.Connection, words: list[str], phrase: str, vector: NDArray[np.float32] | None, limit: int
+        self,
+        index: sqlite3.Connection,
+        words: list[str],
+        phrase: str,
+        vector: NDArray[np.float32] | None,
+        limit: int,
     ) -> list[Passage]:
         opened = self._open(index)
         if words:
@@ -203,7 +232,11 @@ class SqliteKnowledge:
         cosines = opened.cosines(vector) if meant and vector is not None else None
         proposed = set(_best(scores)) | (set() if cosines is None else set(_best(cosines)))
         candidates = {
-            row: Found(float(scores[row]), float(covered[row]), None if cosines is None else float(cosines[row]))
+            row: Found(
+                float(scores[row]),
+                float(covered[row]),
+                None if cosines is None else float(cosines[row]),
+            )
             for row in proposed
             if cosines is not None or scores[row] > 0
         }
@@ -237,7 +270,11 @@ class _Opened:
 
 
 def _best(scores: NDArray[np.float32]) -> list[int]:
-    best = np.argpartition(scores, -CANDIDATES)[-CANDIDATES:] if len(scores) > CANDIDATES else np.arange(len(scores))
+    best = (
+        np.argpartition(scores, -CANDIDATES)[-CANDIDATES:]
+        if len(scores) > CANDIDATES
+        else np.arange(len(scores))
+    )
     return [int(row) for row in best]
 
 
@@ -245,7 +282,9 @@ def _having(index: sqlite3.Connection, phrase: str, passages: int) -> NDArray[np
     """1 for the passages that say just this; what a caller says (AND, NEAR, quotes, stars) never becomes a query."""
     scores = np.zeros(passages, np.float32)
     if phrase:
-        for (row,) in index.execute("SELECT rowid FROM passages WHERE passages MATCH ?", (f'"{phrase}"',)):
+        for (row,) in index.execute(
+            "SELECT rowid FROM passages WHERE passages MATCH ?", (f'"{phrase}"',)
+        ):
             scores[row - 1] = 1
     return scores
 

@@ -1,6 +1,6 @@
 """What the agent remembers of its callers."""
 
-from agent.memory.call import CallMemory
+from agent.memory.call_memory import CallMemory
 from agent.memory.identity import keys_of, remembered_as
 from agent.memory.store import (
     STORES,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from agent.memory import spool
-from agent.memory.call import breaker_of
+from agent.memory.call_memory import breaker_of
 from agent.memory.store import MemoryUnavailable
 from agent.settings import Settings
 
@@ -24,7 +24,11 @@ async def keep_delivering(settings: Settings) -> None:
             told = False
         except Exception as error:
             if not told:
-                why = error if isinstance(error, MemoryUnavailable | OSError) else type(error).__name__
+                why = (
+                    error
+                    if isinstance(error, MemoryUnavailable | OSError)
+                    else type(error).__name__
+                )
                 log.warning("memory: what earlier calls have left is not delivered yet: %s", why)
             told = True
         await asyncio.sleep(DELIVERY_SECONDS)
@@ -34,4 +38,6 @@ async def deliver(settings: Settings) -> None:
     """Deliver what waits, and let calls ask the store again if it takes it. Raises MemoryUnavailable, OSError."""
     if written := await spool.deliver(settings):
         breaker_of(settings).worked()
-        log.info("memory: %d turns, notes and records of earlier calls have been delivered", written)
+        log.info(
+            "memory: %d turns, notes and records of earlier calls have been delivered", written
+        )

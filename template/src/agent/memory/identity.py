@@ -23,10 +23,14 @@ _NOBODY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 # what they call somebody: only a name behind it tells who
-_SOMEBODY = re.compile(r"(?:user|participant|client|visitor|caller|session|browser|web)[\W_]*(.*)", re.I | re.DOTALL)
+_SOMEBODY = re.compile(
+    r"(?:user|participant|client|visitor|caller|session|browser|web)[\W_]*(.*)", re.I | re.DOTALL
+)
 
 
-def remembered_as(identity: str, kind: str, attributes: Mapping[str, str], settings: Settings) -> str | None:
+def remembered_as(
+    identity: str, kind: str, attributes: Mapping[str, str], settings: Settings
+) -> str | None:
     """The key of a caller, or None for one who must not be remembered.
 
     `kind` is the participant's: callers of kind "standard" are known by the identity in their token, callers of kind
@@ -48,7 +52,10 @@ def keys_of(caller: str) -> list[str]:
     """Every key that a person may mean by `caller`, an identity or a phone number however it is written."""
     keys = [caller]
     if number := _number(caller.removeprefix(_PHONE).removeprefix("sip_")):
-        keys += [f"{_PHONE}{number}", f"{_PHONE}+{number}" if number[0] != "+" else f"{_PHONE}{number[1:]}"]
+        keys += [
+            f"{_PHONE}{number}",
+            f"{_PHONE}+{number}" if number[0] != "+" else f"{_PHONE}{number[1:]}",
+        ]
     return list(dict.fromkeys(keys))
 
 
@@ -66,12 +73,16 @@ def _number(text: str) -> str:
 
 def _is_name(text: str) -> bool:
     """Whether a person may have chosen it: front ends append digits and letters that cannot be spoken."""
-    return not re.search(r"\d", text) and bool(re.search(r"[aeiouy]|[^\W\d_a-zA-Z]", text, re.IGNORECASE))
+    return not re.search(r"\d", text) and bool(
+        re.search(r"[aeiouy]|[^\W\d_a-zA-Z]", text, re.IGNORECASE)
+    )
 
 
 def _looks_random(identity: str) -> bool:
     parts = [part for part in re.split(r"[\W_]+", identity) if part]
-    return any(len(part) >= 24 for part in parts) or any(_is_random(part) for part in [*parts, "".join(parts)])
+    return any(len(part) >= 24 for part in parts) or any(
+        _is_random(part) for part in [*parts, "".join(parts)]
+    )
 
 
 def _is_random(part: str) -> bool:

@@ -54,7 +54,9 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 1.0  # a stopped server says nothing at all: only a deadline tells
 CLOSING_SECONDS = 1.0
-SCHEMA = 1  # what was added since is in keys of its own and in fields that older workers do not read
+SCHEMA = (
+    1  # what was added since is in keys of its own and in fields that older workers do not read
+)
 
 
 @asynccontextmanager
@@ -66,7 +68,9 @@ async def open_memory(settings: Settings) -> AsyncIterator[Memory]:
     client = _client(settings.memory_url)
     try:
         where = _where(settings.memory_url)
-        yield RedisMemory(client, where, settings.name, settings.memory_days, settings.resume_seconds)
+        yield RedisMemory(
+            client, where, settings.name, settings.memory_days, settings.resume_seconds
+        )
     finally:
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
@@ -76,7 +80,9 @@ async def open_memory(settings: Settings) -> AsyncIterator[Memory]:
 class RedisMemory:
     """A `Memory`. All keys of a caller have one hash tag, so that a cluster keeps them together; none holds a name."""
 
-    def __init__(self, client: Redis, where: str, agent: str, days: int, resume_seconds: float) -> None:
+    def __init__(
+        self, client: Redis, where: str, agent: str, days: int, resume_seconds: float
+    ) -> None:
         self._client, self._where, self._agent, self._days = client, where, agent, days
         self._resume_seconds = resume_seconds
         self._tls = issubclass(client.connection_pool.connection_class, SSLConnection)
@@ -106,7 +112,9 @@ class RedisMemory:
             record, *found = await self._asked(ask.execute())
         turns = [Turn(**json.loads(text)) for texts in found for text in texts if text is not None]
         known = json.loads(record) if record else {}
-        ended = max([at + known.get("seconds", 0), *[turn.at for turn in turns if turn.call == call]])
+        ended = max(
+            [at + known.get("seconds", 0), *[turn.at for turn in turns if turn.call == call]]
+        )
         return Profile(
             caller,
             calls,
@@ -140,7 +148,10 @@ class RedisMemory:
             *_, turns, calls = await self._asked(write.execute())
         if turns or calls:
             async with self._pipeline() as trim:
-                for order, content, old in (keys.turns, keys.texts, turns), (keys.calls, keys.records, calls):
+                for order, content, old in (
+                    (keys.turns, keys.texts, turns),
+                    (keys.calls, keys.records, calls),
+                ):
                     if old:
                         trim.zrem(order, *old)
                         trim.hdel(content, *old)
@@ -192,13 +203,21 @@ class RedisMemory:
         """What is wrong and what to do. The client's own messages quote commands, and with them what a caller said."""
         server = f"Redis at {self._where}"
         match error:
-            case RedisTimeoutError() if self._tls and "connecting" in str(error):  # a server without TLS waits for more
+            case RedisTimeoutError() if self._tls and "connecting" in str(
+                error
+            ):  # a server without TLS waits for more
                 return f"no TLS with {server} within {ANSWER_SECONDS:g} s: {_tls_cure(error)}"
             case RedisTimeoutError():
                 return f"no answer from {server} within {ANSWER_SECONDS:g} s"
             case BusyLoadingError():
-                return f"{server} is still loading its data: wait until it has, nothing else is needed"
-            case AuthenticationError() | AuthenticationWrongNumberOfArgsError() | AuthorizationError():
+                return (
+                    f"{server} is still loading its data: wait until it has, nothing else is needed"
+                )
+            case (
+                AuthenticationError()
+                | AuthenticationWrongNumberOfArgsError()
+                | AuthorizationError()
+            ):
                 return f"{server} refuses the user or password: correct them in AGENT_MEMORY_URL"
             case NoPermissionError():
                 return (
@@ -207,11 +226,15 @@ class RedisMemory:
                 )
             case RedisConnectionError() | OSError() if (tls := _tls_error(error)) is not None:
                 return f"no TLS with {server} ({_tls_reason(tls)}): {_tls_cure(tls)}"
-            case RedisConnectionError() | OSError() if isinstance(error.__context__, FileNotFoundError):
+            case RedisConnectionError() | OSError() if isinstance(
+                error.__context__, FileNotFoundError
+            ):
                 return f"{server} is asked with a certificate that is not there: correct its path in AGENT_MEMORY_URL"
             case RedisConnectionError() if "max number of clients" in str(error):
                 return f"{server} has as many clients as it takes: raise its maxclients, or find who holds them"
-            case RedisConnectionError() if "onnection closed by server" in str(error):  # as by one that expects TLS
+            case RedisConnectionError() if "onnection closed by server" in str(
+                error
+            ):  # as by one that expects TLS
                 return f"{server} hangs up: if it expects TLS, write rediss:// in AGENT_MEMORY_URL"
             case RedisConnectionError() | OSError():
                 return f"no connection to {server}: start it, or correct AGENT_MEMORY_URL"
@@ -251,7 +274,9 @@ class _Keys(NamedTuple):
 def _client(url: str) -> Redis:
     try:
         parts = urlsplit(url)
-        if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not re.fullmatch(r"(/[0-9]*)?", parts.path):
+        if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not re.fullmatch(
+            r"(/[0-9]*)?", parts.path
+        ):
             raise ValueError
         # an idle connection may have been closed by the server: that is worth one more try, a late answer is not
         again = Retry(NoBackoff(), 1, (RedisConnectionError,))

@@ -25,7 +25,11 @@ from agent.settings import Settings
 log = logging.getLogger("agent.memory")
 
 Item = tuple[str, Turn | CallRecord | Note]  # the caller's key, and what belongs to them
-KINDS: dict[str, type[Turn] | type[CallRecord] | type[Note]] = {"turn": Turn, "record": CallRecord, "note": Note}
+KINDS: dict[str, type[Turn] | type[CallRecord] | type[Note]] = {
+    "turn": Turn,
+    "record": CallRecord,
+    "note": Note,
+}
 
 MOST_BYTES = 64_000_000  # of all files together; a call is rarely more than a hundred thousand
 DAY = 86_400.0  # seconds
@@ -51,7 +55,9 @@ def keep(folder: Path, items: Iterable[Item]) -> Path:
     kept = Path(unfinished).with_suffix(".jsonl")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)  # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
+            file.write(
+                content
+            )  # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
         os.replace(unfinished, kept)
     except OSError:
         Path(unfinished).unlink(missing_ok=True)

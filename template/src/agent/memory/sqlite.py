@@ -26,18 +26,25 @@ from agent.memory.store import (
     Turn,
     broke_off,
 )
-from agent.memory.thread import SqliteThread
 from agent.settings import Settings
+from agent.sqlite_thread import SqliteThread
 
 T = TypeVar("T")
 
 log = logging.getLogger("agent.memory")
 
 SCHEMA = 2
-LOCKED_SECONDS = 0.25  # a writer holds the file for a millisecond; who waits longer is told, and tries again
+LOCKED_SECONDS = (
+    0.25  # a writer holds the file for a millisecond; who waits longer is told, and tries again
+)
 DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 # an open file keeps what it was when it was opened, such as read-only: only opening it anew finds it cured
-STALE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL}
+STALE = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+}
 
 # Every key begins with the caller, so that nothing can be read without naming one.
 TABLES = """
@@ -59,7 +66,9 @@ CREATE TABLE facts(caller TEXT NOT NULL, fact TEXT NOT NULL, at REAL NOT NULL, U
 @asynccontextmanager
 async def open_memory(settings: Settings) -> AsyncIterator[Memory]:
     """Yield the callers' memory in the data folder and close its file on exit; the first use makes it if need be."""
-    memory = SqliteMemory(settings.data / "memory.db", settings.memory_days, settings.resume_seconds)
+    memory = SqliteMemory(
+        settings.data / "memory.db", settings.memory_days, settings.resume_seconds
+    )
     try:
         yield memory
     finally:
@@ -103,7 +112,9 @@ class SqliteMemory:
             ).fetchone()
             ended = max([at + (seconds or 0), *[turn.at for turn in turns if turn.call == last]])
             name = db.execute("SELECT name FROM names WHERE caller = ?", (caller,)).fetchone()
-            facts = db.execute("SELECT fact FROM facts WHERE caller = ? ORDER BY at, rowid", (caller,))
+            facts = db.execute(
+                "SELECT fact FROM facts WHERE caller = ? ORDER BY at, rowid", (caller,)
+            )
             return Profile(
                 caller,
                 calls,
@@ -121,7 +132,10 @@ class SqliteMemory:
 
         def work(db: sqlite3.Connection) -> None:
             self._heard(db, caller)
-            db.execute("INSERT OR IGNORE INTO calls(caller, call, at) VALUES(?, ?, ?)", (caller, turn.call, turn.at))
+            db.execute(
+                "INSERT OR IGNORE INTO calls(caller, call, at) VALUES(?, ?, ?)",
+                (caller, turn.call, turn.at),
+            )
             db.execute(
                 "INSERT OR IGNORE INTO turns(caller, call, item, role, text, at) VALUES(?, ?, ?, ?, ?, ?)",
                 (caller, turn.call, turn.item, turn.role, turn.text, turn.at),
@@ -137,7 +151,16 @@ class SqliteMemory:
             db.execute(
                 "INSERT OR REPLACE INTO calls(caller, call, at, room, reason, seconds, turns, usage) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?)",
-                (caller, call.call, call.at, call.room, call.reason, call.seconds, call.turns, json.dumps(call.usage)),
+                (
+                    caller,
+                    call.call,
+                    call.at,
+                    call.room,
+                    call.reason,
+                    call.seconds,
+                    call.turns,
+                    json.dumps(call.usage),
+                ),
             )
             for table in ("calls", "turns"):
                 db.execute(
@@ -157,7 +180,10 @@ class SqliteMemory:
 
         def work(db: sqlite3.Connection) -> None:
             self._heard(db, caller)
-            db.execute("INSERT OR IGNORE INTO calls(caller, call, at) VALUES(?, ?, ?)", (caller, note.call, note.at))
+            db.execute(
+                "INSERT OR IGNORE INTO calls(caller, call, at) VALUES(?, ?, ?)",
+                (caller, note.call, note.at),
+            )
             if note.name:
                 db.execute(
                     "INSERT INTO names VALUES(?, ?, ?) ON CONFLICT(caller) "
@@ -165,7 +191,9 @@ class SqliteMemory:
                     (caller, note.name, note.at),
                 )
             if note.fact:
-                db.execute("INSERT OR IGNORE INTO facts VALUES(?, ?, ?)", (caller, note.fact, note.at))
+                db.execute(
+                    "INSERT OR IGNORE INTO facts VALUES(?, ?, ?)", (caller, note.fact, note.at)
+                )
                 db.execute(
                     "DELETE FROM facts WHERE rowid IN (SELECT rowid FROM facts WHERE caller = ? "
                     "ORDER BY at DESC, rowid DESC LIMIT -1 OFFSET ?)",
@@ -177,11 +205,17 @@ class SqliteMemory:
     async def forget(self, caller: str) -> int:
         """Delete, and overwrite in the file what was deleted."""
         deleted = await self._run(lambda db: _delete(db, caller))
-        with suppress(sqlite3.Error):  # else the words would stay in the log until somebody else writes enough
-            await self._thread.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        with suppress(
+            sqlite3.Error
+        ):  # else the words would stay in the log until somebody else writes enough
+            await self._thread.run(
+                lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            )
         return deleted
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE") -> T:
+    async def _run(
+        self, work: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE"
+    ) -> T:
         """One transaction in the thread; a file found damaged is replaced, and the work done in the new one."""
 
         def transaction(db: sqlite3.Connection) -> T:
@@ -216,9 +250,13 @@ class SqliteMemory:
 
     def _heard(self, db: sqlite3.Connection, caller: str) -> None:
         """The caller is there now; one whose time was over begins anew."""
-        if db.execute("SELECT 1 FROM callers WHERE caller = ? AND seen < ?", (caller, self._oldest())).fetchone():
+        if db.execute(
+            "SELECT 1 FROM callers WHERE caller = ? AND seen < ?", (caller, self._oldest())
+        ).fetchone():
             _delete(db, caller)
-        db.execute("INSERT OR REPLACE INTO callers(caller, seen) VALUES(?, ?)", (caller, time.time()))
+        db.execute(
+            "INSERT OR REPLACE INTO callers(caller, seen) VALUES(?, ?)", (caller, time.time())
+        )
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file, made or replaced if need be; no other process does so meanwhile."""
@@ -251,22 +289,33 @@ class SqliteMemory:
         if version < SCHEMA:  # whole or not at all, and what is there stays
             tables = SINCE_2 if version == 1 else TABLES + SINCE_2
             db.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA user_version = {SCHEMA}; COMMIT;")
-        db.execute("PRAGMA synchronous = NORMAL")  # with WAL a power cut costs the last turns, never the file
+        db.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # with WAL a power cut costs the last turns, never the file
         db.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
 
     def _move_aside(self) -> None:
         aside = f"{self._path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError):
-                self._path.with_name(self._path.name + suffix).rename(self._path.with_name(aside + suffix))
+                self._path.with_name(self._path.name + suffix).rename(
+                    self._path.with_name(aside + suffix)
+                )
         log.warning(
-            "memory: %s is damaged; it was moved to %s in the same folder and a new one made", self._path, aside
+            "memory: %s is damaged; it was moved to %s in the same folder and a new one made",
+            self._path,
+            aside,
         )
 
     def _sentence(self, error: sqlite3.Error | OSError) -> str:
-        if isinstance(error, TimeoutError) or _is_of(error, {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}):
+        if isinstance(error, TimeoutError) or _is_of(
+            error, {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+        ):
             return f"{self._path} is locked by another process: look for one that holds it open"
-        if _is_of(error, {sqlite3.SQLITE_FULL}) or getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
+        if _is_of(error, {sqlite3.SQLITE_FULL}) or getattr(error, "errno", None) in {
+            errno.ENOSPC,
+            errno.EDQUOT,
+        }:
             return (
                 f"callers cannot be remembered in {self._path}, its disk is full: make room there, "
                 "or set AGENT_DATA_DIR to a folder on another disk"
@@ -282,7 +331,9 @@ class SqliteMemory:
 
 def _delete(db: sqlite3.Connection, caller: str) -> int:
     tables = ("turns", "calls", "facts", "names")
-    deleted = [db.execute(f"DELETE FROM {table} WHERE caller = ?", (caller,)).rowcount for table in tables]
+    deleted = [
+        db.execute(f"DELETE FROM {table} WHERE caller = ?", (caller,)).rowcount for table in tables
+    ]
     db.execute("DELETE FROM callers WHERE caller = ?", (caller,))
     return sum(deleted)
 

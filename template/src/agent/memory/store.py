@@ -45,7 +45,9 @@ class CallRecord:
     seconds: float
     turns: int
     at: float  # seconds since the epoch, when it began
-    usage: dict[str, int] = field(default_factory=dict)  # what its models were used for: see agent.usage
+    usage: dict[str, int] = field(
+        default_factory=dict
+    )  # what its models were used for: see agent.lifecycle.usage
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def broke_off(reason: str | None, ended: float, within: float) -> bool:
 def _line(text: str | None, longest: int) -> str | None:
     """The text on one line, without what cannot be printed or stored; None if nothing is left."""
     words = " ".join(
-        "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in text or "").split()
+        "".join(
+            letter if letter.isprintable() or letter in JOINERS else " " for letter in text or ""
+        ).split()
     )
     return words[:longest].rstrip() or None
 

@@ -16,7 +16,12 @@ from typing import Any
 
 import numpy as np
 from livekit.agents import llm, tts, utils
-from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN, APIConnectOptions, NotGivenOr
+from livekit.agents.types import (
+    DEFAULT_API_CONNECT_OPTIONS,
+    NOT_GIVEN,
+    APIConnectOptions,
+    NotGivenOr,
+)
 
 from agent.knowledge.lookup import FOUND, NOT_SEARCHED, NOTHING_FOUND
 from agent.models import Models
@@ -88,7 +93,11 @@ class _ScriptedStream(llm.LLMStream):
 def respond(context: llm.ChatContext, tools: set[str]) -> str | llm.FunctionToolCall:
     """The next thing to say or to call, from what was said last."""
     said = [item for item in context.items if item.type in ("message", "function_call_output")]
-    said = [item for item in said if not (item.type == "message" and item.role in ("system", "developer"))]
+    said = [
+        item
+        for item in said
+        if not (item.type == "message" and item.role in ("system", "developer"))
+    ]
     match said[-1] if said else None:
         case llm.ChatMessage(role="user") as message:
             return _to_caller(message.text_content or "", tools, _informed(context))
@@ -103,7 +112,11 @@ def respond(context: llm.ChatContext, tools: set[str]) -> str | llm.FunctionTool
 def _informed(context: llm.ChatContext) -> str:
     """What the documents say of the caller's last words, if they were looked up before this reply."""
     before = context.items[-2] if len(context.items) > 1 else None
-    text = (before.text_content or "") if before and before.type == "message" and before.role == "system" else ""
+    text = (
+        (before.text_content or "")
+        if before and before.type == "message" and before.role == "system"
+        else ""
+    )
     return text if text.startswith((FOUND, NOTHING_FOUND, NOT_SEARCHED)) else ""
 
 
@@ -147,8 +160,14 @@ def _from_tool(output: llm.FunctionCallOutput, context: llm.ChatContext) -> str:
         return text or "Done."
     if output.is_error:
         return "I cannot look that up at the moment."
-    calls = [item for item in context.items if item.type == "function_call" and item.call_id == output.call_id]
-    return _from_documents(text, str(json.loads(calls[-1].arguments).get("question", "")) if calls else "")
+    calls = [
+        item
+        for item in context.items
+        if item.type == "function_call" and item.call_id == output.call_id
+    ]
+    return _from_documents(
+        text, str(json.loads(calls[-1].arguments).get("question", "")) if calls else ""
+    )
 
 
 def best_sentences(passage: str, question: str) -> str:
@@ -179,7 +198,11 @@ class ScriptedTTS(tts.TTS[Any]):
     """Hums a text: a soft tone of 70 ms for every syllable, always the same for the same text."""
 
     def __init__(self) -> None:
-        super().__init__(capabilities=tts.TTSCapabilities(streaming=False), sample_rate=SAMPLE_RATE, num_channels=1)
+        super().__init__(
+            capabilities=tts.TTSCapabilities(streaming=False),
+            sample_rate=SAMPLE_RATE,
+            num_channels=1,
+        )
 
     @property
     def model(self) -> str:
@@ -198,7 +221,10 @@ class ScriptedTTS(tts.TTS[Any]):
 class _Hum(tts.ChunkedStream):
     async def _run(self, output_emitter: tts.AudioEmitter) -> None:
         output_emitter.initialize(
-            request_id=utils.shortuuid("hum_"), sample_rate=SAMPLE_RATE, num_channels=1, mime_type="audio/pcm"
+            request_id=utils.shortuuid("hum_"),
+            sample_rate=SAMPLE_RATE,
+            num_channels=1,
+            mime_type="audio/pcm",
         )
         output_emitter.push(hum(self.input_text))
         output_emitter.flush()
@@ -207,7 +233,8 @@ class _Hum(tts.ChunkedStream):
 def hum(text: str) -> bytes:
     """16 bit mono samples: syllables as tones, punctuation as pauses; never silence alone."""
     sounds = re.findall(
-        r"[^\W\d_]*?[aeiouyäöü]+(?:[^\W\d_aeiouyäöü]+(?![^\W\d_]))?|\d|[^\W\d_]+|[,;:.!?]", text.lower()
+        r"[^\W\d_]*?[aeiouyäöü]+(?:[^\W\d_aeiouyäöü]+(?![^\W\d_]))?|\d|[^\W\d_]+|[,;:.!?]",
+        text.lower(),
     )
     parts = [_pause(sound) if sound in PAUSE_SECONDS else _tone(sound) for sound in sounds]
     if not any(sound not in PAUSE_SECONDS for sound in sounds):

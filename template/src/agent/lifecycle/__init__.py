@@ -1,0 +1,5 @@
+"""The life of one call: what it opens, why it ends, how everything is closed."""
+
+from agent.lifecycle.call import Call, Reason
+
+__all__ = ["Call", "Reason"]

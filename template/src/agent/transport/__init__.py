@@ -1,0 +1,1 @@
+"""What carries a call: a LiveKit room, a terminal, a test."""

@@ -1,0 +1,337 @@
+"""Words said while the agent is still joining.
+
+Official front ends record the microphone until the agent listens to it, and send that recording as soon as the agent is
+in the room; people also type before anybody answers. The SDK hears neither, because it listens from `session.start` on
+and we connect earlier. `PreConnectBuffer` listens from before the connection and hands over what it heard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from livekit import rtc
+from livekit.agents import AgentSession
+from livekit.agents.types import TOPIC_CHAT
+from livekit.agents.utils.codecs import AudioStreamDecoder
+from livekit.agents.voice.io import AudioInput
+from livekit.agents.voice.room_io import AudioInputOptions
+from livekit.protocol.models import AudioTrackFeature
+
+log = logging.getLogger("agent.early")
+T = TypeVar("T")
+
+AUDIO = AudioInputOptions(
+    pre_connect_audio=False
+)  # how the session listens: early audio is brought into this form
+PRE_CONNECT_TOPIC = "lk.agent.pre-connect-audio-buffer"
+RAW = {
+    "",
+    "application/octet-stream",
+    "audio/pcm",
+    "audio/raw",
+    "audio/l16",
+}  # from phones; browsers send containers
+
+# more than any front end sends; what is beyond is not kept
+MAX_PEOPLE = 10
+MAX_TEXTS = 20  # of one person
+MAX_CHARACTERS = 4_000  # of one text
+MAX_TRACKS = 2  # of one person
+MAX_RECEIVED = 2_000_000  # bytes of one recording, as it was sent
+MAX_KEPT = (
+    10 * AUDIO.sample_rate * AUDIO.num_channels * 2
+)  # bytes of one recording, as it is heard: the newest 10 s
+
+MICROPHONE_SECONDS = 10.0  # a microphone that is switched on later than this has said nothing early
+RECORDING_SECONDS = (
+    3.0  # how long an announced recording is waited for; live words wait behind it, in order
+)
+
+
+@dataclass
+class Person:
+    """What somebody in the room has said so far; nobody knows yet who of them is the caller."""
+
+    texts: list[asyncio.Task[str]] = field(default_factory=list)
+    recordings: dict[str, asyncio.Future[bytes]] = field(
+        default_factory=dict
+    )  # made by the front end, by track
+    microphone: asyncio.Future[rtc.RemoteTrackPublication] = field(default_factory=asyncio.Future)
+    live: Live | None = (
+        None  # made by us, from when the front end stops recording until the session listens
+    )
+    spoken: asyncio.Task[bytes] | None = None  # both, once the session has been started
+
+    def recording(self, track: str) -> asyncio.Future[bytes]:
+        """The recording that belongs to a track, whether it has come or not."""
+        return self.recordings.setdefault(track, asyncio.Future())
+
+
+class PreConnectBuffer:
+    """Listens to a room from before it is connected. Whoever makes it closes it."""
+
+    def __init__(self, room: rtc.Room) -> None:
+        self._room = room
+        self._people: dict[str, Person] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._session_listens = False
+        room.register_text_stream_handler(TOPIC_CHAT, self._on_text)
+        room.register_byte_stream_handler(PRE_CONNECT_TOPIC, self._on_recording)
+        room.on("track_subscribed", self._on_track)
+
+    @contextmanager
+    def handed_over(self, session: AgentSession[Any], caller: str) -> Iterator[None]:
+        """Start the session inside this, with `AUDIO` as RoomIO's audio input: it hears the caller's early words first.
+
+        Await `session.start` directly, not in a task of its own: early audio has to be in front of the live audio
+        before the session takes the first frame.
+        """
+        self._stop_listening()
+        person = self._people.pop(caller, None) or Person()
+        for somebody_else in self._people.values():
+            if somebody_else.live:
+                self._spawn(somebody_else.live.stop())
+        self._people = {caller: person}
+        live = self._spawn(person.live.stop()) if person.live else None
+        person.live = None
+        yield
+        if session.input.audio:
+            person.spoken = self._spawn(self._spoken(person, live))
+            session.input.audio = PreConnectAudio(session.input.audio, person.spoken)
+
+    async def texts(self, caller: str, within: float = 2.0) -> list[str]:
+        """What the caller typed before the session listened, in order; a text still on its way has `within` seconds."""
+        person = self._people.get(caller)
+        if not person or not person.texts:
+            return []
+        _, late = await asyncio.wait(person.texts, timeout=within)
+        if late:
+            log.warning(
+                "a text that the caller sent early did not arrive within %g s and is lost", within
+            )
+        arrived = [text.result() for text in person.texts if text.done() and not text.cancelled()]
+        return [text for text in arrived if text]
+
+    async def settled(self, caller: str, within: float = 1.0) -> None:
+        """Wait, before greeting, for a recording that the caller's front end announced; most callers have none.
+
+        The SDK puts silence in the place of what a caller says during the agent's first three seconds of speech.
+        """
+        person = self._people.get(caller)
+        if person and person.spoken and person.microphone.done():
+            await asyncio.wait([person.spoken], timeout=within)
+
+    async def close(self) -> None:
+        """Stop listening; what was not taken is forgotten."""
+        self._stop_listening()
+        self._room.unregister_byte_stream_handler(PRE_CONNECT_TOPIC)
+        self._room.off("track_subscribed", self._on_track)
+        for task in self._tasks:
+            task.cancel()
+        stopping = [person.live.stop() for person in self._people.values() if person.live]
+        await asyncio.gather(*self._tasks, *stopping, return_exceptions=True)
+
+    def _stop_listening(self) -> None:
+        """Leave texts to RoomIO, which is refused where another handler is registered."""
+        if not self._session_listens:
+            self._session_listens = True
+            self._room.unregister_text_stream_handler(TOPIC_CHAT)
+
+    def _person(self, identity: str) -> Person | None:
+        """Somebody who is heard; None for everybody else: in a crowd, and once the caller is known."""
+        if (
+            not self._session_listens
+            and identity not in self._people
+            and len(self._people) < MAX_PEOPLE
+        ):
+            self._people[identity] = Person()
+        return self._people.get(identity)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # texts
+
+    def _on_text(self, reader: rtc.TextStreamReader, identity: str) -> None:
+        person = self._person(identity)
+        if person and len(person.texts) < MAX_TEXTS:
+            person.texts.append(self._spawn(_read_text(reader)))
+        else:
+            reader.close()
+
+    # audio
+
+    def _on_recording(self, reader: rtc.ByteStreamReader, identity: str) -> None:
+        track = (reader.info.attributes or {}).get("trackId")
+        person = self._person(identity)
+        if person and track and (track in person.recordings or len(person.recordings) < MAX_TRACKS):
+            self._spawn(_read_recording(reader, person.recording(track)))
+        else:
+            reader.close()
+
+    def _on_track(
+        self,
+        track: rtc.RemoteTrack,
+        publication: rtc.RemoteTrackPublication,
+        participant: rtc.RemoteParticipant,
+    ) -> None:
+        person = self._person(participant.identity)
+        if not person or publication.source != rtc.TrackSource.SOURCE_MICROPHONE:
+            return
+        if not person.microphone.done():
+            person.microphone.set_result(publication)
+            if not self._session_listens:
+                person.live = Live(track)
+
+    async def _spoken(self, person: Person, live: asyncio.Task[bytes] | None) -> bytes:
+        """What the caller said early: first what their front end recorded, then what we did."""
+        said = b""
+        try:
+            async with asyncio.timeout(MICROPHONE_SECONDS):
+                publication = await person.microphone
+        except TimeoutError:
+            return said
+        if int(AudioTrackFeature.TF_PRECONNECT_BUFFER) in publication.audio_features:
+            try:
+                async with asyncio.timeout(RECORDING_SECONDS):
+                    said += await asyncio.shield(person.recording(publication.sid))
+            except TimeoutError:
+                log.warning(
+                    "what the caller said early was announced but did not come within %g s",
+                    RECORDING_SECONDS,
+                )
+        return said + (await live if live else b"")
+
+
+class Live:
+    """A microphone, recorded until the session listens to it."""
+
+    def __init__(self, track: rtc.RemoteTrack) -> None:
+        self._stream = rtc.AudioStream.from_track(
+            track=track,
+            sample_rate=AUDIO.sample_rate,
+            num_channels=AUDIO.num_channels,
+            frame_size_ms=10,
+        )
+        self._pcm = bytearray()
+        self._task = asyncio.create_task(self._record())
+
+    async def _record(self) -> None:
+        async for event in self._stream:
+            self._pcm += event.frame.data.cast("B")
+            del self._pcm[:-MAX_KEPT]
+
+    async def stop(self) -> bytes:
+        """End the recording: what was said until now."""
+        await self._stream.aclose()
+        await self._task
+        return bytes(self._pcm)
+
+
+class PreConnectAudio(AudioInput):
+    """What was said early, then what is said: nothing left out, nothing out of order."""
+
+    def __init__(self, source: AudioInput, early: asyncio.Task[bytes]) -> None:
+        super().__init__(label="PreConnectBuffer", source=source)
+        self._early = early
+        self._frames: deque[rtc.AudioFrame] | None = None
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        if self._frames is None:
+            await asyncio.wait(
+                [self._early]
+            )  # which lets a cancelled caller come back, and ask again
+            said = b"" if self._early.cancelled() else self._early.result()
+            self._frames = deque(_frames(said))
+        return self._frames.popleft() if self._frames else await super().__anext__()
+
+
+async def _read_text(reader: rtc.TextStreamReader) -> str:
+    text = ""
+    try:
+        async for chunk in reader:
+            text += chunk
+            if len(text) > MAX_CHARACTERS:
+                break
+    except rtc.StreamError:
+        log.info("an early text was broken off by its sender")
+    finally:
+        reader.close()
+    return text[:MAX_CHARACTERS].strip()
+
+
+async def _read_recording(reader: rtc.ByteStreamReader, recording: asyncio.Future[bytes]) -> None:
+    """Bring what a front end recorded into the form of `AUDIO`; nothing, and a warning, where that is impossible."""
+    said = b""
+    try:
+        received = bytearray()
+        async for chunk in reader:
+            received += chunk
+            if len(received) > MAX_RECEIVED:
+                break
+        about = reader.info.attributes or {}
+        if reader.info.mime_type in RAW:
+            said = _convert(
+                received, rate=int(about["sampleRate"]), channels=int(about["channels"])
+            )
+        else:
+            said = await _decode(received)
+    except (rtc.StreamError, KeyError, ValueError) as error:
+        log.warning(
+            "what the caller said early cannot be heard: %s %s", type(error).__name__, error
+        )
+    finally:
+        reader.close()
+        if not recording.done():
+            recording.set_result(said[-MAX_KEPT:])
+
+
+def _convert(pcm: bytearray, *, rate: int, channels: int) -> bytes:
+    """16 bit samples of any rate and any number of channels."""
+    if not (8_000 <= rate <= 192_000 and 1 <= channels <= 2):
+        raise ValueError(f"a recording of {channels} channels at {rate} Hz")
+    samples = np.frombuffer(pcm[: len(pcm) // (2 * channels) * 2 * channels], dtype="<i2").reshape(
+        -1, channels
+    )
+    mono: bytes = samples.mean(axis=1).astype("<i2").tobytes()
+    if rate == AUDIO.sample_rate:
+        return mono
+    resampler = rtc.AudioResampler(rate, AUDIO.sample_rate)
+    return b"".join(
+        bytes(frame.data) for frame in resampler.push(bytearray(mono)) + resampler.flush()
+    )
+
+
+async def _decode(container: bytearray) -> bytes:
+    """WebM, Ogg or MP4, as browsers record."""
+    decoder = AudioStreamDecoder(sample_rate=AUDIO.sample_rate, num_channels=AUDIO.num_channels)
+    try:
+        decoder.push(bytes(container))
+        decoder.end_input()
+        said = bytearray()
+        async for frame in decoder:
+            said += frame.data.cast("B")
+            del said[:-MAX_KEPT]
+        return bytes(said)
+    finally:
+        await decoder.aclose()
+
+
+def _frames(pcm: bytes) -> Iterator[rtc.AudioFrame]:
+    """Frames as RoomIO makes them; the last one may be shorter."""
+    size = AUDIO.sample_rate * AUDIO.frame_size_ms // 1000 * AUDIO.num_channels * 2
+    for start in range(0, len(pcm), size):
+        data = pcm[start : start + size]
+        yield rtc.AudioFrame(
+            data, AUDIO.sample_rate, AUDIO.num_channels, len(data) // (2 * AUDIO.num_channels)
+        )

@@ -1,0 +1,407 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.util
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from agent.__main__ import main
+from agent.cli.doctor import SDK
+from agent.memory import Note, spool
+from agent.settings import load_settings
+from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
+from tests.support.templates import ROOT
+
+SECRET = "a-secret-of-more-than-thirty-two-bytes"
+OURS = {  # files of the template's
+    "src/agent/line.py": "ctx.add_shutdown_callback(end)\n",
+    "docs/agent/commands.md": "# Commands\n",
+    ".github/workflows/update.yml": "name: Update\n",
+}
+needs_index = pytest.mark.skipif(
+    importlib.util.find_spec("agent.knowledge.sqlite") is None,
+    reason="made without knowledge=sqlite",
+)
+needs_store = pytest.mark.skipif(
+    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
+)
+
+
+class Examined(NamedTuple):
+    code: int
+    lines: list[str]
+
+    def about(self, check: str) -> list[str]:
+        """The lines of one check, without its name."""
+        rows = [line.split(maxsplit=2) for line in self.lines]
+        return [f"{level} {rest}" for level, name, rest in rows if name == check]
+
+
+Doctor = Callable[..., Examined]
+
+
+class EmptyServer(BaseHTTPRequestHandler):
+    """A LiveKit server without rooms."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        return
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project in which everything is right."""
+    home = tmp_path / "home"
+    for folder in ("knowledge", "src/agent"):
+        (home / folder).mkdir(parents=True)
+    (home / "knowledge" / "hours.md").write_text(
+        "# Opening hours\n\nOn Saturday we open at ten.\n", encoding="utf-8"
+    )
+    for name, text in OURS.items():
+        write_own(home, text, name)
+    answers = (
+        "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
+    )
+    (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
+    digests = "".join(
+        f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n' for name, text in OURS.items()
+    )
+    (home / ".template.toml").write_text(
+        f"ours = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8"
+    )
+    monkeypatch.setenv("AGENT_HOME", str(home))
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "none")
+    monkeypatch.setenv("LIVEKIT_API_KEY", "devkey")
+    monkeypatch.setenv("LIVEKIT_API_SECRET", SECRET)
+    with HTTPServer(("127.0.0.1", 0), EmptyServer) as server:
+        threading.Thread(
+            target=lambda: server.serve_forever(poll_interval=0.01), daemon=True
+        ).start()
+        monkeypatch.setenv("LIVEKIT_URL", f"ws://127.0.0.1:{server.server_port}")
+        yield home
+        server.shutdown()
+
+
+@pytest.fixture
+def doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """Run `agent doctor` in this process."""
+
+    def run(*arguments: str) -> Examined:
+        load_settings.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            main(["doctor", *arguments])
+        return Examined(int(ended.value.code or 0), capsys.readouterr().out.splitlines())
+
+    return run
+
+
+def write_own(home: Path, code: str, name: str = "src/agent/persona.py") -> None:
+    path = home / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code, encoding="utf-8")
+
+
+def test_where_everything_is_right_every_line_says_ok(doctor: Doctor) -> None:
+    examined = doctor()
+
+    assert examined.code == 0
+    assert {line.split()[0] for line in examined.lines} == {"ok"}
+
+
+def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIVEKIT_API_KEY")
+
+    examined = doctor("--json")
+
+    told = json.loads("\n".join(examined.lines))
+    assert told["ok"] is False
+    assert {"level": "fail", "check": "keys", "what": "LIVEKIT_API_KEY is missing"}.items() <= told[
+        "findings"
+    ][2].items()
+    assert all(finding["cure"] for finding in told["findings"] if finding["level"] != "ok")
+
+
+@needs_store
+def test_the_memory_says_whom_it_knows_and_what_waits_for_it(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    (answers,) = doctor().about("memory")
+    assert answers.startswith("ok sqlite answers; other machines do not see ")
+
+    settings = load_settings()
+    spool.keep(spool.folder_of(settings), [("ann", Note("call", 1e10, "Ada"))])
+    examined = doctor()
+    assert examined.code == 0
+    assert examined.about("memory")[1].startswith("warn 1 calls wait in ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_no_secret_is_shown(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    assert SECRET not in "\n".join(doctor(*arguments).lines)
+    monkeypatch.setenv("LIVEKIT_API_SECRET", f'"{SECRET}"')
+    assert SECRET not in "\n".join(doctor(*arguments).lines)
+
+
+def test_a_wrong_setting_fails_and_the_rest_is_still_looked_at(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_PORT", "many")
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("settings")[0].startswith("fail AGENT_PORT")
+    assert examined.about("files") == [
+        "ok the template's files are there, and those without answers are as they came"
+    ]
+
+
+def test_a_server_that_does_not_answer_fails(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIVEKIT_URL", "ws://127.0.0.1:1")
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("server") == [
+        "fail ws://127.0.0.1:1 cannot be reached: start that server, or correct LIVEKIT_URL"
+    ]
+
+
+def test_a_short_secret_is_a_warning(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEKIT_API_SECRET", "secret")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("keys")[0].startswith("warn LIVEKIT_API_SECRET has fewer than 32 bytes")
+
+
+def test_inference_with_a_server_of_ones_own_is_a_warning_with_a_cure(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_MODELS", "livekit")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("models")[0].startswith("warn AGENT_MODELS=livekit needs LiveKit Cloud")
+    assert "AGENT_MODELS=scripted" in examined.about("models")[0]
+
+
+def test_a_data_folder_that_cannot_be_written_fails(
+    doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_DATA_DIR", str(home / ".template.toml"))
+
+    assert doctor().about("data")[0].startswith("fail ")
+
+
+@needs_index
+def test_documents_and_their_index_are_looked_at(
+    doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    (home / "knowledge" / "latin.md").write_bytes("Grüße".encode("latin-1"))
+
+    before = doctor()
+    with pytest.raises(SystemExit):
+        main(["ingest"])
+    after = doctor()
+
+    assert before.about("documents")[0].startswith("warn latin.md is not UTF-8")
+    assert before.about("documents")[1].startswith("ok 1 in ")
+    assert before.about("index")[0].startswith("warn ")
+    assert after.about("index") == ["ok up to date"]
+
+
+@pytest.fixture
+def embeddings() -> Iterator[EmbeddingsServer]:
+    """A server beside the command, which has an event loop of its own."""
+    ready, over = Future[EmbeddingsServer](), threading.Event()
+
+    async def serve() -> None:
+        async with embeddings_server() as server:
+            ready.set_result(server)
+            await asyncio.to_thread(over.wait)
+
+    serving = threading.Thread(target=lambda: asyncio.run(serve()))
+    serving.start()
+    yield ready.result(10)
+    over.set()
+    serving.join()
+
+
+@needs_index
+def test_without_an_embedder_doctor_says_what_that_costs(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    [line] = doctor().about("embedder")
+    assert line.startswith("ok documents are found by their words alone")
+    assert "AGENT_EMBEDDINGS" in line
+
+
+@needs_index
+def test_an_embedder_is_asked_how_long_it_takes(
+    doctor: Doctor, embeddings: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    monkeypatch.setenv("AGENT_EMBEDDINGS", embeddings.url)
+    monkeypatch.setenv("AGENT_KNOWLEDGE_SECONDS", "30")
+    quick = doctor()
+    monkeypatch.setenv("AGENT_KNOWLEDGE_SECONDS", "0.0001")
+    slow = doctor()
+    embeddings.status = 401
+    refused = doctor()
+
+    assert "answers with 4 numbers" in quick.about("embedder")[0]
+    assert (slow.code, slow.about("embedder")[0][:4]) == (0, "warn")
+    assert "raise AGENT_KNOWLEDGE_SECONDS" in slow.about("embedder")[0]
+    assert (refused.code, refused.about("embedder")[0][:4]) == (1, "fail")
+    assert "AGENT_EMBEDDINGS_KEY" in refused.about("embedder")[0]
+
+
+@needs_index
+def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
+    (home / "knowledge" / "hours.md").unlink()
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("documents")[0].startswith("fail ")
+
+
+def test_the_version_of_the_template_is_told_without_the_password_of_its_address(
+    doctor: Doctor,
+) -> None:
+    examined = doctor()
+
+    (line,) = examined.about("template")
+    assert line.startswith("ok at v1.2.0 of https://***@example.com/template.git: `agent update`")
+    assert "hunter2" not in "\n".join(examined.lines)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_changed_file_of_the_templates_is_a_warning(
+    doctor: Doctor, home: Path, name: str
+) -> None:
+    write_own(home, "# changed\n", name)
+
+    examined = doctor()
+
+    assert examined.code == 0
+    (line,) = examined.about("files")
+    assert line.startswith(f"warn {name} is the template's and was changed")
+    assert "`agent update`" in line
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name: str) -> None:
+    (home / name).unlink()
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("files")[0].startswith(f"fail {name} is missing")
+
+
+def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:
+    (home / ".copier-answers.yml").unlink()
+    write_own(home, "# changed\n", "src/agent/line.py")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("template")[0].startswith("ok left: this project gets no updates")
+    assert examined.about("files")[0].startswith("ok all of them are yours")
+
+
+@pytest.mark.parametrize(
+    ("code", "level", "told"),
+    [
+        ("await session.wait_for_completion()", "fail", "no wait_for_completion()"),
+        ("ctx.delete_room()", "fail", "delete_room() is not awaited"),
+        ("self.call.line.ctx.add_shutdown_callback(end)", "warn", "a shutdown callback"),
+        ("await self.session.aclose()", "warn", "session.aclose()"),
+        ("time.sleep(1)", "warn", "time.sleep()"),
+    ],
+)
+def test_a_known_mistake_in_own_code_is_found(
+    doctor: Doctor, home: Path, code: str, level: str, told: str
+) -> None:
+    write_own(home, f"async def answer():\n    {code}\n")
+
+    examined = doctor()
+
+    assert len(examined.about("code")) == 1
+    assert examined.about("code")[0].startswith(f"{level} src/agent/persona.py:2 ")
+    assert told in examined.about("code")[0]
+    assert examined.code == (1 if level == "fail" else 0)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "async def answer():\n    await ctx.delete_room()\n",
+        "def wait():\n    time.sleep(1)\n",
+        "async def answer():\n    await asyncio.to_thread(lambda: time.sleep(1))\n",
+        "async def answer():\n    await self.http.aclose()\n",
+    ],
+)
+def test_what_only_looks_like_a_mistake_is_none(doctor: Doctor, home: Path, code: str) -> None:
+    write_own(home, code)
+
+    assert doctor().about("code") == ["ok no known mistakes in your own files"]
+
+
+def test_own_code_is_found_wherever_it_is_except_where_it_is_not_own(
+    doctor: Doctor, home: Path
+) -> None:
+    mistake = "session.wait_for_completion()\n"
+    for name in ("tools/own.py", ".venv/lib/foreign.py", "data/foreign.py", "build/lib/foreign.py"):
+        write_own(home, mistake, name)
+
+    assert [line.split()[1] for line in doctor().about("code")] == ["tools/own.py:1"]
+
+
+def test_own_code_that_is_no_python_fails_with_its_line(doctor: Doctor, home: Path) -> None:
+    write_own(home, "hello = 1\ndef (\n")
+
+    examined = doctor()
+
+    assert examined.code == 1
+    assert examined.about("code")[0].startswith("fail src/agent/persona.py:2 cannot be read")
+
+
+def test_the_sdk_that_doctor_wants_is_the_one_that_is_installed_here() -> None:
+    pyproject = ROOT / "template" / "pyproject.toml.jinja"
+    oldest, newest = (".".join(map(str, version)) for version in SDK)
+
+    assert f'"livekit-agents>={oldest},<{newest}"' in pyproject.read_text(encoding="utf-8")
+
+
+def test_the_project_is_found_from_any_folder(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AGENT_HOME")
+    monkeypatch.chdir(tmp_path)
+
+    assert doctor().about("settings")[0].endswith(f" in {ROOT}/template")

@@ -1,0 +1,96 @@
+"""An event loop whose time passes only while nobody has anything to do: a close that hangs for two seconds is free."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import selectors
+import time
+from collections.abc import Coroutine, Generator, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from agent.lifecycle import call as lifecycle
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
+
+T = TypeVar("T")
+
+
+class Stuck(Exception):
+    """Everybody waits, and no timer will ever wake anybody."""
+
+
+class _NoWaiting(selectors.BaseSelector):
+    """Watches files, of which the loop has one of its own, and instead of waiting for them moves the clock on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._files = selectors.DefaultSelector()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            raise Stuck("nothing is going to happen any more")
+        self.now += max(timeout, 0.0)
+        return []
+
+    def register(
+        self, fileobj: FileDescriptorLike, events: int, data: Any = None
+    ) -> selectors.SelectorKey:
+        return self._files.register(fileobj, events, data)
+
+    def unregister(self, fileobj: FileDescriptorLike) -> selectors.SelectorKey:
+        return self._files.unregister(fileobj)
+
+    def get_map(self) -> Mapping[FileDescriptorLike, selectors.SelectorKey]:
+        return self._files.get_map()
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class VirtualClock(asyncio.SelectorEventLoop):
+    """A loop for what needs neither files nor threads.
+
+    It knows its tasks in the order in which they began, and what it would have logged.
+    """
+
+    def __init__(self) -> None:
+        self._idle = _NoWaiting()
+        self.born: list[asyncio.Task[Any]] = []
+        self.complaints: list[str] = []
+        super().__init__(self._idle)
+        self.set_exception_handler(lambda _, context: self.complaints.append(str(context)))
+
+    def time(self) -> float:
+        return self._idle.now
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[T]:
+        task = super().create_task(coro, name=name, context=context)
+        self.born.append(task)
+        return task
+
+    def alive(self) -> list[asyncio.Task[Any]]:
+        """Every task that is not done, the oldest first: `asyncio.all_tasks` has them in an order of chance."""
+        return [task for task in self.born if not task.done()]
+
+
+def run_virtually(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` on a clock of its own, `agent.lifecycle` included; raises Stuck where a real loop would hang."""
+    loop = VirtualClock()
+    stopped_watch = SimpleNamespace(**{**vars(time), "monotonic": loop.time})
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lifecycle, "time", stopped_watch)
+            return loop.run_until_complete(main)
+    finally:
+        loop.close()

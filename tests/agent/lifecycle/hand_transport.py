@@ -1,0 +1,71 @@
+"""The seam `agent.transport.room.Transport`, with the room and the caller in the test's hands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from agent.transport.room import Caller, CallEvents
+
+if TYPE_CHECKING:
+    from livekit.agents import Agent, AgentSession
+
+
+@asynccontextmanager
+async def any_room() -> AsyncIterator[None]:
+    """A room that connects at once."""
+    yield
+
+
+async def nothing() -> None:
+    """Ends a room that is nowhere."""
+
+
+class HandTransport:
+    """A line without anything behind it: what a room or a caller would do, a test does to `listener`."""
+
+    def __init__(
+        self,
+        room: AbstractAsyncContextManager[None] | None = None,
+        end_room: Callable[[], Awaitable[None]] = nothing,
+        *,
+        limited: bool = True,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.call_id, self.room_name, self.began, self.limited = "job", "room", loop.time(), limited
+        self.listener: CallEvents
+        self.finished_with: list[str] = []
+        self.guarded = 0
+        self._room, self._end_room = room or any_room(), end_room
+        self._arrived: asyncio.Future[Caller] = loop.create_future()
+
+    def arrive(self, kind: str = "standard") -> None:
+        """The caller is here."""
+        if not self._arrived.done():
+            self._arrived.set_result(Caller(identity="ann", kind=kind))
+
+    def listen(self, listener: CallEvents) -> None:
+        self.listener = listener
+
+    def room(self) -> AbstractAsyncContextManager[None]:
+        return self._room
+
+    async def wait_for_caller(self) -> Caller:
+        return await asyncio.shield(self._arrived)
+
+    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+        await session.start(agent)
+
+    async def early_words(self) -> list[str]:
+        return []
+
+    async def take_along(self, caller: Caller | None) -> None:
+        await self._end_room()
+
+    def finish(self, reason: str) -> None:
+        self.finished_with.append(reason)
+
+    def guard_exit(self, seconds: float) -> None:
+        self.guarded += 1

@@ -1,0 +1,298 @@
+"""Exactly once: whatever opens, ends, is cancelled and closes, in whatever order, the door leaves it as it should."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import combinations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.lifecycle import Reason
+from agent.lifecycle import call as lifecycle
+from tests.agent.lifecycle.clock import VirtualClock, run_virtually
+from tests.agent.lifecycle.world import (
+    CAUSES,
+    INSTANT,
+    INTERRUPTIONS,
+    Act,
+    Arrive,
+    CancelEntrypoint,
+    CancelOpener,
+    Deed,
+    Happens,
+    Kill,
+    Open,
+    Part,
+    Resource,
+    Script,
+    Spawn,
+    Tool,
+    World,
+)
+
+# Few values, among them the deadlines of the lifecycle: things are to happen at the same instant.
+SECONDS = st.sampled_from((0.0, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0))
+TURNS = st.integers(0, 3)
+DEEDS = st.builds(
+    Deed,
+    turns=TURNS,
+    seconds=SECONDS,
+    then=st.sampled_from(("done", "done", "done", "raises", "is cancelled", "hangs")),
+    stubborn=st.sampled_from((False, False, False, True)),
+)
+QUICK = st.builds(Deed, turns=TURNS, seconds=st.sampled_from((0.0, 0.0, 0.1)))
+PARTS = st.builds(
+    Part,
+    opening=QUICK | QUICK | DEEDS,
+    closing=QUICK | DEEDS,
+    open_seconds=st.sampled_from((0.1, 1.0, 5.0)),
+    close_seconds=st.sampled_from((0.1, 2.0, 5.0)),
+    needed=st.sampled_from((False, False, False, True)),
+)
+ACTS: st.SearchStrategy[Act] = st.one_of(
+    st.builds(Open, PARTS),
+    st.builds(Open, PARTS),
+    st.builds(CancelOpener, st.integers(0, 5)),
+    st.builds(Spawn, DEEDS, st.booleans()),
+    st.builds(Tool, DEEDS, st.sampled_from((0.5, 20.0))),
+    st.builds(Happens, st.sampled_from(CAUSES)),
+    st.builds(Happens, st.sampled_from(INTERRUPTIONS)),
+    st.just(Arrive()),
+    st.just(CancelEntrypoint()),
+    st.builds(Kill, st.booleans()),
+)
+SCRIPTS = st.builds(
+    Script,
+    room=st.builds(Part, QUICK | QUICK | QUICK | DEEDS, QUICK | DEEDS),
+    early=st.lists(PARTS, max_size=3).map(tuple),
+    at_once=st.booleans(),
+    session=st.none() | PARTS,
+    greeting=QUICK | QUICK | DEEDS,
+    late=st.none() | PARTS,
+    returns=st.sampled_from((False, False, False, True)),
+    phone=st.booleans(),
+    end_room=QUICK
+    | DEEDS.filter(lambda deed: not deed.stubborn),  # ours, and lets itself be cancelled
+    close_seconds=st.sampled_from((0.5, 3.0, 6.0)),
+    acts=st.lists(st.tuples(TURNS, SECONDS, ACTS), min_size=2, max_size=12).map(tuple),
+    arrives=st.sampled_from((True, True, True, False)),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    """What the door says of thousands of calls is not read by anybody."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifecycle.log, "disabled", True)
+        yield
+
+
+@settings(
+    max_examples=200, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(SCRIPTS)
+def test_whatever_opened_is_closed_once_in_reverse_however_it_interleaves(script: Script) -> None:
+    run_virtually(_prove(script))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thousand", range(10))
+@settings(
+    max_examples=1000, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck)
+)
+@given(script=SCRIPTS)
+def test_whatever_opened_is_closed_once_in_reverse_in_ten_thousand_calls(
+    thousand: int, script: Script
+) -> None:
+    run_virtually(_prove(script))
+
+
+# What ten thousand runs found, and two hundred may not.
+
+
+def test_whoever_waits_for_an_open_that_clings_and_then_fails_is_told() -> None:
+    clings = Part(opening=Deed(seconds=3.0, then="raises", stubborn=True))
+    acts = ((0, 0.0, Open(clings)), (0, 0.0, Happens("hangs up")))
+    run_virtually(_prove(Script(acts=acts, arrives=True)))
+
+
+def test_what_is_opened_by_steps_that_cling_to_a_dying_process_is_left() -> None:
+    room = Part(opening=Deed(turns=1))
+    greeting = Deed(turns=3, seconds=0.5, stubborn=True)
+    run_virtually(
+        _prove(
+            Script(
+                room=room, greeting=greeting, late=Part(), acts=((3, 0.5, Kill()),), arrives=True
+            )
+        )
+    )
+
+
+async def _prove(script: Script) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClock)
+    world = World(script, loop)
+    await world.play()
+    assert world.left_over() == []
+    await world.let_them_go()
+    assert loop.alive() == [asyncio.current_task()]
+    assert world.wrong == []
+    assert world.unexpected() == []
+    assert loop.complaints == []
+    _ended_for_its_first_cause(world)
+    for resource in world.resources.values():
+        _entered_and_left_once_by_one_task(resource)
+    if world.killed and world.over and world.over.number > world.killed.number:
+        return  # a step failed as it was cancelled: there is a door, and nobody knows any more that the process dies
+    _left_in_reverse(world)
+    _took_the_caller_along(world)
+    _cancelled_tools(world)
+    _let_background_tasks_finish(world)
+    if world.killed:
+        assert world.line.guarded <= 1
+        assert (
+            world.line.guarded or not world.open_when_killed
+        )  # a close that hangs does not hold the process
+    else:
+        _reported_everything(world)
+        _kept_to_its_budget(world)
+
+
+def _ended_for_its_first_cause(world: World) -> None:
+    killed = world.killed.time if world.killed else float("inf")
+    causes = [cause for cause in world.causes if cause.when.time <= killed + INSTANT]
+    first = min((cause.when.time for cause in causes), default=0.0)
+    at_once = [cause for cause in causes if cause.when.time <= first + INSTANT]
+    certain: list[str | None] = [cause.reason for cause in at_once if not cause.by_timer]
+    possible = {*certain[:1], *(cause.reason for cause in at_once if cause.by_timer)}
+    if world.killed and not certain and not world.open_when_killed:
+        possible |= {None, Reason.WORKER_DIED}  # nothing was open yet
+    assert world.call.reason in possible, f"{world.call.reason} was not the first of {possible}"
+    if world.killed:
+        assert world.line.finished_with in ([], [world.call.reason])
+    else:
+        assert world.line.finished_with == [world.call.reason]
+
+
+def _entered_and_left_once_by_one_task(resource: Resource) -> None:
+    assert resource.enters <= 1
+    assert resource.leaves == resource.enters, f"{resource.name} was left {resource.leaves} times"
+    assert resource.left_by is (resource.task if resource.entered else None)
+    if resource.refused:
+        assert (resource.told, resource.begun) == ("over", None)
+    if resource.told == "opened":
+        assert resource.entered
+    if resource.asked and resource.opened and not resource.world.killed:
+        deadline = resource.asked.time + resource.part.open_seconds + INSTANT
+        assert resource.opened.time <= deadline or resource.part.opening.stubborn
+        if resource.leaving and resource.opened.time > deadline:
+            assert resource.leaving.time <= resource.opened.time + INSTANT, (
+                f"{resource.name} was kept for nobody"
+            )
+
+
+def _left_in_reverse(world: World) -> None:
+    """Also: one after the other, unless the younger had its time."""
+    killed = world.killed
+    opened = [resource for resource in world.asked if resource.entered and not resource.late]
+    if killed:  # what clung to its opening may have opened since
+        opened = [
+            resource
+            for resource in opened
+            if resource.entered and resource.entered.number < killed.number
+        ]
+    for older, younger in combinations(opened, 2):
+        assert older.leaving
+        assert younger.leaving
+        assert younger.left
+        assert older.leaving.number > younger.leaving.number, (
+            f"{older.name} was left before {younger.name}"
+        )
+        had_its_time = (
+            killed and older.leaving.time >= killed.time + lifecycle.CLOSE_SECONDS - INSTANT
+        )
+        if younger.recorded != "timeout" and not had_its_time:
+            assert older.leaving.number > younger.left.number, (
+                f"{older.name} was left while {younger.name} was"
+            )
+
+
+def _took_the_caller_along(world: World) -> None:
+    """Unless the caller ended the call, or there is no room; after the last sentence, before anything older closes."""
+    ended = world.rooms_ended
+    wanted = world.call.reason not in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED, None}
+    room = world.resources["room"]
+    if not wanted:
+        assert not ended or (world.killed and world.call.reason is None)
+    elif not world.killed:
+        assert len(ended) == 1
+        session = world.resources.get("session")
+        if session is not None and session.asked:
+            assert (
+                not session.left
+                or session.recorded == "timeout"
+                or session.left.number < ended[0].begun.number
+            )
+            later = world.asked[: world.asked.index(session)]
+        else:
+            later = world.asked
+        for resource in later:
+            assert (
+                not resource.leaving
+                or resource.late
+                or ended[0].begun.number < resource.leaving.number
+            )
+    elif room in world.open_when_killed:
+        assert [attempt for attempt in ended if not attempt.cut], (
+            "the caller was left alone in the room"
+        )
+        assert room.leaving
+        assert ended[-1].begun.number < room.leaving.number
+
+
+def _cancelled_tools(world: World) -> None:
+    for tool in world.tools:
+        assert not tool.begun or tool.ended
+        if world.over and tool.begun and tool.ended and not tool.deed.stubborn:
+            assert tool.ended.time <= max(world.over.time, tool.begun.time) + INSTANT
+
+
+def _let_background_tasks_finish(world: World) -> None:
+    """What they use is not closed while they have their time; then they are cancelled."""
+    patience = min(lifecycle.CLOSE_SECONDS, world.script.close_seconds)
+    for work in world.work:
+        assert not (work.refused and work.begun)
+        if work.begun is None or work.deed.stubborn or world.killed:
+            continue
+        assert work.ended
+        if work.deed.then == "done" and work.deed.seconds < patience - INSTANT:
+            assert work.outcome == "done"
+        for resource in world.resources.values():
+            if (
+                resource.leaving
+                and resource.recorded
+                and resource.name != "session"
+                and not resource.late
+            ):
+                assert work.ended.number < resource.leaving.number
+
+
+def _reported_everything(world: World) -> None:
+    recorded = [resource.name for resource in world.asked if resource.recorded]
+    assert [name for name, _ in world.call.closed] == recorded[::-1]
+    for resource in world.resources.values():
+        assert resource.recorded or resource.late or not resource.entered, (
+            f"the close of {resource.name} is not told"
+        )
+
+
+def _kept_to_its_budget(world: World) -> None:
+    settings = world.call.settings
+    assert world.over
+    assert world.door_closed
+    most = lifecycle.UNWIND_SECONDS + settings.close_seconds + settings.goodbye_seconds
+    most += lifecycle.LAST_CHANCE_SECONDS * (len(world.asked) + 3)
+    assert world.door_closed.time - world.over.time <= most + INSTANT

@@ -1,0 +1,347 @@
+"""What is entered in a task is left in that task: what anyio insists on, and with it every client of an MCP server."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+from livekit.agents import RunResult
+from livekit.agents.llm.mcp import MCPServerStdio, MCPToolset
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+
+from agent.conversation import CallAgent
+from agent.conversation.agent import build_session, conversation
+from agent.lifecycle import Call, Reason
+from agent.lifecycle import call as lifecycle
+from agent.models import models_of
+from agent.settings import Settings
+from tests.agent.lifecycle.hand_transport import HandTransport
+
+PATIENCE = 60.0  # seconds; for a busy machine, not a measure of anything
+SERVER = Path(__file__).with_name("mcp_server.py")
+
+Steps = Callable[[Call], Awaitable[None]]
+
+
+async def talk(call: Call) -> None:
+    """The steps of a call without a session."""
+    async with call.step(2, "connect"):
+        await call.connected()
+    async with call.step(4, "wait for the caller"):
+        await call.wait_for_caller()
+    async with call.step(7, "stay for the conversation"):
+        await call.over()
+
+
+async def in_conversation(line: HandTransport, steps: Steps = talk, **changes: object) -> Call:
+    """A call that has reached step 7."""
+    call = Call(
+        line, Settings.model_validate({"memory_url": "none", "knowledge": "none", **changes})
+    )
+    line.arrive()
+    await call.begin(steps)
+    assert await call.talking()
+    return call
+
+
+async def closed(call: Call) -> list[tuple[str, str]]:
+    """Wait for the door; what it closed."""
+    async with asyncio.timeout(PATIENCE):
+        await call.over()
+        await call.finished()
+    return call.closed
+
+
+async def die() -> None:
+    """What the SDK does in the job of a worker that was killed: cancel every task, and wait for them."""
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def leave(call: Call) -> None:
+    """The caller hangs up."""
+    call.line.listener.caller_gone(on_purpose=True)  # type: ignore[attr-defined]
+
+
+async def lose_the_room(call: Call) -> None:
+    """The server deletes the room."""
+    call.line.listener.room_gone(removed=False)  # type: ignore[attr-defined]
+
+
+async def fail(call: Call) -> None:
+    """A step fails."""
+    call.fail(ValueError("broken"))
+
+
+ENDS: list[Callable[[Call], Awaitable[None]]] = [
+    leave,
+    lose_the_room,
+    fail,
+    Call.hang_up,
+    Call.stopped,
+    Call.finished,
+]
+
+
+# ---------------------------------------------------------------------- a task group
+
+
+@asynccontextmanager
+async def group(log: list[str], name: str) -> AsyncIterator[anyio.abc.TaskGroup]:
+    """Holds a task group open, which anyio lets no other task close."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            log.append(f"open {name}")
+            try:
+                yield tasks
+            finally:
+                log.append(f"close {name}")
+                tasks.cancel_scope.cancel()
+    except RuntimeError:
+        log.append(f"{name} was left by another task")
+        raise
+
+
+async def test_anyio_minds_when_another_task_leaves() -> None:
+    """Without this the tests below would prove nothing."""
+    log: list[str] = []
+    held = group(log, "one")
+
+    async def enter() -> None:
+        await held.__aenter__()
+
+    await asyncio.create_task(enter())
+    with pytest.raises(RuntimeError, match="different task"):
+        await held.__aexit__(None, None, None)
+    assert log[-1] == "one was left by another task"
+
+
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+async def test_task_groups_are_left_by_whoever_entered_them_however_the_call_ends(
+    end: Callable[[Call], Awaitable[None]],
+) -> None:
+    log: list[str] = []
+
+    async def opens_two_at_once(call: Call) -> None:
+        async with call.step(1, "open infrastructure"):
+            await asyncio.gather(
+                call.open("one", group(log, "one")), call.open("two", group(log, "two"))
+            )
+        await talk(call)
+
+    call = await in_conversation(HandTransport(), opens_two_at_once)
+    await asyncio.create_task(
+        call.open("three", group(log, "three"))
+    )  # a tool's task, which ends long before the call
+    await end(call)
+    assert await closed(call) == [("three", "ok"), ("two", "ok"), ("one", "ok"), ("room", "ok")]
+    assert log[3:] == ["close three", "close two", "close one"]
+
+
+async def test_task_groups_are_left_by_whoever_entered_them_when_the_process_dies() -> None:
+    log: list[str] = []
+    call = await in_conversation(HandTransport())
+    for name in ("one", "two"):
+        await call.open(name, group(log, name))
+    await die()
+    assert sorted(log[2:]) == [
+        "close one",
+        "close two",
+    ]  # in no order: anyio has each group's task cancelled once more
+
+
+async def test_a_resource_that_breaks_is_left_at_once_and_the_call_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Anyio cancels the task that holds a group in which something failed: that is no sign of a dying process."""
+    log: list[str] = []
+    left = asyncio.Event()
+
+    @asynccontextmanager
+    async def fragile() -> AsyncIterator[anyio.abc.TaskGroup]:
+        try:
+            async with group(log, "fragile") as tasks:
+                yield tasks
+        finally:
+            left.set()
+
+    async def fails() -> None:
+        raise ValueError("the server went away")
+
+    line = HandTransport()
+    call = await in_conversation(line)
+    await call.open("older", group(log, "older"))
+    tasks = await call.open("fragile", fragile())
+    await call.open("younger", group(log, "younger"))
+    tasks.start_soon(fails)
+    async with asyncio.timeout(PATIENCE):
+        await left.wait()
+    assert "fragile broke" in caplog.text
+    assert (call.reason, line.guarded, log[3:]) == (None, 0, ["close fragile"])
+    await leave(call)
+    assert await closed(call) == [
+        ("younger", "ok"),
+        ("fragile", "error"),
+        ("older", "ok"),
+        ("room", "ok"),
+    ]
+    assert call.reason == Reason.CALLER_LEFT
+
+
+# ---------------------------------------------------------------------- an MCP server
+
+
+@asynccontextmanager
+async def mcp_client(folder: Path, *arguments: str) -> AsyncIterator[ClientSession]:
+    """What an owner would write in resources.py."""
+    server = StdioServerParameters(command=sys.executable, args=[str(SERVER), *arguments])
+    with (folder / "server.log").open("w") as log:
+        async with (
+            stdio_client(server, errlog=log) as (read, write),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            yield session
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes start and end as slowly as a busy machine lets them."""
+    monkeypatch.setattr(lifecycle, "SESSION_SECONDS", PATIENCE)
+    monkeypatch.setattr(lifecycle, "SESSION_CLOSE_SECONDS", PATIENCE)
+
+
+async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
+    """A call in conversation that has opened a server and used it, and the server's process."""
+    call = await in_conversation(HandTransport(), close_seconds=8)
+    client = mcp_client(folder, *arguments)
+    return call, await process_of(
+        await call.open("mcp", client, open_seconds=PATIENCE, close_seconds=PATIENCE)
+    )
+
+
+async def process_of(session: ClientSession) -> int:
+    """The id of the server's process, by a tool of its own."""
+    result = await session.call_tool("whoami")
+    content: Any = result.content[0]
+    return int(content.text)
+
+
+@pytest.mark.parametrize("arguments", [(), ("stubborn",)], ids=["willing", "stubborn"])
+async def test_an_mcp_server_is_opened_used_and_gone_when_the_caller_hangs_up(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    call, server = await with_client(tmp_path, *arguments)
+    assert psutil.pid_exists(server)
+    await leave(call)
+    assert await closed(call) == [("mcp", "ok"), ("room", "ok")]
+    assert not psutil.pid_exists(server)
+
+
+@pytest.mark.parametrize("arguments", [(), ("stubborn",)], ids=["willing", "stubborn"])
+async def test_an_mcp_server_does_not_outlive_a_dying_process(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    _, server = await with_client(tmp_path, *arguments)
+    assert psutil.pid_exists(server)
+    await die()
+    assert not psutil.pid_exists(server)
+
+
+# ---------------------------------------------------------------------- the SDK's own client
+
+
+async def with_toolset(call: Call) -> None:
+    """The steps of a call whose agent has the tools of an MCP server, and a model that does what it is told."""
+    async with call.step(2, "connect"):
+        await call.connected()
+    async with call.step(4, "wait for the caller"):
+        caller = await call.wait_for_caller()
+    server = MCPServerStdio(sys.executable, [str(SERVER)], client_session_timeout_seconds=PATIENCE)
+    agent = CallAgent(
+        call, instructions="Be brief.", tools=[MCPToolset(id="mcp", mcp_server=server)]
+    )
+    session = build_session(call, models_of(call.settings))
+    call.session = await call.converse(conversation(call, session, agent, caller))
+    async with call.step(7, "stay for the conversation"):
+        await call.over()
+
+
+async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
+    """Such a call in conversation, and the server's process."""
+    before = psutil.Process().children()
+    call = await in_conversation(
+        HandTransport(), with_toolset, models="scripted", close_seconds=8, **changes
+    )
+    (server,) = [process for process in psutil.Process().children() if process not in before]
+    return call, server
+
+
+async def say(call: Call, words: str) -> str:
+    """Say something; everything that came of it."""
+    assert call.session is not None
+    run: RunResult[None] = call.session.run(user_input=words)
+    await run
+    return str(run.events)
+
+
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("end", [leave, Call.stopped], ids=lambda end: end.__name__)
+async def test_the_sdks_own_mcp_toolset_works_and_its_server_is_gone_with_the_call(
+    end: Callable[[Call], Awaitable[None]],
+) -> None:
+    call, server = await with_server()
+    assert str(server.pid) in await say(call, "/tool whoami {}")
+    await end(call)
+    assert await closed(call) == [("session", "ok"), ("room", "ok")]
+    assert not psutil.pid_exists(server.pid)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_a_tool_of_an_mcp_server_that_hangs_is_given_up_at_its_deadline() -> None:
+    call, server = await with_server(tool_seconds=0.1)
+    assert "No answer within 0.1 s" in await say(call, "/tool hang {}")
+    await leave(call)
+    assert await closed(call) == [("session", "ok"), ("room", "ok")]
+    assert not psutil.pid_exists(server.pid)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_a_tool_of_an_mcp_server_that_hangs_does_not_hold_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = asyncio.Event()
+    scope = Call.tool_scope
+
+    def noticed(call: Call, deadline: asyncio.Timeout) -> AbstractContextManager[None]:
+        called.set()
+        return scope(call, deadline)
+
+    monkeypatch.setattr(Call, "tool_scope", noticed)
+    call, server = await with_server()
+    assert call.session is not None
+    call.session.run(user_input="/tool hang {}")
+    async with asyncio.timeout(PATIENCE):
+        await called.wait()
+    await leave(call)
+    assert await closed(call) == [("session", "ok"), ("room", "ok")]
+    assert not psutil.pid_exists(server.pid)
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_the_server_of_an_mcp_toolset_does_not_outlive_a_dying_process() -> None:
+    _, server = await with_server()
+    await die()
+    assert not psutil.pid_exists(server.pid)

@@ -1,0 +1,658 @@
+"""A call in which everything may go wrong, as a script says, and what became of everything in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, ParamSpec
+
+from agent.lifecycle import Call, Reason
+from agent.lifecycle import call as lifecycle
+from agent.lifecycle.call import CallOver, OpenFailed
+from agent.settings import Settings
+from tests.agent.lifecycle.clock import VirtualClock
+from tests.agent.lifecycle.hand_transport import HandTransport
+
+P = ParamSpec("P")
+
+INSTANT = 1e-6  # times nearer to each other than this are the same
+PATIENCE = 60.0  # seconds of the virtual clock, within which whatever ends at all has ended
+REJOIN_SECONDS = (
+    0.73  # no sum of a script's times, so that coming back is never at the last instant
+)
+CAUSES = (
+    "leaves",
+    "room closed",
+    "removed",
+    "hangs up",
+    "fails",
+    "stops",
+    "finishes",
+    "shuts down",
+)
+INTERRUPTIONS = ("drops", "is back", "blinks")
+
+
+class Broken(Exception):
+    """What a script raises."""
+
+
+# ---------------------------------------------------------------------- scripts
+
+
+@dataclass(frozen=True)
+class Deed:
+    """So many turns of the loop, then so many seconds, and then how it ends; a stubborn one swallows cancellation."""
+
+    turns: int = 0
+    seconds: float = 0.0
+    then: Literal["done", "raises", "is cancelled", "hangs"] = "done"
+    stubborn: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A resource: how it opens and closes, and whether a step that opens it fails with it."""
+
+    opening: Deed = Deed()
+    closing: Deed = Deed()
+    open_seconds: float = 5.0
+    close_seconds: float = 2.0
+    needed: bool = False
+
+
+@dataclass(frozen=True)
+class Open:
+    """Somebody opens a resource, in a task of theirs."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class CancelOpener:
+    """The task of one who waits for a resource to open, or has waited, is cancelled."""
+
+    which: int
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """A background task; some wait for the end of the call before they begin."""
+
+    deed: Deed
+    at_the_end: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool with a deadline."""
+
+    deed: Deed
+    seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Happens:
+    """Something that ends the call, or would if it went on."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Arrive:
+    """The caller comes."""
+
+
+@dataclass(frozen=True)
+class CancelEntrypoint:
+    """What the SDK does to an entrypoint that takes too long."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The worker was killed: the SDK cancels every task of the job at once, the newest or the oldest first."""
+
+    newest_first: bool = False
+
+
+Act = Open | CancelOpener | Spawn | Tool | Happens | Arrive | CancelEntrypoint | Kill
+
+
+@dataclass(frozen=True)
+class Script:
+    """A whole call: its parts, its steps, and what happens when: so many turns and seconds after what came before."""
+
+    room: Part = Part()
+    early: tuple[Part, ...] = ()  # opened in the first step,
+    at_once: bool = False  # all of them together
+    session: Part | None = None
+    greeting: Deed = Deed()  # then the steps stay for the conversation
+    late: Part | None = None  # opened after the greeting
+    returns: bool = False  # the steps do not stay
+    phone: bool = False
+    end_room: Deed = Deed()
+    close_seconds: float = 3.0
+    acts: tuple[tuple[int, float, Act], ...] = ()
+    arrives: bool = False  # the caller is there from the beginning
+
+
+# ---------------------------------------------------------------------- what becomes of it
+
+
+@dataclass
+class Moment:
+    """When something happened: the time, and a number that grows with everything that happens."""
+
+    time: float
+    number: int
+
+
+@dataclass(eq=False)
+class Resource:
+    """One manager, and everything that was done to it."""
+
+    world: World = field(repr=False)
+    name: str
+    part: Part
+    asked: Moment | None = None  # when call.open was called, with the call going on
+    refused: bool = False  # ... or over
+    begun: Moment | None = None
+    opened: Moment | None = None  # when the opening was over, however it ended,
+    entered: Moment | None = None  # and if it was open then
+    leaving: Moment | None = None
+    left: Moment | None = None
+    enters: int = 0
+    leaves: int = 0
+    close: str = ""  # how the close ended
+    task: asyncio.Task[Any] | None = None  # the one that enters
+    left_by: asyncio.Task[Any] | None = None
+    opener: asyncio.Task[Any] | None = None
+    told: str = ""  # what the opener heard
+    recorded: str | None = None  # the outcome in call.closed,
+    told_of: Moment | None = None  # and since when it is there
+
+    async def __aenter__(self) -> str:
+        self.begun, self.task = self.world.now(), asyncio.current_task()
+        try:
+            await self.world.do(self.part.opening)
+        finally:
+            self.opened = self.world.now()
+        self.entered = self.opened
+        self.enters += 1
+        return self.name
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.leaving, self.left_by = self.world.now(), asyncio.current_task()
+        self.leaves += 1
+        try:
+            if (
+                self.name == "session"
+            ):  # as CallSession.aclose does: it is how a stopping worker is noticed
+                await self.world.stop(self.world.call.stopped)
+            await self.world.do(self.part.closing)
+            self.close = "ok"
+        except Broken:
+            self.close = "error"
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            self.close = "cut" if task is not None and task.cancelling() else "error"
+            raise
+        finally:
+            self.left = self.world.now()
+
+    @property
+    def late(self) -> bool:
+        """Whether it clung to its opening when nobody waited for it any more."""
+        if self.asked is None or self.entered is None:
+            return False
+        passed_over = self.told_of is not None and self.told_of.number < self.entered.number
+        return (
+            passed_over or self.entered.time >= self.asked.time + self.part.open_seconds - INSTANT
+        )
+
+
+@dataclass(eq=False)
+class Work:
+    """A background task or a tool."""
+
+    deed: Deed
+    task: asyncio.Task[Any] | None = None
+    begun: Moment | None = None
+    ended: Moment | None = None
+    outcome: str = ""
+    refused: bool = False
+
+
+@dataclass(eq=False)
+class Cause:
+    """Something that ends a call that goes on; one that a timer brings is not in order with others of its instant."""
+
+    when: Moment
+    reason: str
+    by_timer: bool = False
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One attempt to end the room for everybody in it, and whether the kill cut it short."""
+
+    begun: Moment
+    cut: bool = False
+
+
+class Closed(list[tuple[str, str]]):
+    """The call's own list of what it closed, compared with the truth the moment it is said."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def append(self, item: tuple[str, str]) -> None:
+        name, outcome = item
+        resource = self._world.resources[name]
+        truth = resource.close if resource.left else "timeout"
+        if outcome != truth and not self._world.killed:
+            self._world.wrong.append(f"{name} was {truth}, not {outcome}")
+        if resource.recorded is not None:
+            self._world.wrong.append(f"{name} was reported twice")
+        if resource.enters == 0 and resource.task not in self._world.doing:
+            self._world.wrong.append(f"{name} was reported as closed, but never opened")
+        resource.recorded, resource.told_of = outcome, self._world.now()
+        super().append(item)
+
+
+@dataclass(eq=False, repr=False)
+class World:
+    """A script being played, and what is known of it."""
+
+    script: Script
+    loop: VirtualClock
+    resources: dict[str, Resource] = field(default_factory=dict)
+    asked: list[Resource] = field(default_factory=list)  # in the order of opening
+    work: list[Work] = field(default_factory=list)
+    tools: list[Work] = field(default_factory=list)
+    causes: list[Cause] = field(default_factory=list)
+    doing: dict[asyncio.Task[Any], Deed] = field(default_factory=dict)
+    rooms_ended: list[Attempt] = field(default_factory=list)
+    over: Moment | None = None
+    door_closed: Moment | None = None
+    killed: Moment | None = None
+    open_when_killed: list[Resource] = field(default_factory=list)
+    wrong: list[str] = field(
+        default_factory=list
+    )  # what an assertion could not say: the door survives every error
+
+    def __post_init__(self) -> None:
+        self._number = 0
+        self._step = (1, "open infrastructure")
+        self._window: Cause | None = None
+        self._openers: list[asyncio.Task[None]] = []
+        self.let_go = asyncio.Event()
+        settings = Settings.model_validate(
+            {
+                "close_seconds": self.script.close_seconds,
+                "goodbye_seconds": 0.5,
+                "stop_goodbye_seconds": 0.5,
+                "rejoin_seconds": REJOIN_SECONDS,
+                "caller_wait_seconds": 7.0,
+                "max_call_seconds": 11.0,
+            }
+        )
+        room = replace(self.script.room, open_seconds=lifecycle.STEP_SECONDS[2])
+        self.line = HandTransport(self._room_of(self.resource("room", room)), self._end_room)
+        self.line.finish = self._finish  # type: ignore[method-assign]
+        self.call = Call(self.line, settings)
+        self.call.closed = Closed(self)
+
+    def now(self) -> Moment:
+        self._number += 1
+        return Moment(self.loop.time(), self._number)
+
+    def resource(self, name: str, part: Part) -> Resource:
+        self.resources[name] = Resource(self, name, part)
+        return self.resources[name]
+
+    async def do(self, deed: Deed) -> None:
+        """What a deed says, in the task that asks for it."""
+        task = asyncio.current_task()
+        assert task is not None
+        before, self.doing[task] = self.doing.get(task), deed
+        turns, until = deed.turns, self.loop.time() + deed.seconds
+        try:
+            while True:
+                try:
+                    while turns:
+                        turns -= 1
+                        await asyncio.sleep(0)
+                    if self.loop.time() < until - INSTANT:
+                        await asyncio.sleep(until - self.loop.time())
+                    if deed.then == "hangs":
+                        await self.let_go.wait()
+                    break
+                except asyncio.CancelledError:
+                    if not deed.stubborn:
+                        raise
+        finally:
+            del self.doing[task]
+            if before is not None:
+                self.doing[task] = before
+        if deed.then == "raises":
+            raise Broken
+        if deed.then == "is cancelled":
+            raise asyncio.CancelledError
+
+    # what ends the call
+
+    def cause(self, reason: str, *, after: float | None = None) -> Cause:
+        """From now on, or after so many seconds, the call has this reason to be over."""
+        when = self.now()
+        cause = Cause(
+            Moment(when.time + (after or 0.0), when.number), reason, by_timer=after is not None
+        )
+        if self.over is None:
+            self.causes.append(cause)
+        return cause
+
+    def _no_longer(self, cause: Cause) -> None:
+        if cause in self.causes:
+            self.causes.remove(cause)
+
+    async def stop(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Call something that takes its being called for a stopping worker, unless the room says more in time."""
+        self.cause(Reason.WORKER_STOPPED, after=lifecycle.ROOM_EVENT_SECONDS)
+        await wait()
+
+    async def _hang_up(self) -> None:
+        self.cause(Reason.AGENT_HUNG_UP)
+        await self.call.hang_up()
+
+    def _finish(self, reason: str) -> None:
+        self.over = self.over or self.now()
+        self.line.finished_with.append(reason)
+
+    def happen(self, what: str) -> None:
+        """One of CAUSES or INTERRUPTIONS."""
+        match what:
+            case "leaves":
+                self.cause(Reason.CALLER_LEFT)
+                self.line.listener.caller_gone(on_purpose=True)
+            case "drops":
+                if self.call.caller is None or self.script.phone:
+                    self.cause(Reason.CALLER_LEFT)
+                elif self._window is None:
+                    self._window = self.cause(Reason.CALLER_DROPPED, after=REJOIN_SECONDS)
+                self.line.listener.caller_gone(on_purpose=False)
+            case "is back":
+                if self._window is not None and self._window.when.time > self.loop.time():
+                    self._no_longer(self._window)
+                    self._window = None
+                self.line.listener.caller_back()
+            case "blinks":  # is gone for half a second
+                self.happen("drops")
+                self.loop.call_later(0.5, self.happen, "is back")
+            case "room closed":
+                self.cause(Reason.ROOM_CLOSED)
+                self.line.listener.room_gone(removed=False)
+            case "removed":
+                self.cause(Reason.REMOVED)
+                self.line.listener.room_gone(removed=True)
+            case "hangs up":
+                self.begin(self._hang_up)
+            case "shuts down":
+                self.cause(Reason.AGENT_HUNG_UP)
+                self.line.listener.shut_down()
+            case "fails":
+                self.cause(Reason.error(*self._step))
+                self.call.fail(Broken())
+            case "stops":
+                self.begin(self.stop, self.call.stopped)
+            case "finishes":
+                self.begin(self.stop, self.call.finished)
+
+    def begin(
+        self, work: Callable[P, Coroutine[Any, Any, None]], *a: P.args, **k: P.kwargs
+    ) -> asyncio.Task[None]:
+        """In a task of its own, as the SDK or a tool would."""
+
+        async def apart() -> (
+            None
+        ):  # a task that is cancelled before it begins may not leave `work` behind
+            await work(*a, **k)
+
+        return self.loop.create_task(apart())
+
+    # the call
+
+    @asynccontextmanager
+    async def _room_of(self, room: Resource) -> AsyncIterator[None]:
+        async with room:
+            yield
+
+    async def _end_room(self) -> None:
+        attempt = Attempt(self.now())
+        self.rooms_ended.append(attempt)
+        try:
+            await self.do(self.script.end_room)
+        except asyncio.CancelledError:
+            attempt.cut = self.killed is not None and attempt.begun.number < self.killed.number
+            raise
+
+    async def open(self, resource: Resource) -> None:
+        """Open it, in the task that asks."""
+        part, call = resource.part, self.call
+        resource.opener = asyncio.current_task()
+        if call.reason is None:
+            resource.asked = self.now()
+            self.asked.append(resource)
+        else:
+            resource.refused = True
+        try:
+            if resource.name == "session":
+                await call.converse(resource)
+            else:
+                seconds = {"open_seconds": part.open_seconds, "close_seconds": part.close_seconds}
+                assert await call.open(resource.name, resource, **seconds) == resource.name
+            resource.told = "opened"
+        except CallOver:
+            resource.told = "over"
+            raise
+        except OpenFailed:
+            resource.told = "failed"
+            raise
+
+    async def _open_early(self, resource: Resource) -> None:
+        try:
+            await self.open(resource)
+        except OpenFailed:
+            if resource.part.needed:
+                raise
+
+    @asynccontextmanager
+    async def _in_step(self, number: int, name: str) -> AsyncIterator[None]:
+        self._step = (number, name)
+        try:
+            async with self.call.step(number, name):
+                yield
+        except CallOver:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, Exception) or (task is not None and not task.cancelling()):
+                self.cause(
+                    Reason.error(number, name), after=lifecycle.ROOM_EVENT_SECONDS
+                )  # unless the room says more
+            raise
+
+    async def _steps(self, call: Call) -> None:
+        script = self.script
+        async with self._in_step(1, "open infrastructure"):
+            early = [
+                self.resource(f"early {number}", part) for number, part in enumerate(script.early)
+            ]
+            if script.at_once:
+                await asyncio.gather(*(self._open_early(resource) for resource in early))
+            else:
+                for resource in early:
+                    await self._open_early(resource)
+        async with self._in_step(2, "connect"):
+            await call.connected()
+        async with self._in_step(4, "wait for the caller"):
+            nobody = self.cause(Reason.NO_SHOW, after=call.settings.caller_wait_seconds)
+            await call.wait_for_caller()
+            self._no_longer(nobody)
+        self.cause(Reason.TOO_LONG, after=call.settings.max_call_seconds)
+        async with self._in_step(5, "start the session"):
+            if script.session is not None:
+                session = replace(script.session, open_seconds=lifecycle.SESSION_SECONDS)
+                await self.open(self.resource("session", session))
+        async with self._in_step(6, "greet"):
+            await self.do(script.greeting)
+            if script.late is not None:
+                await self._open_early(self.resource("late", script.late))
+        async with self._in_step(7, "stay for the conversation"):
+            if not script.returns:
+                await call.over()
+        self.cause(Reason.AGENT_HUNG_UP)
+
+    async def _watch_door(self) -> None:
+        await self.call.over()
+        await self.call.finished()
+        self.door_closed = self.now()
+
+    # acts
+
+    def act(self, number: int, act: Act) -> None:
+        """One line of the script."""
+        match act:
+            case Open(part):
+                self._openers.append(self.begin(self.open, self.resource(f"part {number}", part)))
+            case CancelOpener(which):
+                if self._openers:
+                    self._openers[which % len(self._openers)].cancel()
+            case Spawn(deed, at_the_end):
+                self._spawn(deed, at_the_end)
+            case Tool(deed, seconds):
+                work = Work(deed)
+                self.tools.append(work)
+                work.task = self.begin(self._tool, work, seconds)
+            case Happens(what):
+                self.happen(what)
+            case Arrive():
+                self.line.arrive("sip" if self.script.phone else "standard")
+            case CancelEntrypoint():
+                self.entrypoint.cancel()
+            case Kill(newest_first):
+                self._kill(newest_first)
+
+    def _spawn(self, deed: Deed, at_the_end: bool) -> None:
+        work = Work(deed)
+        self.work.append(work)
+
+        async def background() -> None:
+            work.begun = self.now()
+            try:
+                if at_the_end:
+                    await self.call.over()
+                await self.do(deed)
+                work.outcome = "done"
+            except Broken:
+                work.outcome = "raised"
+                raise
+            except asyncio.CancelledError:
+                work.outcome = "cut"
+                raise
+            finally:
+                work.ended = self.now()
+
+        try:
+            work.task = self.call.spawn(background())
+        except CallOver:
+            work.refused = True
+
+    async def _tool(self, tool: Work, seconds: float) -> None:
+        tool.begun = self.now()
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                with self.call.tool_scope(deadline):
+                    await self.do(tool.deed)
+        except (TimeoutError, Broken):
+            pass
+        finally:
+            tool.ended = self.now()
+
+    def _kill(self, newest_first: bool) -> None:
+        self.killed = self.now()
+        self.open_when_killed = [r for r in self.resources.values() if r.entered and not r.leaving]
+        if self.open_when_killed:
+            self.cause(Reason.WORKER_DIED, after=0.0)
+        tasks = self._others()
+        for task in reversed(tasks) if newest_first else tasks:
+            task.cancel()
+
+    def _others(self) -> list[asyncio.Task[Any]]:
+        here = asyncio.current_task()
+        return [task for task in self.loop.alive() if task is not here]
+
+    async def play(self) -> None:
+        """The whole script, and then the end of everything; `self` knows afterwards what came of it."""
+        self.asked.append(self.resources["room"])
+        self.resources["room"].asked = self.now()
+        self.entrypoint = self.begin(self.call.begin, self._steps)
+        await asyncio.sleep(0)  # it has begun, and not connected
+        if self.script.arrives:
+            self.act(-1, Arrive())
+        watch = self.begin(self._watch_door)
+        for number, (turns, seconds, act) in enumerate(self.script.acts):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if seconds:
+                await asyncio.sleep(seconds)
+            self.act(number, act)
+            if self.killed:
+                break
+        else:
+            self.happen("finishes")
+            await asyncio.wait([watch], timeout=PATIENCE)
+            for _ in range(5):  # a task that was cancelled last may need a turn or two
+                await asyncio.sleep(0)
+        for _ in range(
+            2 if self.killed else 0
+        ):  # a step that was about to fail may yet begin a door
+            if others := self._others():
+                await asyncio.wait(others, timeout=PATIENCE)
+
+    def left_over(self) -> list[asyncio.Task[Any]]:
+        """Tasks that live on, except those that do not let themselves be cancelled, and those that wait for them."""
+        stubborn = {
+            task
+            for task, deed in self.doing.items()
+            if deed.stubborn or (self.killed and deed.then == "hangs")
+        }
+        for resource in self.resources.values():
+            if resource.task in stubborn and not resource.entered and resource.opener:
+                stubborn.add(resource.opener)
+            if (
+                resource.late and resource.part.opening.stubborn and resource.task
+            ):  # has had its only cancellation
+                stubborn.add(resource.task)
+        return [task for task in self._others() if task not in stubborn]
+
+    async def let_them_go(self) -> None:
+        """Even the stubborn, and what hangs in a dying process, come to their end."""
+        self.let_go.set()
+        if others := self._others():
+            await asyncio.wait(others, timeout=PATIENCE)
+
+    def unexpected(self) -> list[BaseException]:
+        """What tasks raised that no script asked for."""
+        errors = [
+            task.exception() for task in self.loop.born if task.done() and not task.cancelled()
+        ]
+        return [
+            error
+            for error in errors
+            if error and not isinstance(error, Broken | CallOver | OpenFailed)
+        ]

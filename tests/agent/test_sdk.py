@@ -1,0 +1,308 @@
+"""What the door and the worker take for granted of the installed SDK, literals and private names included.
+
+None of it is promised: a new livekit-agents may change any of it without a word, and calls would then end in a way that
+nobody has thought of. These tests read the installed SDK, and are red before a caller notices.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from asyncio import Queue
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+from livekit.agents import AgentServer, __version__
+from livekit.agents import worker as sdk_worker
+from livekit.agents.ipc import job_proc_lazy_main as sdk_job
+from livekit.agents.ipc import proc_pool as sdk_pool
+from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
+from livekit.agents.ipc.supervised_proc import SupervisedProc
+from livekit.agents.job import RunningJobInfo
+from livekit.agents.utils import EventEmitter
+from livekit.agents.worker import ServerOptions
+
+from agent.lifecycle import call as lifecycle
+
+WATCHDOG_SECONDS = (
+    60  # a job that answers no ping for so long, because it blocks its event loop, is killed
+)
+WATCH = "Server in agent/entrypoint.py, which watches the processes of jobs"
+
+
+def changed(what: str, look: str) -> str:
+    """What a failing test says: the fact that is no longer one, and what was built upon it."""
+    return f"livekit-agents {__version__} differs: {what}. Look at {look}."
+
+
+def code(thing: Any) -> ast.Module:
+    """The source of a function or class, as a tree."""
+    return ast.parse(textwrap.dedent(inspect.getsource(thing)))
+
+
+def calls(tree: ast.AST, function: str) -> list[ast.Call]:
+    """Every call of `function`, which is spelled as the source has it, in the order of the source."""
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == function
+    ]
+    return sorted(found, key=lambda call: (call.lineno, call.col_offset))
+
+
+def value(node: ast.expr) -> object:
+    """What a literal is worth; any other expression as the source spells it."""
+    return node.value if isinstance(node, ast.Constant) else ast.unparse(node)
+
+
+def the_call(function: Any, callee: str, look: str) -> ast.Call:
+    """The one call of `callee` in `function`."""
+    found = calls(code(function), callee)
+    assert len(found) == 1, changed(
+        f"{function.__qualname__} calls {callee} {len(found)} times", look
+    )
+    return found[0]
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    """The value of one keyword argument of a call; None if it is not given."""
+    return next((value(given.value) for given in call.keywords if given.arg == name), None)
+
+
+def timeouts(function: Any) -> list[tuple[str, object]]:
+    """What `function` waits for with `asyncio.wait_for`, and how long."""
+    return [
+        (ast.unparse(call.args[0]), keyword(call, "timeout"))
+        for call in calls(code(function), "asyncio.wait_for")
+    ]
+
+
+def disorder(function: Any, *landmarks: str) -> str:
+    """What is wrong with the order of `landmarks` in the source of `function`; empty if it is as they are given."""
+    source, place = inspect.getsource(function), -1
+    for landmark in landmarks:
+        place = source.find(landmark, place + 1)
+        if place < 0:
+            return f"`{landmark}` is gone, or no longer in its place"
+    return ""
+
+
+# ---------------------------------------------------------------------- deadlines
+
+
+def test_a_running_entrypoint_the_session_and_its_end_have_the_time_that_we_think() -> None:
+    waits = timeouts(sdk_job._JobProc._shutdown_job)
+    assert waits == [
+        ("asyncio.shield(job_entry_task)", lifecycle.SDK_ENTRYPOINT_SECONDS),
+        ("session.aclose()", "_SESSION_ACLOSE_TIMEOUT"),
+        ("self._session_end_fnc(self._job_ctx)", "self._session_end_timeout"),
+    ], changed(
+        f"a job that ends now waits for {waits}", "SDK_* in agent/lifecycle/call.py, and Call.begin"
+    )
+    assert sdk_job._SESSION_ACLOSE_TIMEOUT == lifecycle.SDK_ACLOSE_SECONDS, changed(
+        f"session.aclose() has {sdk_job._SESSION_ACLOSE_TIMEOUT} s",
+        "SDK_ACLOSE_SECONDS, and the last sentence's time",
+    )
+
+
+def test_a_job_shuts_down_in_the_order_that_the_door_is_built_for() -> None:
+    problem = disorder(
+        sdk_job._JobProc._shutdown_job,
+        "asyncio.shield(job_entry_task)",
+        "session.aclose()",
+        "self._session_end_fnc(self._job_ctx)",
+        "self._job_ctx._on_session_end()",  # uploads, which may rightly take minutes
+        "send(ShuttingDown())",
+        "self._room.disconnect()",
+        "self._job_ctx._shutdown_callbacks",
+    )
+    assert not problem, changed(
+        f"in the shutdown of a job {problem}", "session_ended in agent/entrypoint.py"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "seconds"),
+    [
+        ("session_end_timeout", lifecycle.SDK_SESSION_END_SECONDS),
+        ("shutdown_process_timeout", lifecycle.SDK_KILL_SECONDS),
+    ],
+)
+def test_a_worker_that_sets_no_deadline_has_the_default_that_we_think(
+    setting: str, seconds: float
+) -> None:
+    default = inspect.signature(AgentServer.__init__).parameters[setting].default
+    options = {field.name: field.default for field in fields(ServerOptions)}[setting]
+    assert (default, options) == (seconds, seconds), changed(
+        f"{setting} is {default} s by default ({options} in ServerOptions)",
+        "SDK_* in agent/lifecycle/call.py",
+    )
+
+
+def test_the_deadlines_of_the_worker_are_those_of_its_jobs() -> None:
+    look = "SDK_KILL_SECONDS and SDK_SESSION_END_SECONDS"
+    pool = the_call(AgentServer.run, "ipc.proc_pool.ProcPool", look)
+    given = {name: keyword(pool, name) for name in ("close_timeout", "session_end_timeout")}
+    assert given == {
+        "close_timeout": "self._shutdown_process_timeout",
+        "session_end_timeout": "self._session_end_timeout",
+    }, changed(f"a job's deadlines come from {given}", look)
+
+
+def test_a_job_that_is_asked_to_close_is_killed_only_so_long_after_its_session_has_ended() -> None:
+    """It has to acknowledge; then everything up to ShuttingDown has its own time; only from there it is counted."""
+    waits = timeouts(SupervisedProc.aclose)
+    assert waits == [
+        ("self._shutdown_ack_fut", "self._opts.close_timeout"),
+        ("asyncio.shield(self._supervise_atask)", "self._opts.close_timeout"),
+    ], changed(
+        f"a job that is asked to close is now waited for so: {waits}",
+        "SDK_KILL_SECONDS, and Call.job_ending",
+    )
+    problem = disorder(
+        SupervisedProc.aclose,
+        "wait_for(self._shutdown_ack_fut",
+        "await self._shutting_down_fut\n",  # without a limit of its own
+        "asyncio.shield(self._supervise_atask), timeout",
+    )
+    assert not problem, changed(
+        f"where a worker waits for a job {problem}", "SDK_KILL_SECONDS, and Call.job_ending"
+    )
+
+
+def test_nothing_but_a_stopping_worker_the_server_and_a_failed_start_asks_a_job_to_close() -> None:
+    """The server asks when the agent has left the room, so nearly every end has that kill behind it.
+
+    It does not ask in the first seconds of a call: there a job that is stuck in its exit is killed by our guard alone.
+    """
+    asked = {
+        function.name
+        for tree in (code(sdk_worker), code(sdk_pool))
+        for function in ast.walk(tree)
+        if isinstance(function, ast.AsyncFunctionDef) and calls(function, "proc.aclose")
+    }
+    assert asked == {"_handle_termination", "launch_job", "_proc_spawn_task", "_main_task"}, (
+        changed(
+            f"a job is asked to close by {sorted(asked)}",
+            "EXIT_SECONDS in agent/lifecycle/call.py, which has to stay below the kill",
+        )
+    )
+
+
+def test_a_room_that_is_not_connected_in_time_is_warned_of_after_as_long_as_we_think() -> None:
+    look = "SDK_CONNECT_WARNING_SECONDS and STEP_SECONDS[2] in agent/lifecycle/call.py"
+    sleep = the_call(sdk_job._JobProc._run_job_task, "asyncio.sleep", look)
+    seconds = value(sleep.args[0])
+    assert seconds == lifecycle.SDK_CONNECT_WARNING_SECONDS, changed(
+        f"it warns of a room that is not connected after {seconds} s", look
+    )
+    problem = disorder(
+        sdk_job._JobProc._run_job_task,
+        "def _warn_not_connected_task",
+        "asyncio.sleep(",
+        "logger.warning(",
+    )
+    assert not problem, changed(
+        f"where a job warns of a room that is not connected {problem}", look
+    )
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        "The job task completed without establishing a connection or performing a proper shutdown",
+        "The room connection was not established within 10 seconds",
+    ],
+)
+def test_the_warnings_that_no_call_of_ours_may_log_still_read_so(warning: str) -> None:
+    said = [node.value for node in ast.walk(code(sdk_job)) if isinstance(node, ast.Constant)]
+    assert any(isinstance(text, str) and warning in text for text in said), changed(
+        f"it no longer logs {warning!r}",
+        "whatever looks for that sentence in a log, alerts included",
+    )
+
+
+def test_a_job_that_blocks_its_event_loop_is_killed_after_as_long_as_we_think() -> None:
+    look = "how long a call that blocks its event loop keeps its caller waiting"
+    process = the_call(
+        sdk_pool.ProcPool._proc_spawn_task, "job_proc_executor.ProcJobExecutor", look
+    )
+    seconds = keyword(process, "ping_timeout")
+    assert seconds == WATCHDOG_SECONDS, changed(
+        f"a job that answers no ping is killed after {seconds} s", look
+    )
+
+
+# ---------------------------------------------------------------------- the worker and its jobs
+
+
+def test_a_worker_says_that_it_has_started_when_it_has_its_jobs_processes() -> None:
+    assert issubclass(AgentServer, EventEmitter), changed("a worker emits no events", WATCH)
+    assert "worker_started" in get_args(sdk_worker.EventTypes), changed(
+        "no event worker_started", WATCH
+    )
+    problem = disorder(
+        AgentServer.run,
+        "self._proc_pool = ipc.proc_pool.ProcPool(",
+        'self.emit("worker_started")',
+        "await self._close_future",
+    )
+    assert not problem, changed(f"where a worker starts {problem}", WATCH)
+
+
+class Process:
+    """An executor of one job, as far as the pool's monitor is concerned."""
+
+    async def join(self) -> None:
+        """The process has ended."""
+
+
+async def test_a_worker_tells_of_each_jobs_process_that_has_ended() -> None:
+    assert "process_closed" in get_args(sdk_pool.EventTypes), changed(
+        "no event process_closed", WATCH
+    )
+    pool = sdk_pool.ProcPool.__new__(sdk_pool.ProcPool)
+    EventEmitter.__init__(pool)
+    process: Any = Process()
+    pool._executors = [process]
+    pool._warmed_proc_queue = Queue()
+    told: list[object] = []
+    pool.on("process_closed", told.append)
+    await pool._monitor_process_task(process)
+    assert told == [process], changed(f"process_closed came with {told}", WATCH)
+
+
+def test_a_jobs_process_that_has_ended_still_knows_its_job_and_how_it_ended() -> None:
+    for name in ("running_job", "exitcode", "killed"):
+        assert isinstance(inspect.getattr_static(ProcJobExecutor, name, None), property), changed(
+            f"the executor of a job has no {name}", WATCH
+        )
+    setters = {
+        function.name
+        for function in ast.walk(code(ProcJobExecutor))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if ast.unparse(target) == "self._running_job"
+    }
+    assert setters == {"__init__", "launch_job"}, changed(
+        f"the executor's running_job is set by {sorted(setters)}: it may be gone when the process is",
+        WATCH,
+    )
+    problem = disorder(
+        SupervisedProc._supervise_task,
+        "await self._join_fut",
+        "self._exitcode = self._proc.exitcode",
+    )
+    assert not problem, changed(f"where a job's process is waited for {problem}", WATCH)
+
+
+def test_a_worker_lists_its_jobs_with_their_rooms_and_the_moment_they_began() -> None:
+    assert isinstance(inspect.getattr_static(AgentServer, "active_jobs", None), property), changed(
+        "a worker has no active_jobs", WATCH
+    )
+    missing = {"job", "launched_at"} - {field.name for field in fields(RunningJobInfo)}
+    assert not missing, changed(f"a running job has no {sorted(missing)}", WATCH)

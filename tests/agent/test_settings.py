@@ -1,0 +1,149 @@
+"""Settings: in-code < defaults.toml < .env.local < the environment, and every problem is said at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from agent import settings
+from agent.settings import Settings, SettingsError, describe, load_settings
+
+
+def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    file = tmp_path / "defaults.toml"
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(settings, "DEFAULTS", file)
+    monkeypatch.setitem(Settings.model_config, "toml_file", file)
+
+
+def test_defaults_hold_where_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_defaults(tmp_path, monkeypatch, "")
+    assert (Settings.model_validate({}).name, Settings.model_validate({}).knowledge) == (
+        "my-agent",
+        "sqlite",
+    )
+
+
+def test_what_was_answered_wins_over_the_code_and_the_environment_over_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_defaults(tmp_path, monkeypatch, 'name = "front-desk"\nknowledge = "none"\n')
+    assert Settings.model_validate({}).name == "front-desk"
+    monkeypatch.setenv("AGENT_NAME", "night-desk")
+    assert (Settings.model_validate({}).name, Settings.model_validate({}).knowledge) == (
+        "night-desk",
+        "none",
+    )
+
+
+def test_an_env_file_fills_in_what_the_environment_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real export_env_file
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path))
+    monkeypatch.setenv("AGENT_NAME", "from-the-environment")
+    monkeypatch.delenv("AGENT_PORT", raising=False)
+    (tmp_path / ".env.local").write_text(
+        "AGENT_NAME=from-the-file\nAGENT_PORT=9999\n", encoding="utf-8"
+    )
+    load_settings.cache_clear()
+    try:
+        assert (load_settings().name, load_settings().port) == ("from-the-environment", 9999)
+    finally:
+        os.environ.pop("AGENT_PORT", None)
+        load_settings.cache_clear()
+
+
+def test_an_env_file_that_is_no_text_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path))
+    (tmp_path / ".env.local").write_bytes(b"AGENT_NAME=\xff\xfe\n")
+    load_settings.cache_clear()
+    with pytest.raises(SettingsError, match=r"\.env\.local cannot be read"):
+        load_settings()
+
+
+def test_broken_defaults_are_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_defaults(tmp_path, monkeypatch, "name = \n")
+    with pytest.raises(SettingsError, match="is no TOML"):
+        load_settings()
+
+
+def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LIVEKIT_URL", "my server")
+    monkeypatch.setenv("AGENT_PORT", "many")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "postgres://x")
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({})
+    problems = "\n".join(describe(caught.value))
+    assert {line.split(":")[0] for line in problems.splitlines()} == {
+        "LIVEKIT_URL",
+        "AGENT_PORT",
+        "AGENT_MEMORY_URL",
+    }
+
+
+@pytest.mark.parametrize("name", ["AGENT_MEMORY_URL", "AGENT_KNOWLEDGE_URL"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "redis+tls://ann:very-secret-indeed@[store]/0",
+        "postgres//ann:very-secret-indeed@[::1",
+        "postgresql://ann:very-secret-indeed@st\u2100re:5432/name",
+        "redis://ann:very-secret-indeed@st\u2100re:6379/0",
+        "http://ann:very-secret-indeed@store",
+        "ann:very-secret-indeed@store",
+    ],
+)
+def test_a_password_in_an_address_that_is_none_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, address: str
+) -> None:
+    monkeypatch.setenv(name, address)
+    with pytest.raises(SettingsError, match=f"^{name}: write ") as caught:
+        load_settings()
+    assert "very-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [" redis://store", "REDIS://store", "rediss://store"])
+def test_every_address_that_is_taken_for_a_redis_chooses_it(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", address)
+    assert load_settings().memory == "redis"
+
+
+def test_an_empty_home_is_none_and_a_tilde_is_a_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AGENT_HOME", "~/project")
+    assert Settings.model_validate({}).home == tmp_path / "project"
+    monkeypatch.setenv("AGENT_HOME", "")
+    assert Settings.model_validate({}).home == settings.find_home()
+
+
+def test_a_home_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(SettingsError, match="AGENT_HOME: there is no folder"):
+        load_settings()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIVEKIT_API_SECRET", "very-secret-indeed")
+    assert "very-secret" not in repr(Settings.model_validate({}))
+    assert "very-secret" not in str(Settings.model_validate({}).model_dump())

@@ -1,0 +1,465 @@
+"""Words said while the agent is still joining, through the SDK's own readers' shapes, frames, tracks and decoders."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import av
+import numpy as np
+import pytest
+from livekit import rtc
+from livekit.agents import AgentSession
+from livekit.agents.voice.io import AudioInput
+from livekit.protocol.models import AudioTrackFeature
+
+from agent.transport import preconnect
+from agent.transport.preconnect import AUDIO, PRE_CONNECT_TOPIC, PreConnectBuffer
+
+MICROPHONE = rtc.TrackSource.SOURCE_MICROPHONE
+ANNOUNCED = [AudioTrackFeature.TF_PRECONNECT_BUFFER]
+
+
+class Room(rtc.EventEmitter[str]):
+    """A room as rtc.Room is towards its handlers: one for a topic, readers and identities as they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: dict[str, Any] = {}
+        self.bytes: dict[str, Any] = {}
+
+    def register_text_stream_handler(self, topic: str, handler: Any) -> None:
+        if topic in self.texts:
+            raise ValueError(f"text stream handler for topic {topic!r} already set")
+        self.texts[topic] = handler
+
+    def register_byte_stream_handler(self, topic: str, handler: Any) -> None:
+        if topic in self.bytes:
+            raise ValueError(f"byte stream handler for topic {topic!r} already set")
+        self.bytes[topic] = handler
+
+    def unregister_text_stream_handler(self, topic: str) -> None:
+        self.texts.pop(topic, None)
+
+    def unregister_byte_stream_handler(self, topic: str) -> None:
+        self.bytes.pop(topic, None)
+
+    def types(self, text: str, identity: str = "caller") -> Reader:
+        """Somebody sends a text."""
+        reader = Reader([text[:3], text[3:]])
+        self.texts["lk.chat"](reader, identity)
+        return reader
+
+    def sends(
+        self,
+        data: bytes,
+        mime: str = "application/octet-stream",
+        identity: str = "caller",
+        **about: str,
+    ) -> Reader:
+        """Somebody's front end sends what it recorded, in the chunks it likes."""
+        attributes = {
+            "trackId": "TR_mic",
+            "sampleRate": str(AUDIO.sample_rate),
+            "channels": "1",
+        } | about
+        reader = Reader(
+            [data[at : at + 1501] for at in range(0, len(data), 1501)], mime, attributes
+        )
+        self.bytes[PRE_CONNECT_TOPIC](reader, identity)
+        return reader
+
+    def publishes(
+        self, track: Any = None, features: list[Any] | None = None, identity: str = "caller"
+    ) -> None:
+        """Somebody's microphone is heard in the room."""
+        self.emit(
+            "track_subscribed",
+            track or Microphone().track,
+            Publication(features or []),
+            Somebody(identity),
+        )
+
+
+class Reader:
+    """A stream as it arrives; `more` is awaited before its end."""
+
+    def __init__(
+        self, chunks: list[Any], mime: str = "text/plain", attributes: dict[str, str] | None = None
+    ) -> None:
+        self.info = rtc.ByteStreamInfo("id", mime, "topic", 0, None, attributes or {}, "name")
+        self.more = asyncio.Event()
+        self.more.set()
+        self.closed = False
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for chunk in self._chunks[:-1]:
+            yield chunk
+        await self.more.wait()
+        for chunk in self._chunks[-1:]:
+            yield chunk
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Publication:
+    audio_features: list[Any]
+    sid: str = "TR_mic"
+    source: Any = MICROPHONE
+
+
+@dataclass
+class Somebody:
+    identity: str
+
+
+class Microphone:
+    """A real track, spoken into from here."""
+
+    def __init__(self) -> None:
+        self._source = rtc.AudioSource(AUDIO.sample_rate, 1)
+        self.track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
+
+    async def speak(self, pcm: bytes) -> None:
+        await self._source.capture_frame(rtc.AudioFrame(pcm, AUDIO.sample_rate, 1, len(pcm) // 2))
+        await self._source.wait_for_playout()
+
+
+@dataclass
+class LiveAudio(AudioInput):
+    """What RoomIO gives to a session: the frames of now."""
+
+    frames: list[rtc.AudioFrame] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(label="live")
+
+    async def __anext__(self) -> rtc.AudioFrame:
+        if not self.frames:
+            raise StopAsyncIteration
+        return self.frames.pop(0)
+
+
+LIVE = np.full(
+    AUDIO.sample_rate // 20, 7777, "<i2"
+).tobytes()  # one frame that is said when the session listens
+
+
+def listening(words: PreConnectBuffer) -> AgentSession[Any]:
+    """A session that was started inside `handed_over`, and is about to take its first frame."""
+    session: AgentSession[Any] = AgentSession(vad=None, turn_handling={"turn_detection": "manual"})
+    with words.handed_over(session, "caller"):
+        session.input.audio = LiveAudio(
+            [rtc.AudioFrame(LIVE, AUDIO.sample_rate, 1, len(LIVE) // 2)]
+        )
+    return session
+
+
+async def heard(session: AgentSession[Any]) -> bytes:
+    assert session.input.audio is not None
+    return b"".join([bytes(frame.data) async for frame in session.input.audio])
+
+
+def assert_heard(everything: bytes, recording: bytes) -> None:
+    """The recording, then what a silent microphone sends until the session listens, then the live words."""
+    between = everything.removeprefix(recording).removesuffix(LIVE)
+    assert len(between) == len(everything) - len(recording) - len(LIVE)
+    assert not any(between)
+
+
+def ramp(seconds: float) -> bytes:
+    """Samples that all differ from their neighbours, so that nothing can be lost, doubled or moved unseen."""
+    return (np.arange(int(AUDIO.sample_rate * seconds)) % 5000).astype("<i2").tobytes()
+
+
+def tone(seconds: float, rate: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+    return (8000 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype("<i2")
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+@pytest.fixture
+async def words(room: Room) -> AsyncIterator[PreConnectBuffer]:
+    words = PreConnectBuffer(cast(rtc.Room, room))
+    yield words
+    await words.close()
+
+
+# ---------------------------------------------------------------------- texts
+
+
+async def test_texts_typed_before_the_session_listens_are_kept_in_their_order(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    slow = room.types("the first one")
+    slow.more.clear()
+    room.types("the second one")
+    listening(words)
+    slow.more.set()
+
+    assert await words.texts("caller") == ["the first one", "the second one"]
+
+
+async def test_what_others_type_is_not_taken_for_the_callers(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    room.types("let me in", identity="somebody else")
+    room.types("hello there")
+    listening(words)
+
+    assert await words.texts("caller") == ["hello there"]
+
+
+async def test_chat_is_free_for_the_session_when_it_starts(
+    words: PreConnectBuffer, room: Room
+) -> None:
+    with words.handed_over(
+        AgentSession(vad=None, turn_handling={"turn_detection": "manual"}), "caller"
+    ):
+        room.register_text_stream_handler("lk.chat", "the session's")
+    await words.close()
+
+    assert room.texts == {"lk.chat": "the session's"}
+
+
+async def test_a_text_that_never_ends_is_waited_for_only_so_long(
+    room: Room, words: PreConnectBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.types("this one never comes").more.clear()
+    room.types("this one does")
+    listening(words)
+
+    assert await words.texts("caller", within=0) == ["this one does"]
+    assert "did not arrive" in caplog.text
+
+
+async def test_a_flood_of_texts_is_cut_off(room: Room, words: PreConnectBuffer) -> None:
+    room.types("x" * 10 * preconnect.MAX_CHARACTERS)
+    readers = [room.types(f"text {number}") for number in range(2 * preconnect.MAX_TEXTS)]
+    strangers = [
+        room.types("hello", identity=f"stranger {number}")
+        for number in range(2 * preconnect.MAX_PEOPLE)
+    ]
+    closed_unread = (
+        readers[-1].closed,
+        strangers[-1].closed,
+    )  # or they stay subscribed as long as the process lives
+    listening(words)
+    texts = await words.texts("caller")
+
+    assert closed_unread == (True, True)
+    assert len(texts) == preconnect.MAX_TEXTS
+    assert len(texts[0]) == preconnect.MAX_CHARACTERS
+
+
+# ---------------------------------------------------------------------- audio
+
+
+async def test_a_recording_is_heard_before_the_live_words(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    room.sends(ramp(0.52))
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await heard(listening(words)), ramp(0.52))
+
+
+async def test_a_recording_that_comes_after_the_session_has_started_still_goes_first(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    room.publishes(features=ANNOUNCED)
+    session = listening(words)
+    hearing = asyncio.create_task(heard(session))
+    room.sends(ramp(0.3))
+
+    assert_heard(await hearing, ramp(0.3))
+
+
+async def test_a_microphone_that_is_switched_on_after_the_session_started_brings_its_recording(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    hearing = asyncio.create_task(heard(listening(words)))
+    room.sends(ramp(0.3))
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await hearing, ramp(0.3))
+
+
+async def test_words_between_the_recording_and_the_session_are_heard(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    microphone, said = Microphone(), ramp(0.3)[::-1]
+    room.sends(ramp(0.1))
+    room.publishes(microphone.track, ANNOUNCED)
+    await microphone.speak(said)
+    everything = await heard(listening(words))
+
+    assert everything.startswith(ramp(0.1))
+    assert (
+        said[960:-960] in everything
+    )  # a track begins and ends in silence, and may cut a frame there
+    assert everything.endswith(LIVE)
+
+
+async def test_a_caller_without_a_recording_is_not_kept_waiting(
+    room: Room, words: PreConnectBuffer, caplog: pytest.LogCaptureFixture
+) -> None:
+    room.publishes()
+    session = listening(words)
+    await words.settled("caller", within=60)
+
+    assert_heard(await heard(session), b"")
+    assert not caplog.records
+
+
+async def test_the_recording_of_somebody_else_is_not_taken_for_the_callers(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    room.sends(ramp(0.2), identity="somebody else")
+    room.sends(ramp(0.1))
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await heard(listening(words)), ramp(0.1))
+
+
+async def test_an_announced_recording_that_never_comes_costs_no_live_word(
+    room: Room,
+    words: PreConnectBuffer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preconnect, "RECORDING_SECONDS", 0.01)
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await heard(listening(words)), b"")
+    assert "did not come" in caplog.text
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(48_000, 1), (48_000, 2), (16_000, 1)])
+async def test_a_recording_of_a_phone_is_brought_to_the_rate_of_the_session(
+    room: Room, words: PreConnectBuffer, rate: int, channels: int
+) -> None:
+    samples = np.repeat(tone(0.5, rate), channels)
+    room.sends(
+        samples.tobytes() + b"\0", sampleRate=str(rate), channels=str(channels)
+    )  # half a sample too much
+    room.publishes(features=ANNOUNCED)
+    everything = np.trim_zeros(
+        np.frombuffer((await heard(listening(words))).removesuffix(LIVE), "<i2")
+    )
+
+    assert abs(len(everything) - AUDIO.sample_rate // 2) <= 240
+    assert pitch(everything) == pytest.approx(440, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("mime", "container", "codec"),
+    [
+        ("audio/webm;codecs=opus", "webm", "libopus"),
+        ("audio/ogg", "ogg", "libopus"),
+        ("video/mp4", "mp4", "aac"),
+    ],
+    ids=["Chrome", "Firefox", "Safari"],
+)
+async def test_a_recording_of_a_browser_is_decoded(
+    room: Room, words: PreConnectBuffer, mime: str, container: str, codec: str
+) -> None:
+    room.sends(encode(tone(0.5, 48_000), container, codec), mime, sampleRate="48000")
+    room.publishes(features=ANNOUNCED)
+    everything = np.trim_zeros(
+        np.frombuffer((await heard(listening(words))).removesuffix(LIVE), "<i2")
+    )
+
+    assert len(everything) / AUDIO.sample_rate == pytest.approx(0.5, abs=0.05)
+    assert pitch(everything) == pytest.approx(440, abs=10)
+
+
+@pytest.mark.parametrize("about", [{"channels": "six"}, {"sampleRate": "1"}, {"channels": "0"}])
+async def test_a_recording_that_cannot_be_read_is_a_warning_and_no_more(
+    room: Room, words: PreConnectBuffer, caplog: pytest.LogCaptureFixture, about: dict[str, str]
+) -> None:
+    room.sends(ramp(0.1), **about)
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await heard(listening(words)), b"")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+async def test_of_a_recording_that_is_too_long_the_newest_is_kept(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    room.sends(ramp(12))
+    room.publishes(features=ANNOUNCED)
+
+    assert_heard(await heard(listening(words)), ramp(12)[-preconnect.MAX_KEPT :])
+
+
+async def test_a_greeting_can_wait_for_an_announced_recording(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    slow = room.sends(ramp(0.1))
+    slow.more.clear()
+    room.publishes(features=ANNOUNCED)
+    listening(words)
+    waiting = asyncio.create_task(words.settled("caller", within=60))
+    too_early, _ = await asyncio.wait([waiting], timeout=0)
+    slow.more.set()
+    await waiting
+
+    assert not too_early
+
+
+async def test_a_greeting_does_not_wait_for_a_caller_without_a_microphone(
+    words: PreConnectBuffer,
+) -> None:
+    listening(words)
+    greeting = asyncio.create_task(words.settled("caller", within=60))
+    at_once, _ = await asyncio.wait([greeting], timeout=0)
+
+    assert at_once
+
+
+async def test_closing_leaves_nothing_in_the_room_and_nothing_running(room: Room) -> None:
+    before = asyncio.all_tasks()
+    words = PreConnectBuffer(cast(rtc.Room, room))
+    room.types("never comes").more.clear()
+    room.sends(ramp(0.1)).more.clear()
+    room.publishes(features=ANNOUNCED)
+    await words.close()
+
+    assert not room.texts
+    assert not room.bytes
+    assert asyncio.all_tasks() == before
+
+
+def pitch(samples: np.ndarray[Any, np.dtype[np.int16]]) -> float:
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * AUDIO.sample_rate / len(samples))
+
+
+def encode(samples: np.ndarray[Any, np.dtype[np.int16]], container: str, codec: str) -> bytes:
+    """What a browser's recorder makes of samples at 48 kHz; MP4 in fragments, because nobody can seek in a stream."""
+    file = io.BytesIO()
+    options = (
+        {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if container == "mp4" else {}
+    )
+    with av.open(file, "w", format=container, options=options) as output:
+        stream = output.add_stream(codec, rate=48_000, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        size = 1024 if codec == "aac" else 960
+        resampler = av.AudioResampler(stream.codec_context.format.name, "mono", 48_000, size)
+        for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+            for packet in stream.encode(piece):
+                output.mux(packet)
+    return file.getvalue()

@@ -1,0 +1,235 @@
+"""The line of a LiveKit job: what the events of a real room object mean for the call. Only the network is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from livekit import rtc
+from livekit.agents import JobContext
+from livekit.agents.utils.participant import wait_for_participant
+
+from agent.lifecycle import Call, Reason
+from agent.settings import load_settings
+from agent.transport.room import Caller, RoomTransport
+
+
+def person(
+    identity: str, why: rtc.DisconnectReason.ValueType | None = None, *, phone: bool = False
+) -> rtc.RemoteParticipant:
+    """Somebody in a room, or leaving it for a reason."""
+    standard, sip = (
+        rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
+        rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
+    )
+    return cast(
+        rtc.RemoteParticipant,
+        SimpleNamespace(
+            identity=identity,
+            name=identity,
+            sid=identity,
+            kind=sip if phone else standard,
+            state=rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE,
+            attributes={},
+            track_publications={},
+            disconnect_reason=why,
+        ),
+    )
+
+
+class Job:
+    """What the line uses of the SDK's JobContext, around a room that is connected to nothing."""
+
+    def __init__(self) -> None:
+        self.job = SimpleNamespace(id="job", room=SimpleNamespace(name="room"))
+        self.room = rtc.Room()
+        self.ended_with: list[str] = []
+        self.callbacks: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+    def is_fake_job(self) -> bool:
+        return False
+
+    def add_shutdown_callback(self, callback: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.callbacks.append(callback)
+
+    async def connect(self) -> None:
+        return
+
+    async def wait_for_participant(self) -> rtc.RemoteParticipant:
+        return await wait_for_participant(self.room)
+
+    def shutdown(self, reason: str) -> None:
+        self.ended_with.append(reason)
+
+    def join(self, identity: str, *, phone: bool = False) -> None:
+        somebody = person(identity, phone=phone)
+        self.room._remote_participants[identity] = somebody
+        self.room.emit("participant_connected", somebody)
+        self.room.emit("participant_active", somebody)
+
+    def leave(
+        self, identity: str, why: rtc.DisconnectReason.ValueType, *, phone: bool = False
+    ) -> None:
+        self.room._remote_participants.pop(identity, None)
+        self.room.emit("participant_disconnected", person(identity, why, phone=phone))
+
+
+class Watched(RoomTransport):
+    """A job's line that notes whom it would hang up on."""
+
+    def __init__(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(job.room, "isconnected", lambda: True)
+        super().__init__(cast(JobContext, job))
+        self.hung_up_on: list[Caller | None] = []
+
+    async def take_along(self, caller: Caller | None) -> None:
+        self.hung_up_on.append(caller)
+
+
+async def talk(call: Call) -> None:
+    async with call.step(4, "wait for the caller"):
+        await call.wait_for_caller()
+    async with call.step(7, "stay for the conversation"):
+        await call.over()
+
+
+@pytest.fixture
+async def job() -> Job:
+    return Job()
+
+
+async def begin(
+    job: Job, monkeypatch: pytest.MonkeyPatch, **changes: object
+) -> tuple[Call, Watched]:
+    line = Watched(job, monkeypatch)
+    call = Call(line, load_settings().model_copy(update=changes))
+    await call.begin(talk)
+    return call, line
+
+
+async def ended(call: Call) -> str | None:
+    async with asyncio.timeout(10):
+        await call.over()
+        await call.finished()
+    return call.reason
+
+
+REASONS = rtc.DisconnectReason
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        (REASONS.CLIENT_INITIATED, Reason.CALLER_LEFT),
+        (REASONS.USER_REJECTED, Reason.CALLER_LEFT),
+        (REASONS.PARTICIPANT_REMOVED, Reason.CALLER_LEFT),
+        (REASONS.CONNECTION_TIMEOUT, Reason.CALLER_DROPPED),
+        (REASONS.ROOM_DELETED, Reason.ROOM_CLOSED),
+    ],
+)
+async def test_how_a_caller_left_is_why_the_call_ended(
+    job: Job, monkeypatch: pytest.MonkeyPatch, why: REASONS.ValueType, reason: str
+) -> None:
+    call, _ = await begin(job, monkeypatch, rejoin_seconds=0.01)
+    job.join("ann")
+    assert await call.talking()
+    job.leave("ann", why)
+    assert await ended(call) == reason
+
+
+@pytest.mark.parametrize(
+    ("why", "reason", "hung_up"),
+    [
+        (REASONS.ROOM_DELETED, Reason.ROOM_CLOSED, 0),
+        (REASONS.ROOM_CLOSED, Reason.ROOM_CLOSED, 0),
+        (REASONS.PARTICIPANT_REMOVED, Reason.REMOVED, 1),
+        (REASONS.CONNECTION_TIMEOUT, Reason.REMOVED, 1),
+        (REASONS.SIGNAL_CLOSE, Reason.REMOVED, 1),
+        (REASONS.UNKNOWN_REASON, Reason.REMOVED, 1),
+    ],
+)
+async def test_an_agent_that_lost_a_room_which_lives_on_does_not_strand_its_caller(
+    job: Job, monkeypatch: pytest.MonkeyPatch, why: REASONS.ValueType, reason: str, hung_up: int
+) -> None:
+    call, line = await begin(job, monkeypatch)
+    job.join("ann")
+    assert await call.talking()
+    job.room.emit("disconnected", why)
+    assert await ended(call) == reason
+    assert len(line.hung_up_on) == hung_up
+
+
+async def test_somebody_elses_leaving_ends_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, _ = await begin(job, monkeypatch)
+    job.join("ann")
+    assert await call.talking()
+    job.join("supervisor")
+    job.leave("supervisor", REASONS.CLIENT_INITIATED)
+    await asyncio.sleep(0)
+    assert call.reason is None
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    assert await ended(call) == Reason.CALLER_LEFT
+
+
+async def test_a_caller_who_joins_anew_with_the_same_identity_stays_the_caller(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, _ = await begin(job, monkeypatch)
+    job.join("ann")
+    assert await call.talking()
+    job.leave("ann", REASONS.DUPLICATE_IDENTITY)
+    job.join("ann")
+    await asyncio.sleep(0)
+    assert call.reason is None
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    await ended(call)
+
+
+async def test_a_caller_who_leaves_in_the_moment_of_joining_is_noticed(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, _ = await begin(job, monkeypatch)
+    await asyncio.sleep(0.01)  # the call waits for its caller
+    job.join("ann")
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    assert await ended(call) == Reason.CALLER_LEFT
+
+
+async def opens_for_ever(call: Call) -> None:
+    async with call.step(1, "open infrastructure"):
+        await asyncio.Event().wait()
+
+
+async def test_a_phone_that_hangs_up_before_anybody_answers_is_not_waited_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Call(Watched(job, monkeypatch), load_settings())
+    await call.begin(opens_for_ever)
+    job.join("sip_1", phone=True)
+    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
+    assert await ended(call) == Reason.CALLER_LEFT
+
+
+async def test_a_browser_that_reloads_before_anybody_answers_is_waited_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, ready = Watched(job, monkeypatch), asyncio.Event()
+    call = Call(line, load_settings())
+
+    async def slow(call: Call) -> None:
+        await ready.wait()
+        await talk(call)
+
+    await call.begin(slow)
+    job.join("ann")
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    job.join("ann")
+    ready.set()
+    assert await call.talking()
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    assert await ended(call) == Reason.CALLER_LEFT

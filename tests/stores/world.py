@@ -1,0 +1,147 @@
+"""Calls with real stores, in this process: the agent's own steps with a terminal for a line, and a fault on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.cli.chat import Chat
+from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge.ingest import ingest
+from agent.memory import open_memory_of
+from agent.memory.delivery import deliver
+from agent.settings import Settings
+from agent.transport.room import Caller
+
+QUESTION, ANSWER = "What does parking cost?", "Parking costs two euros an hour."
+NOT_NOW = "I cannot look that up at the moment."
+DOCUMENT = f"# Parking\n\n{ANSWER}\n\n# Dogs\n\nDogs are welcome if they are quiet.\n"
+STRANGER, KNOWN = "Hello!", "Welcome back"
+
+Act = Callable[[], Awaitable[None] | None]
+
+
+async def nothing() -> None:
+    """What needs no doing."""
+
+
+async def done(act: Act) -> None:
+    """Do it, here or in a thread."""
+    if asyncio.iscoroutinefunction(act):
+        await act()
+    else:
+        await asyncio.to_thread(act)
+
+
+@dataclass
+class Trouble:
+    """What breaks and how it is mended; `healthy` are settings of all calls, `broken` those of the one in trouble."""
+
+    healthy: dict[str, Any] = field(default_factory=dict)
+    broken: dict[str, Any] = field(default_factory=dict)
+    cause: Act = nothing
+    heal: Act = nothing
+    ingest: bool = False  # whether the owner has to run `agent ingest` besides
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of template/docs/agent/faults.md."""
+
+    world: Callable[[Path], AbstractAsyncContextManager[Trouble]]
+    part: str  # that is warned of: memory, knowledge or embedder; empty: no warning
+    when: str  # "before" the call, in "mid"-call, or in mid-call and mended there: "blip"
+    greeting: str = KNOWN
+    answers: tuple[str, ...] = (ANSWER,)  # any of them, to a question asked while it is broken
+    keeps: str = "all"  # of what is said: "all", "new" (from the fault on), "before" (not of the broken call)
+
+
+@dataclass
+class Said:
+    """A call that is over."""
+
+    greeting: str
+    answers: list[str]
+    warnings: list[logging.LogRecord]
+
+    @property
+    def words(self) -> list[str]:
+        """What the memory should have of it, in order."""
+        return [self.greeting, *(word for answer in self.answers for word in (QUESTION, answer))]
+
+
+class Desk:
+    """Takes calls of one caller, one after another."""
+
+    def __init__(
+        self, home: Path, records: Callable[[], Sequence[logging.LogRecord]], trouble: Trouble
+    ) -> None:
+        (home / "knowledge").mkdir(exist_ok=True)
+        (home / "knowledge" / "visit.md").write_text(DOCUMENT, encoding="utf-8")
+        self._records = records
+        given: dict[str, Any] = {
+            "home": home,
+            "data_dir": home / "data",
+            "models": "scripted",
+            "knowledge": "sqlite",
+        }
+        given["knowledge_seconds"] = 1.0  # so that a busy machine is no fault
+        self.settings = Settings.model_validate(
+            {**given, "memory_url": "sqlite", **trouble.healthy}
+        )
+        self.broken = Settings.model_validate(
+            {**given, "memory_url": "sqlite", **trouble.healthy, **trouble.broken}
+        )
+
+    async def call(
+        self, settings: Settings, cause: Act | None = None, heal: Act | None = None
+    ) -> Said:
+        """Call, ask, have it break and ask again, have it mended and ask again, hang up."""
+        before = len(self._records())
+        chat = Chat(settings, Caller("ann", ""))
+        said = Said(await chat.begin(), [], [])
+        said.answers.append(await chat.say(QUESTION))
+        for act in (cause, heal):
+            if act is not None:
+                await done(act)
+                said.answers.append(await chat.say(QUESTION))
+        assert await chat.close() == ""
+        said.warnings = [
+            record
+            for record in self._records()[before:]
+            if record.levelno >= logging.WARNING and record.module != "beside"  # the worker's own
+        ]
+        return said
+
+    async def ingest(self) -> None:
+        """What `agent ingest` does."""
+        async with local_embedder(self.settings, wait=True, alone=True):
+            await ingest(self.settings)
+
+    async def later(self) -> None:
+        """What the worker does between calls, once the breakers' few seconds are over."""
+        for outage in self.settings.data.glob("*.outage"):
+            os.utime(outage, (outage.stat().st_mtime - 60,) * 2)
+        await deliver(self.settings)
+
+    async def remembered(self) -> list[str]:
+        """The words of all turns in the memory, oldest first."""
+        async with open_memory_of(self.settings) as memory:
+            assert memory is not None
+            profile = await memory.recall("ann")
+        return [turn.text for turn in profile.turns] if profile else []
+
+
+@asynccontextmanager
+async def closing(server: Any) -> AsyncIterator[Any]:
+    """A server of ours while this is open; stopped or not, it is gone afterwards."""
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(server.close)
