@@ -490,7 +490,9 @@ async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage:
 
 
 @ends("stt-fails")
-async def test_speech_to_text_that_loses_its_connection_is_spoken_of(end: End, stage: Scene) -> None:
+async def test_speech_to_text_that_loses_its_connection_is_spoken_of(
+    end: End, stage: Scene
+) -> None:
     room = new_room("stt-fails")
     async with stage.caller(room) as caller:
         await caller.hear_text_with("I cannot hear you at the moment")

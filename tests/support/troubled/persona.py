@@ -142,7 +142,8 @@ class Persona(CallAgent):
             "stt-fails": APIConnectionError("no connection", retryable=False),
             "stt-crashes": ZeroDivisionError("a plugin's mistake"),
         }
-        options: dict[str, Any] = {"stt": TroubledSTT(failures[trouble])} if trouble in failures else {}
+        failure = failures.get(trouble)
+        options: dict[str, Any] = {"stt": TroubledSTT(failure)} if failure else {}
         tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "start-hangs" else []
         super().__init__(
             call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools, **options
