@@ -45,7 +45,7 @@ async def run_call(call: Call) -> None:
 
 
 async def open_infrastructure(call: Call) -> None:
-    """Open at once: memory and knowledge, which a call can do without, and the owner's resources."""
+    """Open memory and knowledge, which a call can do without, and the owner's resources."""
     call.memory, call.knowledge, call.resources = await asyncio.gather(
         open_optional(call, "memory", CallMemory.open(call.settings)),
         open_optional(call, "knowledge", knowledge_of(call.settings)),
