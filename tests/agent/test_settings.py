@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from agent import settings
-from agent.settings import Settings, SettingsError, describe, load_settings
+from agent.settings import Settings, SettingsError, settings_problems, load_settings
 
 
 def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -86,7 +86,7 @@ def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(
     monkeypatch.setenv("AGENT_MEMORY_URL", "postgres://x")
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({})
-    problems = "\n".join(describe(caught.value))
+    problems = "\n".join(settings_problems(caught.value))
     assert {line.split(":")[0] for line in problems.splitlines()} == {
         "LIVEKIT_URL",
         "AGENT_PORT",

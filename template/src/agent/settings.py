@@ -6,6 +6,7 @@ In-code defaults < `defaults.toml` beside this file (what was answered when the 
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from functools import lru_cache
@@ -320,15 +321,42 @@ def export_env_file(home: Path) -> None:
         ) from error
 
 
-def describe(error: ValidationError) -> list[str]:
+def settings_problems(error: ValidationError) -> list[str]:
     """One line a problem, named as the environment names it."""
-    lines = []
+    names, lines = variables(), []
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
-        known = Settings.model_fields.get(field)
-        name = field if known is None else (known.alias or f"AGENT_{field.upper()}")
-        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{names.get(field, field)}: {message}")
     return lines
+
+
+def variables() -> dict[str, str]:
+    """The settings, and what each is called in the environment."""
+    fields = Settings.model_fields.items()
+    return {name: field.alias or f"AGENT_{name.upper()}" for name, field in fields}
+
+
+def unknown_variables() -> dict[str, str]:
+    """What looks like a setting in the environment and is none, and the setting it resembles."""
+    known = set(variables().values())
+    unknown = {name for name in os.environ if name.startswith("AGENT_")} - known
+    return {
+        name: "".join(difflib.get_close_matches(name, known, n=1))
+        for name in sorted(unknown)
+        if not name.startswith("AGENT_TEST_")
+    }
+
+
+def traces_are_exported() -> bool:
+    """Whether OpenTelemetry's own variables say where traces go."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
+def says_whether_traces_are_private() -> bool:
+    """Whether the SDK's own variable decides if traces have the conversation."""
+    return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ
 
 
 @lru_cache(maxsize=1)
@@ -338,7 +366,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError(describe(error)) from error
+        raise SettingsError(settings_problems(error)) from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(
             [f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]

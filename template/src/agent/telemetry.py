@@ -1,19 +1,21 @@
 """Logs, metrics and traces. The contract of all three is in docs/agent/logs.md.
 
-A job's records travel to the worker and are formatted there, so what a record carries in `fields` is plain data; and
-they are counted there: a metric of a job's own would have to survive its process, which lives for one call.
+A job's records travel to the worker and are formatted there, so what a record carries in `fields`
+is plain data; and they are counted there: a metric of a job's own would have to survive its
+process, which lives for one call.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, TextIO
+
+from agent.settings import says_whether_traces_are_private, traces_are_exported
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
@@ -169,10 +171,7 @@ def export_spans() -> None:
 
     The names are OpenTelemetry's own; LIVEKIT_TELEMETRY_ALLOW_PII=true, the SDK's, adds the conversation.
     """
-    if not (
-        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    ):
+    if not traces_are_exported():
         return
     from livekit.agents.telemetry import set_tracer_provider
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -181,9 +180,9 @@ def export_spans() -> None:
 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    set_tracer_provider(
-        provider, allow_pii=None if "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ else False
-    )
+    # None leaves it to the SDK, which reads the variable
+    allow_pii = None if says_whether_traces_are_private() else False
+    set_tracer_provider(provider, allow_pii=allow_pii)
 
     def flush() -> None:  # a collector that does not answer may not hold the worker's slot
         flushing = threading.Thread(target=provider.shutdown, daemon=True)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import io
 import os
 import pty
 import signal
@@ -93,9 +92,11 @@ def chat(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     def run(text: str, *arguments: str) -> Ended:
         load_settings.cache_clear()
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        with pytest.raises(SystemExit) as ended:
-            main(["chat", *arguments])
+        (home / "typed").write_text(text, encoding="utf-8")
+        with open(home / "typed", encoding="utf-8") as typed:
+            monkeypatch.setattr("sys.stdin", typed)
+            with pytest.raises(SystemExit) as ended:
+                main(["chat", *arguments])
         out, err = capsys.readouterr()
         return Ended(int(ended.value.code or 0), out.splitlines(), err)
 
@@ -136,8 +137,6 @@ def test_an_agent_that_hangs_up_says_goodbye_and_reads_no_further(chat: Chat) ->
 def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading = threading.Event()
-
     class Hasty(Persona):
         async def welcome(self, profile: Profile | None) -> None:
             await super().welcome(profile)
@@ -148,20 +147,22 @@ def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
             await self.call.hang_up()
 
     class SilentInput:
+        encoding = "utf-8"
+
         def isatty(self) -> bool:
             return False
 
-        def readline(self) -> str:
+        def fileno(self) -> int:
             reading.set()
-            return os.read(nobody_types, 1).decode()
+            return nobody_types
 
+    reading = threading.Event()
     replace(monkeypatch, "agent.persona", Persona=Hasty)
     load_settings.cache_clear()
     nobody_types, writing = os.pipe()
     monkeypatch.setattr("sys.stdin", SilentInput())
     with pytest.raises(SystemExit) as ended:
         main(["chat"])
-    os.close(nobody_types)
     os.close(writing)
 
     assert ended.value.code == 0

@@ -20,7 +20,7 @@ import pytest
 from livekit.protocol.agent_pb import agent_session as protocol
 
 from agent.__main__ import main
-from agent.cli.run import check_yours
+from agent.cli.checks import check_models, check_owner_modules
 from agent.settings import load_settings
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
@@ -434,24 +434,25 @@ def test_own_code_that_cannot_be_imported_is_one_line(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "agent.persona", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
 
-    (problem,) = check_yours()
+    (problem,) = check_owner_modules()
 
-    assert "agent.persona cannot be imported: NameError: name 'colour' is not defined" in problem
+    assert (
+        "agent.persona cannot be imported: NameError: name 'colour' is not defined"
+        in problem.sentence
+    )
 
 
 def test_a_server_without_inference_is_warned_of(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agent.cli.run import warn_models
-
     load_settings.cache_clear()
     elsewhere = load_settings().model_copy(update={"models": "livekit"})
 
-    assert len(warn_models(elsewhere)) == 1
+    assert len(check_models(elsewhere)) == 1
     assert (
-        warn_models(elsewhere.model_copy(update={"livekit_url": "wss://mine.livekit.cloud"})) == []
+        check_models(elsewhere.model_copy(update={"livekit_url": "wss://mine.livekit.cloud"})) == []
     )
-    assert warn_models(elsewhere.model_copy(update={"models": "scripted"})) == []
+    assert check_models(elsewhere.model_copy(update={"models": "scripted"})) == []
 
 
 # ---------------------------------------------------------------------- console

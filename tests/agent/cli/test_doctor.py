@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from agent.__main__ import main
-from agent.cli.doctor import SDK
+from agent.cli.checks import SDK_RANGE
 from agent.memory import Note, spool
 from agent.settings import load_settings
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
@@ -393,7 +393,7 @@ def test_own_code_that_is_no_python_fails_with_its_line(doctor: Doctor, home: Pa
 
 def test_the_sdk_that_doctor_wants_is_the_one_that_is_installed_here() -> None:
     pyproject = ROOT / "template" / "pyproject.toml.jinja"
-    oldest, newest = (".".join(map(str, version)) for version in SDK)
+    oldest, newest = (".".join(map(str, version)) for version in SDK_RANGE)
 
     assert f'"livekit-agents>={oldest},<{newest}"' in pyproject.read_text(encoding="utf-8")
 

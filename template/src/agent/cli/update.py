@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from agent.cli.run import busy, tell
+from agent.cli.terminal import busy
+from agent.cli.terminal import report as tell
 from agent.settings import find_home
 
 COPIER = "copier>=9.15,<10"
