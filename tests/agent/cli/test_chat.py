@@ -4,12 +4,14 @@ import asyncio
 import importlib.util
 import os
 import pty
+import select
 import signal
-import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -18,10 +20,12 @@ import pytest
 from livekit.agents import function_tool
 
 from agent.__main__ import main
+from agent.cli import terminal as terminal_module
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
 from agent.memory import Profile
 from agent.settings import load_settings
+from tests.support.processes import process
 
 needs_index = pytest.mark.skipif(
     importlib.util.find_spec("agent.knowledge.sqlite") is None,
@@ -228,58 +232,124 @@ def test_whoever_chats_again_is_known_and_others_are_not(
     assert greetings == ["Welcome!", "Welcome back!", "Welcome!"]
 
 
-def test_a_reader_that_goes_away_ends_the_conversation(home: Path) -> None:
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "agent", "chat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert chat.stdout is not None
-    chat.stdout.close()
+def test_a_reader_that_goes_away_ends_the_conversation(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as nobody_reads:
+        monkeypatch.setattr("sys.stdout", nobody_reads)
+        ended = chat("thank you\n" * 3)
+    # and closing it, as Python does in the end, raises nothing
 
-    _, told = chat.communicate(b"thank you\n" * 3, timeout=60)
-
-    assert chat.returncode == 0
-    assert b"Traceback" not in told
-    assert b"BrokenPipe" not in told
+    assert ended.code == 0
+    assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("leaving", ["\x04", signal.SIGINT], ids=["ctrl-d", "ctrl-c"])
-def test_at_a_terminal_one_types_and_hangs_up(home: Path, leaving: str | signal.Signals) -> None:
-    ours, theirs = pty.openpty()
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "agent", "chat"], stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    screen = Screen(ours)
-
-    screen.read_until("you ")
-    os.write(ours, b"thank you\n")
-    screen.read_until("You are welcome.")
-    screen.read_until("you ")
-    if isinstance(leaving, str):
-        os.write(ours, leaving.encode())
-    while not isinstance(leaving, str) and chat.poll() is None:
-        chat.send_signal(
-            leaving
-        )  # again if need be: between its prompt and its wait for a key, readline misses it
-        with suppress(subprocess.TimeoutExpired):
-            chat.wait(timeout=5)
-
-    assert chat.wait(timeout=60) == 0
-    assert "Traceback" not in screen.text
-    os.close(ours)
+# ---------------------------------------------------------------------- at a terminal
 
 
-class Screen:
-    """What a terminal shows."""
+class AtOnce(Persona):
+    """Hangs up when the process gets SIGUSR1."""
 
-    def __init__(self, terminal: int) -> None:
-        self._terminal, self.text, self._seen = terminal, "", 0
+    async def welcome(self, profile: Profile | None) -> None:
+        await super().welcome(profile)
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR1, lambda: self.call.spawn(self.call.hang_up())
+        )
 
-    def read_until(self, words: str) -> None:
+
+def chat_at_once(*, with_readline: bool) -> None:
+    """`agent chat` of that persona, in a process of its own."""
+    if not with_readline:
+        vars(terminal_module)["readline"] = None
+    sys.modules["agent.persona"] = ModuleType("agent.persona")
+    sys.modules["agent.persona"].__dict__["Persona"] = AtOnce
+    sys.modules["agent.resources"] = ModuleType("agent.resources")
+    sys.modules["agent.resources"].__dict__["open_resources"] = no_resources
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what is in the background
+    main(["chat"])
+
+
+class Terminal:
+    """What a terminal shows, and its keyboard."""
+
+    def __init__(self) -> None:
+        self._ours, self.theirs = pty.openpty()
+        self.name, self.settings = os.ttyname(self.theirs), termios.tcgetattr(self.theirs)
+        self.text, self._seen = "", 0
+
+    def shows(self, words: str) -> None:
         """Read on until `words` are shown, after what was waited for before."""
         while (at := self.text.find(words, self._seen)) < 0:
-            self.text += os.read(self._terminal, 4096).decode(errors="replace")
+            readable, _, _ = select.select([self._ours], [], [], 60)
+            assert readable, f"{words!r} was never shown, but {self.text[-1000:]!r}"
+            self.text += os.read(self._ours, 4096).decode(errors="replace")
         self._seen = at + len(words)
+
+    def drain(self) -> None:
+        """Read what is left."""
+        while select.select([self._ours], [], [], 0)[0]:
+            self.text += os.read(self._ours, 4096).decode(errors="replace")
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._ours, keys.encode())
+
+    def close(self) -> None:
+        """Unplug it."""
+        os.close(self._ours)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def chatting(home: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Terminal, Process]]:
+    """Somebody who has had one answer and is about to type, with readline or without."""
+    terminal = Terminal()
+    target = partial(chat_at_once, with_readline=request.param)
+    with process(target, terminal=terminal.name) as chat:
+        terminal.shows("Welcome!")
+        terminal.shows("you ")
+        terminal.press("thank you\n")
+        terminal.shows("You are welcome.")
+        terminal.shows("you ")
+        yield terminal, chat
+    terminal.close()
+
+
+def assert_ended(terminal: Terminal, chat: Process) -> None:
+    chat.join(60)
+    terminal.drain()
+    assert chat.exitcode == 0, terminal.text
+    assert "Traceback" not in terminal.text
+    assert termios.tcgetattr(terminal.theirs) == terminal.settings
+
+
+@pytest.mark.parametrize(
+    ("chatting", "keys"),
+    [(True, "\x04"), (True, "exit\n"), (True, "half a line\x03"), (False, "half a line\x03")],
+    indirect=["chatting"],
+)
+def test_at_a_terminal_one_types_and_hangs_up(
+    chatting: tuple[Terminal, Process], keys: str
+) -> None:
+    terminal, _ = chatting
+
+    terminal.press(keys)
+
+    assert_ended(*chatting)
+
+
+@pytest.mark.parametrize("chatting", [True, False], indirect=True)
+def test_an_agent_that_hangs_up_says_goodbye_to_somebody_who_is_typing(
+    chatting: tuple[Terminal, Process],
+) -> None:
+    terminal, chat = chatting
+    terminal.press("half a line")
+    terminal.shows("half a line")
+
+    os.kill(chat.pid or 0, signal.SIGUSR1)
+
+    terminal.shows("Goodbye!")
+    terminal.shows("The call is over.")
+    assert_ended(*chatting)

@@ -279,18 +279,19 @@ async def _typed(conversation: Conversation) -> None:
         if text:
             show(text)
 
-    def show_aside(text: str) -> None:
-        console.print()  # the prompt is there
+    def show_beside_prompt(text: str) -> None:
+        console.print()
         show(text)
 
-    conversation.on_aside = show_aside
+    conversation.on_aside = show_beside_prompt
     console.print(Text("Type to your agent; Ctrl-D or exit hangs up.", "dim"))
     await show_answer(conversation.start())
     while not conversation.ended.is_set():
         line = await unless(conversation.ended, read_line("you    "))
         if line is None:
             console.print()
-            break
+            conversation.on_aside = show
+            return
         if line.lower() in LEAVING:
             return
         if line:

@@ -84,14 +84,17 @@ async def read_line(prompt: str = "") -> str | None:
     """The next line of standard input, stripped; None at its end. A `prompt` is for a terminal.
 
     It is read in a thread, which may wait for ever: neither cancelling this nor the end of the
-    process waits for it.
+    process waits for it. So the thread must not hold a lock that the end needs, such as a buffer's.
     """
     loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    use_readline = readline is not None and prompt != ""
+    if not use_readline:
+        print(prompt, end="", flush=True)
 
     def read() -> None:
         try:
-            line = _read_line(prompt)
-        except (EOFError, OSError):
+            line = input(prompt).strip() if use_readline else _read_unbuffered()
+        except (EOFError, OSError, ValueError):  # also of a terminal that is gone, or no text
             line = None
         with suppress(RuntimeError):  # the loop has closed
             loop.call_soon_threadsafe(lines.put_nowait, line)
@@ -100,11 +103,7 @@ async def read_line(prompt: str = "") -> str | None:
     return await lines.get()
 
 
-def _read_line(prompt: str) -> str | None:
-    if prompt and readline is not None:
-        return input(prompt).strip()
-    print(prompt, end="", flush=True)
-    # unbuffered: at exit, Python would wait for the lock of a buffer that a thread is reading
+def _read_unbuffered() -> str | None:
     line = io.FileIO(sys.stdin.fileno(), closefd=False).readline()
     return line.decode(sys.stdin.encoding, errors="replace").strip() if line else None
 
