@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from agent import settings
-from agent.settings import Settings, SettingsError, settings_problems, load_settings
+from agent.settings import Settings, SettingsError, load_settings, settings_problems
 
 
 def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

@@ -383,7 +383,7 @@ def test_keys_that_the_server_refuses_are_one_line(agent: Agent) -> None:
 
 def start_on(port: int) -> None:
     """`agent start`, when somebody takes the port after it has been checked."""
-    from agent.entrypoint import server
+    from agent.server import server
 
     server._port = port
     main(["start"])

@@ -22,13 +22,13 @@ from agent.cli.terminal import interactive, make_console, read_line, report, unl
 from agent.errors import one_line
 from agent.knowledge import KnowledgeUnavailable
 from agent.settings import Settings, load_settings
-from agent.transport.room import Caller
+from agent.transport import Caller
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession, ConversationItemAddedEvent
 
     from agent.lifecycle import Call
-    from agent.transport.room import CallEvents
+    from agent.transport import CallEvents
 
 LEAVING = {"exit", "quit", "/exit", "/quit"}
 
@@ -127,7 +127,7 @@ class Chat(Conversation):
 
     async def _start(self) -> None:
         # the SDK, which `chat` has loaded
-        from agent.entrypoint import answer
+        from agent.entrypoint import run_call
         from agent.lifecycle import Call
 
         if self._settings.knowledge != "none":
@@ -138,8 +138,8 @@ class Chat(Conversation):
             except KnowledgeUnavailable as error:
                 report(str(error))
         self._call = Call(self._transport, self._settings)
-        await self._call.begin(answer)
-        await self._unless_ended(self._call.talking())
+        await self._call.start(run_call)
+        await self._unless_ended(self._call.wait_greeted())
 
     async def _say(self, text: str) -> None:
         await self._unless_ended(self._turn(text))
@@ -148,7 +148,7 @@ class Chat(Conversation):
         """End the call as a caller does who hangs up."""
         if self._call is not None:
             self._transport.hang_up()
-            await self._call.finished()
+            await self._call.wait_closed()
         await self._stack.aclose()
         reason = (self._call and self._call.reason) or ""
         return reason if reason.startswith("error") else ""
@@ -165,7 +165,7 @@ class Chat(Conversation):
         """Wait for `work`, or for the end of the call and what is still said and closed in it."""
         await unless(self.ended, work)
         if self.ended.is_set() and self._call is not None:
-            await self._call.finished()
+            await self._call.wait_closed()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -201,10 +201,10 @@ class TerminalTransport:
         session.on("conversation_item_added", self._on_item)
         await session.start(agent)
 
-    async def early_words(self) -> list[str]:
+    async def early_texts(self) -> list[str]:
         return []
 
-    async def take_along(self, caller: Caller | None) -> None:
+    async def end_room(self, caller: Caller | None) -> None:
         return
 
     def hang_up(self) -> None:

@@ -22,10 +22,9 @@ from agent.cli.checks import (
 from agent.settings import load_settings
 
 if TYPE_CHECKING:
-    from agent.entrypoint import Server
+    from agent.server import Server
 
-ENTRYPOINT = Path(__file__).parents[1] / "entrypoint.py"
-DEV_GOODBYE_SECONDS = 0.5  # Ctrl-C at a terminal means now
+SERVER = Path(__file__).parents[1] / "server.py"
 
 
 def start() -> int:
@@ -83,11 +82,10 @@ def serve(*, dev: bool) -> int:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
     require(found + check_models(settings))
     prepare_documents(settings)
-    if dev and "stop_goodbye_seconds" not in settings.model_fields_set:
-        # when agent/server.py is there: settings = settings.model_copy(update=…), and
-        # server.configure(settings) below
-        os.environ["AGENT_STOP_GOODBYE_SECONDS"] = str(DEV_GOODBYE_SECONDS)
     server = load_server()
+    if dev and "stop_goodbye_seconds" not in settings.model_fields_set:
+        # Ctrl-C at a terminal means now
+        server.configure(settings.model_copy(update={"stop_goodbye_seconds": 0.5}))
     run_sdk("start", "--log-level", settings.log_level, *(["--dev"] if dev else []))
     # the SDK logs the failure and would exit 0, and then no supervisor restarts the worker
     return 1 if server.failed else 0
@@ -96,7 +94,7 @@ def serve(*, dev: bool) -> int:
 def load_server() -> Server:
     """The worker's server, with everything that a call imports; raises SettingsError."""
     load_calls()
-    from agent.entrypoint import server
+    from agent.server import server
 
     return server
 
@@ -105,4 +103,4 @@ def run_sdk(*arguments: str) -> None:
     """Run the SDK's own command line in this process; its `cli.run_app` is deprecated."""
     from livekit.agents.__main__ import main as sdk
 
-    sdk([*arguments, str(ENTRYPOINT)])
+    sdk([*arguments, str(SERVER)])
