@@ -9,6 +9,13 @@ from pathlib import Path
 import pytest
 
 from agent import settings
+from agent.cli.checks import check_sdk
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so, in one line, if the template was not proven with this version of LiveKit's SDK."""
+    if (sdk := check_sdk()).level != "ok":
+        terminalreporter.write_line(sdk.sentence, yellow=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
-"""Settings: in-code < defaults.toml < .env.local < the environment, and every problem is said at once."""
+"""Settings: in-code < defaults.toml < .env.local < the environment; all problems are reported."""
 
 from __future__ import annotations
 
+import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,40 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVEKIT_API_SECRET", "very-secret-indeed")
     assert "very-secret" not in repr(Settings.model_validate({}))
     assert "very-secret" not in str(Settings.model_validate({}).model_dump())
+
+
+# ---------------------------------------------------------------------- who reads the environment
+
+PACKAGE = Path(settings.__file__).parent
+PASSED_ON = {
+    "cli/update.py": "git, uv and the tests get this environment, less what points elsewhere",
+    "knowledge/embedder_process.py": "the embedder gets this environment, and its threads",
+}
+
+
+def readers_of_the_environment() -> Iterator[str]:
+    """The modules that name os.environ, os.getenv or the like."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = []
+            if isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                names = [alias.name for alias in node.names]
+            if {"environ", "environb", "getenv", "getenvb"} & {*names}:
+                yield path.relative_to(PACKAGE).as_posix()
+
+
+def test_no_module_but_settings_reads_the_environment() -> None:
+    assert {*readers_of_the_environment()} == {"settings.py", *PASSED_ON}
+
+
+def test_what_looks_like_a_setting_and_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MAX_LAOD", "1")
+    monkeypatch.setenv("AGENT_QQQQQQQQQQQQQQQ", "1")
+    monkeypatch.setenv("AGENT_TEST_X", "1")
+
+    unknown = settings.unknown_variables()
+
+    assert (unknown["AGENT_MAX_LAOD"], unknown["AGENT_QQQQQQQQQQQQQQQ"]) == ("AGENT_MAX_LOAD", "")
+    assert "AGENT_TEST_X" not in unknown

@@ -20,7 +20,6 @@ import pytest
 from livekit.agents import function_tool
 
 from agent.__main__ import main
-from agent.cli import terminal as terminal_module
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
 from agent.memory import Profile
@@ -262,7 +261,7 @@ class AtOnce(Persona):
 def chat_at_once(*, with_readline: bool) -> None:
     """`agent chat` of that persona, in a process of its own."""
     if not with_readline:
-        vars(terminal_module)["readline"] = None
+        del sys.modules["readline"]
     sys.modules["agent.persona"] = ModuleType("agent.persona")
     sys.modules["agent.persona"].__dict__["Persona"] = AtOnce
     sys.modules["agent.resources"] = ModuleType("agent.resources")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.util
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ from typing import NamedTuple
 import pytest
 
 from agent.__main__ import main
-from agent.cli.checks import SDK_RANGE
+from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
 from agent.memory import Note, spool
 from agent.settings import load_settings
+from template.tests.conftest import pytest_terminal_summary
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
@@ -391,11 +393,51 @@ def test_own_code_that_is_no_python_fails_with_its_line(doctor: Doctor, home: Pa
     assert examined.about("code")[0].startswith("fail src/agent/persona.py:2 cannot be read")
 
 
-def test_the_sdk_that_doctor_wants_is_the_one_that_is_installed_here() -> None:
-    pyproject = ROOT / "template" / "pyproject.toml.jinja"
-    oldest, newest = (".".join(map(str, version)) for version in SDK_RANGE)
+@pytest.mark.parametrize(
+    ("version", "level", "cure"),
+    [
+        (PROVEN_SDKS[-1], "ok", ""),
+        ("1.8.99", "warn", f"uv lock --upgrade-package livekit-agents=={PROVEN_SDKS[-1]}"),
+        ("1.8.8", "fail", "correct pyproject.toml"),
+        ("1.9.0rc1", "fail", "correct pyproject.toml"),
+    ],
+)
+def test_the_sdk_is_one_that_the_template_was_proven_with(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, version: str, level: str, cure: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
 
-    assert f'"livekit-agents>={oldest},<{newest}"' in pyproject.read_text(encoding="utf-8")
+    examined = doctor()
+
+    (line,) = examined.about("versions")
+    assert line.startswith(level)
+    assert f"livekit-agents {version}" in line
+    assert cure in line
+    assert examined.code == (1 if level == "fail" else 0)
+
+
+@pytest.mark.parametrize("version", [PROVEN_SDKS[-1], "1.8.99"])
+def test_pytest_says_in_one_line_that_the_template_was_not_proven_with_this_sdk(
+    monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, version: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    shown = io.StringIO()
+
+    pytest_terminal_summary(pytest.TerminalReporter(pytestconfig, shown))
+
+    unproven = f"livekit-agents {version} is not a version that the template was proven with"
+    assert [line[: len(unproven)] for line in shown.getvalue().splitlines()] == (
+        [] if version in PROVEN_SDKS else [unproven]
+    )
+
+
+def test_the_sdk_of_these_tests_is_proven_and_within_what_a_project_takes() -> None:
+    oldest, newest = (".".join(map(str, version)) for version in SDK_RANGE)
+    pyproject = (ROOT / "template" / "pyproject.toml.jinja").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+    assert f'"livekit-agents>={oldest},<{newest}"' in pyproject
+    assert f"\nlivekit-agents=={PROVEN_SDKS[-1]} " in pins
 
 
 def test_the_project_is_found_from_any_folder(

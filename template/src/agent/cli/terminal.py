@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-try:
-    import readline  # arrow keys and history for input(); not every Python has it
-except ImportError:
-    readline = None  # type: ignore[assignment]
+with suppress(ImportError):
+    # for its arrow keys and history in input(); not every Python has it
+    import readline  # noqa: F401
 
 T = TypeVar("T")
 
@@ -87,7 +86,7 @@ async def read_line(prompt: str = "") -> str | None:
     process waits for it. So the thread must not hold a lock that the end needs, such as a buffer's.
     """
     loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
-    use_readline = readline is not None and prompt != ""
+    use_readline = "readline" in sys.modules and prompt != ""
     if not use_readline:
         print(prompt, end="", flush=True)
 
