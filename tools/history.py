@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE"),
+    # the tool that `agent update` fetches from a release
+    "updater",
     # what a Cookiecutter without hooks is answered with
     *(
         "needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py",
