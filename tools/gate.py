@@ -42,8 +42,10 @@ from tests.support.templates import (
     git,
     isolated_environment,
     make_template,
+    parse_ownership,
     values_of,
 )
+from tools.ownership import GONE
 
 TRUST = (
     "_tasks",
@@ -82,7 +84,7 @@ PUBLIC = {
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
     ),
-    "agent.memory.store.Profile": ("name", "facts", "calls", "turns", "resumed"),
+    "agent.memory.Profile": ("name", "facts", "calls", "turns", "resumed"),
     "agent.knowledge.KnowledgeUnavailable": (),
     "agent.knowledge.evaluate.evaluate": (),
     "agent.knowledge.evaluate.questions_in": (),
@@ -198,6 +200,24 @@ def environment() -> jinja2.Environment:
     return SandboxedEnvironment(undefined=StrictUndefined, extensions=[ansible])
 
 
+def lost_paths(template: Template, old: str, new: str) -> Iterator[str]:
+    """Paths of a release that are gone: only the template's own may move, and each move is listed."""
+    was, now = ownership_of(template, old), ownership_of(template, new)
+    for kind in ("owner", "shared"):
+        for path in set(was[kind]) - set(now[kind]):
+            yield f"{path} of {old} is no longer {kind}: owners have lines in it, so leave it as it was"
+    for path in set(was["template"]) - set(now["template"]):
+        if now["moved"].get(path) not in now["template"] and not any(
+            fnmatch(path, glob) for glob in GONE
+        ):
+            yield f"{path} of {old} is gone: say in MOVED or GONE of tools/ownership.py where it went"
+
+
+def ownership_of(template: Template, version: str) -> dict[str, Any]:
+    """What `.template.toml` of a release says, whatever is chosen: its conditions are comments of TOML."""
+    return parse_ownership(git(template.path, "show", f"{version}:template/.template.toml.jinja"))
+
+
 def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
     """What an owner's code may use and would miss. It may go when the last release of an earlier minor warned of it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -205,25 +225,38 @@ def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterat
             sources(template, version, Path(folder, version)) for version in (old, new)
         )
         for path, members in PUBLIC.items():
-            parent, name = path.rsplit(".", 1)
-            holders = [(parent, (name,)), *([(path, members)] if members else [])]
-            for holder, names in holders:
-                was, now = find(before, holder), find(after, holder)
-                if was is None or now is None:  # newer than that release, or told already
-                    continue
-                for name in names:
-                    if (known := was.members.get(name)) is None or (minor and is_deprecated(known)):
-                        continue
-                    if name not in now.members:
-                        yield gone(known.path, old)
-                for breakage in griffe.find_breaking_changes(was, now):
-                    known = breakage.obj
-                    ours = breakage.kind in CHANGES and known.path in {
-                        f"{holder}.{name}" for name in names
-                    }
-                    if ours and not (minor and is_deprecated(known)):
-                        what = breakage.kind.value.lower()
-                        yield f"{known.path} is not what it was in {old} ({what}): an owner's code would break"
+            was, now = find(before, path), find(after, path)
+            if was is None or (
+                minor and is_deprecated(was)
+            ):  # newer than that release, or warned of
+                continue
+            if now is None:
+                yield gone(path, old)
+                continue
+            names = [
+                name
+                for name in members
+                if name in was.all_members and not (minor and is_deprecated(was.all_members[name]))
+            ]
+            yield from (
+                gone(f"{path}.{name}", old) for name in names if name not in now.all_members
+            )
+            for breakage in breakages(was, now):
+                of, name = breakage.obj.parent, breakage.obj.name
+                what = breakage.kind.value.lower()
+                problem = f"is not what it was in {old} ({what}): an owner's code would break"
+                if breakage.kind in CHANGES and breakage.obj.path == now.path:
+                    yield f"{path} {problem}"
+                elif breakage.kind in CHANGES and name in names and of and of.name == now.name:
+                    yield f"{path}.{name} {problem}"
+
+
+def breakages(was: griffe.Object, now: griffe.Object) -> Iterator[griffe.Breakage]:
+    """What griffe finds changed, wherever either of the two is defined."""
+    holders = [griffe.Module("holder") for _ in range(2)]
+    for holder, held in zip(holders, (was, now), strict=True):
+        holder.members["held"] = held
+    return griffe.find_breaking_changes(*holders)
 
 
 CHANGES = {
@@ -250,13 +283,13 @@ def sources(template: Template, version: str, folder: Path) -> griffe.Object | g
     return griffe.load("agent", search_paths=[folder / "template" / "src"], allow_inspection=False)
 
 
-def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | griffe.Alias | None:
-    """The object of this path, None if there is none."""
+def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | None:
+    """The object that an owner imports by this path, wherever it is defined; None if there is none."""
     try:
         found: griffe.Object | griffe.Alias = package[path.removeprefix("agent.")]
-    except KeyError:
+        return found.final_target if isinstance(found, griffe.Alias) else found
+    except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
         return None
-    return found
 
 
 def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
@@ -271,10 +304,10 @@ def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
 
 
 def owner_of(path: str, ownership: dict[str, Any]) -> str:
-    """yours, shared or ours."""
-    if any(fnmatch(path, glob) for glob in ownership["yours"]):
-        return "yours"
-    return "shared" if path in ownership["shared"] else "ours"
+    """owner, shared or template."""
+    if any(fnmatch(path, glob) for glob in ownership["owner"]):
+        return "owner"
+    return "shared" if path in ownership["shared"] else "template"
 
 
 def broken_updates(
@@ -306,7 +339,7 @@ def broken_updates(
     for name in sorted(before):
         was = owner_of(name, owners)
         if name not in expected:
-            if was != "ours":
+            if was != "template":
                 found.append(
                     f"{name} is {was} and is gone: an owner's lines would go with it; leave it where it is"
                 )
@@ -314,7 +347,7 @@ def broken_updates(
             found.append(f"{name} was {was} and is {now}: leave it to whom it was")
     for name in sorted(updated.keys() | expected.keys()):
         whose = owner_of(name, owners_now)
-        if whose == "yours":
+        if whose == "owner":
             if name in before and updated.get(name) != before[name]:
                 found.append(f"{name} is the owner's and was changed")
         elif updated.get(name) != expected.get(name):
@@ -369,6 +402,7 @@ def promises_broken(template: Template, version: str = WORK_TREE) -> Iterator[st
         yield from needs_trust(release, configuration(template, release))
     for release in old:
         yield from lost_answers(release, configuration(template, release), now)
+        yield from lost_paths(template, release, newest)
     if old:
         minor = Version(version).release[:2] > Version(old[-1]).release[:2]
         yield from lost_names(template, old[-1], newest, minor=minor)

@@ -90,11 +90,11 @@ def assert_kept(
     for edit in made:
         edit.make(fresh)
     owners, after, expected = fresh.ownership(), project.files(), fresh.files()
-    shared = {*owners["shared"], *owners["ours"]}
+    shared = {*owners["shared"], *owners["template"]}
     assert {name for name in shared if after.get(name) != expected.get(name)} == set(), (
         "what is merged is not the sum"
     )
-    theirs = {name for name in before if owner_of(name, owners) == "yours" or name not in came}
+    theirs = {name for name in before if owner_of(name, owners) == "owner" or name not in came}
     assert {name for name in theirs if after.get(name) != before[name]} == set(), (
         "what is theirs was changed"
     )

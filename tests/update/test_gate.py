@@ -229,7 +229,7 @@ def test_what_is_deprecated_warns_whoever_uses_it(own_template: Template, tmp_pa
     ("name", "complaint"),
     [
         ("template/Dockerfile", "Dockerfile is shared and is gone"),
-        ("template/src/agent/resources.py", "src/agent/resources.py is yours and is gone"),
+        ("template/src/agent/resources.py", "src/agent/resources.py is owner and is gone"),
     ],
 )
 def test_a_file_with_lines_of_owners_stays_where_it_is(
@@ -255,7 +255,9 @@ def test_a_file_stays_with_whom_it_was(own_template: Template, tmp_path: Path) -
     git(own_template.path, "commit", "--quiet", "--all", "--message=class")
     git(own_template.path, "tag", "--force", "--annotate", "--message=class", NEXT)
     found = broken_updates(own_template, WORK_TREE, ANSWERS, tmp_path)
-    assert [said for said in found if "src/agent/resources.py was yours and is ours" in said], found
+    assert [said for said in found if "src/agent/resources.py was owner and is template" in said], (
+        found
+    )
 
 
 def test_an_update_that_does_not_end_at_a_fresh_copy_is_told(

@@ -125,7 +125,7 @@ def test_no_path_has_changed_its_owner_since_it_was_released(
     owner: dict[str, str] = {}
     for version in VERSIONS:
         owners = template.copy(tmp_path / version, version).ownership()
-        for kind in ("yours", "shared", "ours"):
+        for kind in ("owner", "shared", "template"):
             for path in owners[kind]:
                 assert owner.setdefault(path, kind) == kind, (
                     f"{path} was {owner[path]} before {version}"
