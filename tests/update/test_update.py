@@ -22,7 +22,7 @@ from tools.history import PARTS
 NEXT = "v999.1.0"  # this checkout with a fix in it
 VERSIONS = [*released(), WORK_TREE]
 PERSONA = "src/agent/persona.py"
-OURS = "src/agent/settings.py"
+FIXED = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 DEPENDENCY = '"anyio>=4",'
 
@@ -30,7 +30,7 @@ DEPENDENCY = '"anyio>=4",'
 @pytest.fixture
 def fixed(own_template: Template) -> Template:
     """The template with a next release, which changes a file of every class."""
-    own_template.add_line(OURS, FIX)
+    own_template.add_line(FIXED, FIX)
     own_template.add_dependency("anyio>=4")
     for name in (PERSONA, "README.md", "knowledge/news.md"):
         own_template.source(name).touch()
@@ -67,7 +67,7 @@ def test_an_update_brings_the_fix_and_keeps_every_byte_of_the_owners(
     project.update(NEXT)
 
     assert project.conflicts() == []
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
     assert [name for name in project.files() if name.startswith("knowledge/")] == documents
     dependencies = (
@@ -105,7 +105,7 @@ def test_copying_again_overwrites_nothing_of_the_owners(fixed: Template, tmp_pat
     project = fixed.copy(tmp_path / "project")
     theirs = make_it_theirs(project)
     copier.run_recopy(project.path, vcs_ref=NEXT, defaults=True, overwrite=True, quiet=True)
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
 
 
@@ -114,7 +114,7 @@ def test_a_project_from_cookiecutter_updates_too(fixed: Template, tmp_path: Path
     theirs = make_it_theirs(project)
     project.update(NEXT)
     assert project.conflicts() == []
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
     assert project.answers()["_commit"] == NEXT
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from agent_update.patch import apply
-from agent_update.preview import UV, Outcome, copy_of, install_and_test, render
+from agent_update.preview import Outcome, copy_of, install_and_test, newest_release, render
 from agent_update.processes import (
     Failed,
     Refused,
@@ -20,6 +20,7 @@ from agent_update.processes import (
     masked,
     run,
     say,
+    uv,
 )
 from agent_update.project import Project, examine, find_home
 
@@ -31,8 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Update the project; 0 done, 1 it does not fit, 2 nothing was begun, 128 + n for signal n."""
     parser = argparse.ArgumentParser(prog="agent-update", description="Update this project.")
     parser.add_argument("--to", metavar="VERSION", help="such as v1.2.0; by default the newest")
-    again = "answer a question again, such as memory=redis; may be repeated"
-    parser.add_argument("-d", "--data", action="append", default=[], metavar="N=V", help=again)
+    parser.add_argument(
+        "-d",
+        "--data",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="answer a question again, such as memory=redis; may be repeated",
+    )
     parser.add_argument("--preview", action="store_true", help="only say what would change")
     options = parser.parse_args(arguments)
     try:
@@ -51,10 +58,15 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
             cure = "write a question and its answer, such as -d memory=redis"
             raise Refused(f"-d {answer}: {cure}")
     project = examine(find_home())
+    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest_release(project.source)
+    nothing = f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
+    if to == project.version and not data:
+        print(nothing)
+        return
     with copy_of(project) as copy:
         outcome = render(project, copy, to, data)
         if not outcome.files:
-            print(f"Nothing to do: the project is at {project.version}, and nothing is newer.")
+            print(nothing)
             return
         install_and_test(copy, outcome.version)
     way = f"from {project.version} to {outcome.version}"
@@ -71,7 +83,7 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
     venv = os.environ.get("UV_PROJECT_ENVIRONMENT", ".venv")
     if (project.home / venv).is_dir():
         # --inexact: what the owner has installed as well stays
-        command = [UV, "sync", "--inexact"]
+        command = uv("sync", "--inexact")
         environment = clean_environment() | {"UV_PROJECT_ENVIRONMENT": venv}
         problem = "The update is in the project, but cannot be installed: run `uv sync`."
         run("installing the updated project", command, project.home, environment, problem)

@@ -22,10 +22,10 @@ from agent_update.processes import (
     ignoring_signals,
     run,
     status,
+    uv,
 )
 from agent_update.project import Project, read_answers, read_ownership
 
-UV = os.environ.get("UV", "uv")  # `uv tool run` says where it is
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
 SHOWN_LINES = 60
 TEST_LINES = 40
@@ -71,9 +71,8 @@ def copy_of(project: Project) -> Iterator[Path]:
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
     """Have Copier update the copy; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
-    if asked := to or newest_release(project):
-        number = re.fullmatch(r"\d+(\.\d+)+", asked)
-        command += ["--vcs-ref", f"v{asked}" if number else asked]
+    if to:
+        command += ["--vcs-ref", to]
     for answer in data:
         command += ["--data", answer]
     doing = "rendering the update in a copy of the project"
@@ -95,7 +94,7 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
         raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
     if files and git(copy, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
         problem = "Its dependencies cannot be resolved, and the project is as it was:"
-        run("resolving its dependencies", [UV, "lock"], copy, clean_environment(), problem)
+        run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
         git(copy, "add", "--update", "--", ":/", copy=True)
     wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
     patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
@@ -106,20 +105,20 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
 def install_and_test(copy: Path, version: str) -> None:
     """Install the updated copy and run the project's tests there; raises Failed."""
     problem = "Its dependencies cannot be installed, and the project is as it was:"
-    run("installing the updated copy", [UV, "sync"], copy, clean_environment(), problem)
+    run("installing the updated copy", uv("sync"), copy, clean_environment(), problem)
     doing = "running the project's tests in the copy; this takes as long as `uv run pytest`"
     problem = f"the project's tests fail with {version}, {TESTS}"
-    run(doing, [UV, "run", "pytest"], copy, clean_environment(), problem, TEST_LINES)
+    run(doing, uv("run", "pytest"), copy, clean_environment(), problem, TEST_LINES)
 
 
-def newest_release(project: Project) -> str | None:
+def newest_release(source: str) -> str | None:
     """The template's newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
-    address = project.source.removeprefix("git+")
+    address = source.removeprefix("git+")
     for short, host in (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/")):
         if address.startswith(short):
-            address = host + address.removeprefix(short).strip("/")
+            address = host + address.removeprefix(short).strip("/").removesuffix(".git") + ".git"
     asked = ("ls-remote", "--tags", "--refs", "--", os.path.expanduser(address))
-    listed = os.fsdecode(git_result(project.top, *asked).stdout)
+    listed = os.fsdecode(git_result(Path.cwd(), *asked).stdout)
     tags = re.findall(r"refs/tags/(v\d+\.\d+\.\d+)$", listed, re.MULTILINE)
     return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
 

@@ -135,6 +135,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.communicate()
 
 
+def uv(*arguments: str) -> list[str]:
+    """A command of uv, which says where it is when it runs a tool."""
+    return [os.environ.get("UV", "uv"), *arguments]
+
+
 def git_result(
     folder: Path, *arguments: str, copy: bool = False, given: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:

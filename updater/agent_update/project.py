@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from agent_update.processes import Refused, git, git_result, last_words, status
+from agent_update.processes import Refused, git, git_result, status
 
 ANSWERS = ".copier-answers.yml"
 OWNERSHIP = ".template.toml"
@@ -42,9 +42,10 @@ def examine(home: Path) -> Project:
     """The project, of which everything is committed; raises Refused otherwise."""
     found = git_result(home, "rev-parse", "--show-toplevel", "HEAD")
     if found.returncode:
+        complaint = found.stderr.decode(errors="replace").splitlines()[0]
         raise Refused(
-            f"nothing is committed in a git repository in {home} (git: {last_words(found.stderr)}):"
-            " run `git init && git add --all && git commit -m start`, so that it can be undone"
+            f"nothing of {home} is committed ({complaint}): run `git init && git add --all &&"
+            " git commit -m start` there, so that an update can be undone"
         )
     top, head = found.stdout.decode().splitlines()
     for name in (ANSWERS, OWNERSHIP):
@@ -68,7 +69,8 @@ def examine(home: Path) -> Project:
         )
     if not ownership:
         raise Refused(f"{home / OWNERSHIP} cannot be read: restore it from version control")
-    paths = git(home, "rev-parse", *(f"--git-path={name}" for name in IN_PROGRESS))
+    asked = [part for name in IN_PROGRESS for part in ("--git-path", name)]
+    paths = git(home, "rev-parse", *asked)
     if begun := [name for name in map(Path, paths.splitlines()) if (home / name).exists()]:
         problem = f"{top} is in the middle of a merge or the like ({begun[0].name})"
         raise Refused(f"{problem}: finish it, then update")
