@@ -71,7 +71,7 @@ def test_what_comes_once_is_the_owners(both_tools: BothTools) -> None:
 def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(
     template: Template,
 ) -> None:
-    page = template.source("docs/agent/ownership.md").read_text(encoding="utf-8")
+    page = " ".join(template.source("docs/agent/ownership.md").read_text("utf-8").split())
     assert (
         "`src/agent/tools/`, `scripts/`, `tests/yours/` and `docs/` (outside `docs/agent/`)" in page
     )
