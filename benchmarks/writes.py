@@ -70,7 +70,7 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
             await stack.enter_async_context(CallMemory.open(settings)) for _ in range(CALLERS)
         ]
         for caller, memory in enumerate(memories):
-            memory.know(caller_of(number, process, caller))
+            memory.identify(caller_of(number, process, caller))
         await asyncio.gather(
             *(memory.recall() for memory in memories)
         )  # as before every greeting; it connects
@@ -78,7 +78,7 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
         async def talk(caller: int, memory: CallMemory) -> None:
             for at in range(TURNS):
                 began = time.perf_counter()
-                memory.remember(turn_of(f"call-{caller_of(number, process, caller)}", at))
+                memory.add_turn(turn_of(f"call-{caller_of(number, process, caller)}", at))
                 async with asyncio.timeout(PATIENCE):
                     await memory._written.wait()  # `flush` would hurry what is tried again
                 took.append(round(time.perf_counter() - began, 5))

@@ -59,7 +59,7 @@ MOVED = {
     "src/agent/phone.py": "src/agent/cli/call.py",
     "src/agent/undisturbed.py": "src/agent/ignore_sigterm.py",
     "src/agent/update.py": "src/agent/cli/update.py",
-    "src/agent/usage.py": "src/agent/lifecycle/usage.py",
+    "src/agent/usage.py": "src/agent/lifecycle/journal.py",
     "src/agent/worker.py": "src/agent/cli/run.py",
     "tests/line.py": "tests/fake_transport.py",
 }

@@ -234,7 +234,7 @@ class Town:
         mine = self.said.setdefault(person, [])
         call_memory.breaker_of(self.settings).worked()  # time passes between calls
         async with CallMemory.open(self.settings) as memory:
-            memory.know(self.key(step.caller))
+            memory.identify(self.key(step.caller))
             self.check(await memory.recall(), person)
             turns = 0
             for place, what in enumerate(step.says):
@@ -244,15 +244,15 @@ class Town:
                 words, at = f"{person}|{what} {next(self.numbers)}", time.time()
                 if what == "words":
                     turns += 1
-                    memory.remember(Turn(f"call-{number}", str(place), "user", words, at))
+                    memory.add_turn(Turn(f"call-{number}", str(place), "user", words, at))
                 else:
                     note = Note(f"call-{number}", at, **{what: words})
-                    assert memory.note(note) is (self.key(step.caller) is not None)
+                    assert memory.add_note(note) is (self.key(step.caller) is not None)
                     if what == "name":
                         self.names[person] = words
                 mine.append(words)
             if step.ends != "killed":
-                memory.record(
+                memory.add_call(
                     CallRecord(f"call-{number}", "room", step.ends, 1.0, turns, time.time())
                 )
 

@@ -13,7 +13,24 @@ import sys
 import threading
 from datetime import UTC, datetime
 from multiprocessing import util
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
+
+
+class Journal(Protocol):
+    """Where a part of a call reports: the call's own journal, or a log outside a call."""
+
+    def fields(self, **fields: object) -> dict[str, Any]:
+        """`extra=` of a record about this call."""
+        ...
+
+    def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
+        """Warn, and count, that the call goes on without a part; later sentences are DEBUG."""
+        ...
+
+    def took(self, name: str, began: int, **attributes: str | int) -> None:
+        """Add a span from `began` (time.time_ns) until now."""
+        ...
+
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)

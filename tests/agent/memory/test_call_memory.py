@@ -21,10 +21,9 @@ from pathlib import Path
 import pytest
 from livekit.agents import AgentServer
 
-from agent import entrypoint, telemetry
+from agent import server, telemetry
 from agent import sqlite_thread as sqlite_thread_module
-from agent.lifecycle import Reason
-from agent.lifecycle import call as lifecycle
+from agent.lifecycle import Reason, timeouts
 from agent.memory import (
     STORES,
     CallMemory,
@@ -372,13 +371,13 @@ async def test_what_a_call_gives_is_written_in_order(
     store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() == Profile("ann", 1, 0.0)
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
         assert await memory.flush(5)
         assert store.kept == [turn(1)]
-        memory.remember(turn(2))
-        memory.record(ended())
+        memory.add_turn(turn(2))
+        memory.add_call(ended())
 
     assert store.kept == [turn(1), turn(2), ended()]
     assert (memory.lost, warnings(caplog)) == (0, [])
@@ -386,10 +385,10 @@ async def test_what_a_call_gives_is_written_in_order(
 
 async def test_an_unknown_caller_leaves_no_trace(store: FakeStore, settings: Settings) -> None:
     async with CallMemory.open(settings) as memory:
-        memory.know(None)
+        memory.identify(None)
         assert await memory.recall() is None
-        memory.remember(turn(1))
-        memory.record(ended())
+        memory.add_turn(turn(1))
+        memory.add_call(ended())
 
     assert (store.kept, store.asked.is_set()) == ([], False)
 
@@ -399,10 +398,10 @@ async def test_a_store_that_says_nothing_makes_an_unknown_caller_and_one_warning
 ) -> None:
     store.answering.clear()
     async with asyncio.timeout(5), CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
-        memory.remember(turn(1))
-        memory.record(ended())
+        memory.add_turn(turn(1))
+        memory.add_call(ended())
 
     assert (memory.lost, kept(settings)) == (0, [turn(1), ended()])
     assert warnings(caplog) == [
@@ -426,11 +425,11 @@ async def test_an_outage_is_one_warning_without_words(
     caplog.set_level(logging.DEBUG)
     store.trouble = trouble
     async with asyncio.timeout(5), CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
         for number in (1, 2, 3):
-            memory.remember(turn(number, text=SECRET))
-        memory.record(ended())
+            memory.add_turn(turn(number, text=SECRET))
+        memory.add_call(ended())
 
     assert memory.lost + len(kept(settings)) == 4
     assert len(warnings(caplog)) == 1
@@ -442,10 +441,10 @@ async def test_what_could_not_be_written_is_written_when_the_store_is_back(
 ) -> None:
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        memory.remember(turn(1))
+        memory.identify("ann")
+        memory.add_turn(turn(1))
         await store.asked.wait()
-        memory.remember(turn(2))
+        memory.add_turn(turn(2))
         store.trouble = None
         assert await memory.flush(5)
 
@@ -457,9 +456,9 @@ async def test_a_turn_that_cannot_be_written_holds_up_no_other(
     store: FakeStore, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        memory.remember(turn(1, text=SECRET))
-        memory.remember(turn(2))
+        memory.identify("ann")
+        memory.add_turn(turn(1, text=SECRET))
+        memory.add_turn(turn(2))
         assert await memory.flush(5)
 
     assert (store.kept, memory.lost) == ([turn(2)], 1)
@@ -472,9 +471,9 @@ async def test_what_waits_for_a_dead_store_is_bounded(
     monkeypatch.setattr(call_memory, "MOST_WAITING", 3)
     store.answering.clear()
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         for number in range(5):
-            memory.remember(turn(number))
+            memory.add_turn(turn(number))
         store.answering.set()
         assert await memory.flush(5)
 
@@ -486,9 +485,9 @@ async def test_a_store_that_cannot_be_opened_is_one_warning(
 ) -> None:
     monkeypatch.setitem(STORES, "sqlite", f"{__name__}:open_broken")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
 
     assert warnings(caplog) == ["memory: the store is on fire"]
 
@@ -497,9 +496,9 @@ async def test_a_call_without_memory_says_nothing(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings.model_copy(update={"memory_url": "none"})) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
 
     assert caplog.records == []
 
@@ -533,7 +532,12 @@ def test_the_joiners_within_a_name_are_kept(name: str) -> None:
 
 
 def test_the_reasons_of_calls_that_broke_off_are_the_lifecycles() -> None:
-    reasons = {Reason.CALLER_DROPPED, Reason.WORKER_DIED, Reason.JOB_DIED, Reason.error(3, "build")}
+    reasons = {
+        Reason.CALLER_DROPPED,
+        Reason.WORKER_DIED,
+        Reason.JOB_DIED,
+        Reason.error(3, "build agent and session"),
+    }
     every = {value for name, value in vars(Reason).items() if name.isupper()} | reasons
     assert {reason for reason in every if reason.startswith(BROKE_OFF)} == reasons
 
@@ -554,7 +558,7 @@ async def recalled_by_the_next_call(store: FakeStore, settings: Settings) -> Pro
     """What it is told of its caller; the store works again by then."""
     store.trouble = None
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         return await memory.recall()
 
 
@@ -564,7 +568,7 @@ async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
     settings = settings.model_copy(update={"memory_url": "redis://store"})
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
     store.asked.clear()
 
@@ -578,7 +582,7 @@ async def test_a_file_of_this_machines_own_that_failed_one_call_is_asked_by_the_
 ) -> None:
     store.trouble = MemoryUnavailable("this call was late")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
 
     assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
@@ -592,9 +596,9 @@ async def test_a_call_that_was_told_of_an_outage_does_not_wait_long_when_it_is_c
     call_memory.breaker_of(settings).failed()
     store.answering.clear()
     async with asyncio.timeout(30), CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
 
     assert (memory.lost, kept(settings)) == (0, [turn(1)])
 
@@ -606,16 +610,16 @@ async def test_whoever_finds_the_store_working_has_the_next_call_ask_it(
     settings = settings.model_copy(update={"memory_url": "redis://store"})
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         await memory.recall()
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
     store.trouble = None
     if who == "the worker":
         await delivery.deliver(settings)
     else:
         async with CallMemory.open(settings) as other:
-            other.know("bob")
-            other.remember(turn(1))
+            other.identify("bob")
+            other.add_turn(turn(1))
             assert await other.flush(5)
 
     assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
@@ -626,9 +630,9 @@ async def test_a_store_that_can_be_read_but_not_written_goes_on_being_asked(
 ) -> None:
     settings = settings.model_copy(update={"memory_url": "redis://store"})
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         store.trouble = MemoryUnavailable("the store is full")
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
         await store.asked.wait()
 
     assert await recalled_by_the_next_call(store, settings) == Profile("ann", 1, 0.0)
@@ -639,10 +643,10 @@ async def test_an_outage_and_its_end_are_told_once_and_counted_once(
 ) -> None:
     caplog.set_level(logging.INFO)
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         store.trouble = MemoryUnavailable("the store is on fire")
         await memory.recall()
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
         store.trouble = None
         assert await memory.flush(5)
 
@@ -662,11 +666,11 @@ async def test_what_a_call_leaves_is_delivered_in_order_and_once(
     left = [turn(1, text=words), note(2, name="Ada"), turn(3), record]
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        memory.remember(turn(1, text=words))
-        assert memory.note(note(2, name="Ada"))
-        memory.remember(turn(3))
-        memory.record(record)
+        memory.identify("ann")
+        memory.add_turn(turn(1, text=words))
+        assert memory.add_note(note(2, name="Ada"))
+        memory.add_turn(turn(3))
+        memory.add_call(record)
     assert (memory.lost, kept(settings)) == (0, left)
 
     with pytest.raises(MemoryUnavailable):
@@ -685,8 +689,8 @@ async def test_what_a_call_leaves_of_a_store_that_could_not_be_opened_is_deliver
     with monkeypatch.context() as patch:
         patch.setitem(STORES, "sqlite", f"{__name__}:open_broken")
         async with CallMemory.open(settings) as memory:
-            memory.know("ann")
-            memory.remember(turn(1))
+            memory.identify("ann")
+            memory.add_turn(turn(1))
 
     assert await spool.deliver(settings) == 1
     assert store.kept == [turn(1)]
@@ -727,12 +731,11 @@ async def test_a_worker_delivers_from_its_start_to_its_end(
         await store.written.wait()
 
     monkeypatch.setattr(AgentServer, "run", run)
-    monkeypatch.setattr(entrypoint, "settings", settings)
     monkeypatch.setattr(telemetry, "format_root", lambda **options: None)
     spool.keep(spool.folder_of(settings), [("ann", turn(1))])
     before = asyncio.all_tasks()
     async with asyncio.timeout(30):
-        await entrypoint.Server().run()
+        await server.Server(settings).run()
         assert store.kept == [turn(1)]
         for task in asyncio.all_tasks() - before:
             assert task.cancelling()
@@ -741,7 +744,7 @@ async def test_a_worker_delivers_from_its_start_to_its_end(
 
 def test_closing_a_memory_takes_less_than_a_resource_may() -> None:
     for seconds in (call_memory.LAST_SECONDS, call_memory.LAST_SECONDS_IN_OUTAGE):
-        assert seconds + call_memory.SPOOL_SECONDS < lifecycle.CLOSE_SECONDS
+        assert seconds + call_memory.SPOOL_SECONDS < timeouts.CLOSE_SECONDS
 
 
 async def test_two_workers_that_deliver_at_once_double_nothing(
@@ -819,8 +822,8 @@ async def test_a_spool_that_is_full_takes_no_more(
         settings.model_copy(update={"memory_url": "redis://localhost:1"})
     ) as memory:
         memory._store = store
-        memory.know("ann")
-        memory.remember(turn(2, text="x" * 1000))
+        memory.identify("ann")
+        memory.add_turn(turn(2, text="x" * 1000))
 
     assert (memory.lost, kept(settings)) == (1, [turn(1)])
     assert "1 turns and records are lost" in warnings(caplog)[-1]
@@ -833,9 +836,9 @@ async def test_a_data_folder_that_cannot_be_written_is_one_warning(
     settings.data.write_text("a file where the folder should be")
     store.trouble = MemoryUnavailable("the store is on fire")
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
 
     assert memory.lost == 1
     assert len(warnings(caplog)) == 1
@@ -885,10 +888,10 @@ async def test_without_transcripts_no_word_is_written_anywhere(
     for trouble in (None, MemoryUnavailable("the store is on fire")):
         store.trouble = trouble
         async with CallMemory.open(settings) as memory:
-            memory.know("ann")
-            memory.remember(turn(1, text=SECRET))
-            memory.note(note(1, name="Ada"))
-            memory.record(ended())
+            memory.identify("ann")
+            memory.add_turn(turn(1, text=SECRET))
+            memory.add_note(note(1, name="Ada"))
+            memory.add_call(ended())
 
     assert store.kept == kept(settings) == [note(1, name="Ada"), ended()]
 
@@ -903,7 +906,7 @@ async def test_what_was_said_before_transcripts_were_switched_off_is_neither_tol
     spool.keep(spool.folder_of(settings), [("ann", turn(1)), ("ann", ended())])
     settings = settings.model_copy(update={"keep_transcripts": False})
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() == Profile("ann", 1, 0.0, name="Ada")
 
     assert await spool.deliver(settings) == 1
@@ -1109,12 +1112,12 @@ async def test_a_dying_process_writes_the_record_in_whatever_order_its_tasks_are
 
     async def hold() -> None:
         async with CallMemory.open(Settings(memory_url="sqlite")) as memory:
-            memory.know("ann")
+            memory.identify("ann")
             opened.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
-                memory.record(ended())
+                memory.add_call(ended())
 
     holding = asyncio.create_task(hold(), name="keeper")
     await opened.wait()

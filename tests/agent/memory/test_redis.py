@@ -229,7 +229,7 @@ async def test_two_agents_on_one_server_share_no_caller(
 async def test_closing_leaves_no_connection(settings: Settings, raw: Redis) -> None:
     before = {client["id"] for client in await raw.client_list()}
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         await memory.recall()
         assert {client["id"] for client in await raw.client_list()} > before
     assert {client["id"] for client in await raw.client_list()} <= before
@@ -243,13 +243,13 @@ async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
 ) -> None:
     settings = settings_for(server.url)
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        memory.remember(turn(1))
+        memory.identify("ann")
+        memory.add_turn(turn(1))
         assert await memory.flush(30)
         server.kill()
-        memory.remember(turn(2, text=SECRET))
+        memory.add_turn(turn(2, text=SECRET))
         assert await memory.recall() is None
-        memory.record(ended())
+        memory.add_call(ended())
 
     assert (memory.lost, kept(settings)) == (0, [turn(2, text=SECRET), ended()])
     assert len(warnings(caplog)) == 1
@@ -260,11 +260,11 @@ async def test_turns_of_an_outage_are_written_in_order_when_the_server_is_back(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings_for(server.url)) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
         server.kill()
-        memory.remember(turn(1))
-        memory.remember(turn(2))
+        memory.add_turn(turn(1))
+        memory.add_turn(turn(2))
         assert await memory.recall() is None
         server.start()
         assert await memory.flush(30)
@@ -278,11 +278,11 @@ async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings_for(server.url)) as memory:
-        memory.know("ann")
-        memory.remember(turn(1))
+        memory.identify("ann")
+        memory.add_turn(turn(1))
         assert await memory.flush(30)
         server.stall()
-        memory.remember(turn(2))
+        memory.add_turn(turn(2))
         async with asyncio.timeout(
             30
         ):  # only a deadline of ours ends this: the server says nothing, ever
@@ -315,10 +315,10 @@ async def test_a_call_ends_while_the_server_is_stalled(
 ) -> None:
     settings = settings_for(server.url)
     async with asyncio.timeout(30), CallMemory.open(settings) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         server.stall()
         assert await memory.recall() is None
-        memory.remember(turn(1))
+        memory.add_turn(turn(1))
 
     assert (memory.lost, kept(settings)) == (0, [turn(1)])
     assert len(warnings(caplog)) == 1
@@ -407,11 +407,11 @@ async def test_a_full_server_still_tells_who_calls_and_is_written_when_it_has_ro
         Redis.from_url(server.url) as client,
         CallMemory.open(settings_for(server.url)) as memory,
     ):
-        memory.know("ann")
-        memory.remember(turn(1))
+        memory.identify("ann")
+        memory.add_turn(turn(1))
         assert await memory.flush(30)
         await client.config_set("maxmemory", 1)
-        memory.remember(turn(2))
+        memory.add_turn(turn(2))
         assert not await memory.flush(0.3)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1)])
         await client.config_set("maxmemory", 0)
@@ -565,7 +565,7 @@ async def test_an_address_that_is_none_is_one_sentence_without_the_password(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings_for(address)) as memory:
-        memory.know("ann")
+        memory.identify("ann")
         assert await memory.recall() is None
 
     (said,) = warnings(caplog)

@@ -321,12 +321,12 @@ async def test_another_process_that_holds_the_file_stops_no_recall_and_loses_no_
     settings: Settings, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with CallMemory.open(settings) as memory:
-        memory.know("ann")
-        memory.remember(turn(1))
+        memory.identify("ann")
+        memory.add_turn(turn(1))
         assert await memory.flush(30)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            memory.remember(turn(2))
+            memory.add_turn(turn(2))
             assert not await memory.flush(0.5)
             assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1)])
             other.execute("ROLLBACK")
@@ -342,9 +342,9 @@ def write_and_die(settings: Settings, process: int) -> None:
 
     async def write() -> None:
         async with CallMemory.open(settings) as memory:
-            memory.know("ann")
+            memory.identify("ann")
             for number in range(20):
-                memory.remember(turn(number, call=f"call-{process}"))
+                memory.add_turn(turn(number, call=f"call-{process}"))
             os._exit(0 if await memory.flush(60) else 1)
 
     logging.disable()

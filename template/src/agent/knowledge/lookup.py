@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from functools import cache
 
 from agent.circuit_breaker import CircuitBreaker
+from agent.errors import one_line
 from agent.knowledge import KnowledgeUnavailable, Passage
 from agent.knowledge.ranking import words_of
 from agent.lifecycle import Call
-from agent.lifecycle.call import describe
 from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
@@ -45,15 +45,17 @@ async def look_up(call: Call, question: str) -> str:
         outcome = "late" if isinstance(error, TimeoutError) else "error"
         if breaker and outcome == "late":  # an error costs nobody any time
             breaker.failed()
-        said = str(error) if isinstance(error, KnowledgeUnavailable) else describe(error)
+        said = str(error) if isinstance(error, KnowledgeUnavailable) else one_line(error)
         sentence = (
             said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
         )
-        call.warn_once("knowledge", log, f"answers go on without documents: {sentence}")
+        call.journal.warn_once("knowledge", log, f"answers go on without documents: {sentence}")
     sources = [f"{passage.source} > {passage.title}" for passage in passages]
     milliseconds = round((time.time_ns() - began) / 1e6)
-    log.info("looked up", extra=call.about(outcome=outcome, passages=sources, ms=milliseconds))
-    call.took("look up", began, outcome=outcome, passages="; ".join(sources))
+    log.info(
+        "looked up", extra=call.journal.fields(outcome=outcome, passages=sources, ms=milliseconds)
+    )
+    call.journal.took("look up", began, outcome=outcome, passages="; ".join(sources))
     if outcome != "ok":
         return f"{NOT_SEARCHED} {HONEST}"
     if not passages:

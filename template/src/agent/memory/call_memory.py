@@ -45,7 +45,7 @@ def breaker_of(settings: Settings) -> CircuitBreaker:
 
 
 class CallMemory:
-    """The memory of one call. Until `know` names the caller nothing is recalled or written.
+    """The memory of one call. Until `identify` names the caller nothing is recalled or written.
 
     No method raises anything of the store's. Whatever goes wrong in a call is one warning, without the caller's words.
     """
@@ -106,7 +106,7 @@ class CallMemory:
         """How many turns, notes and records are neither in the store nor kept for it: given up, or still waiting."""
         return self._dropped + len(self._waiting)
 
-    def know(self, caller: str | None) -> None:
+    def identify(self, caller: str | None) -> None:
         """From here on the caller is this key of `remembered_as`; None is a stranger who leaves no trace."""
         self._caller = caller
 
@@ -134,16 +134,16 @@ class CallMemory:
         self._answered()
         return profile if self._transcripts or profile is None else replace(profile, turns=[])
 
-    def remember(self, turn: Turn) -> None:
+    def add_turn(self, turn: Turn) -> None:
         """Have a finished turn written, now if the store can, else as soon as it can; returns at once."""
         if self._transcripts:
             self._write(turn)
 
-    def note(self, note: Note) -> bool:
+    def add_note(self, note: Note) -> bool:
         """Have a name or a fact written likewise; False of a caller who is not remembered."""
         return self._write(note)
 
-    def record(self, call: CallRecord) -> None:
+    def add_call(self, call: CallRecord) -> None:
         """Have the call's record written after its turns; returns at once."""
         self._write(call)
 
