@@ -242,6 +242,29 @@ def test_a_file_with_lines_of_owners_stays_where_it_is(
     assert [said for said in found if complaint in said], found
 
 
+def test_a_file_of_the_template_moves_only_if_it_is_said_where_to(own_template: Template) -> None:
+    source = own_template.source("docs/agent/ends.md")
+    source.rename(source.with_name("endings.md"))
+    own_template.release(NEXT)
+    (complaint,) = {said.partition(" of v")[0] for said in promises_broken(own_template)}
+    assert complaint == "docs/agent/ends.md"
+
+    ownership = own_template.path / "template" / ".template.toml.jinja"
+    with ownership.open("a", encoding="utf-8") as file:
+        file.write('"docs/agent/ends.md" = "docs/agent/endings.md"\n')
+    git(own_template.path, "commit", "--quiet", "--all", "--message=moved")
+    git(own_template.path, "tag", "--force", "--annotate", "--message=moved", NEXT)
+    assert list(promises_broken(own_template)) == []
+
+
+def test_a_name_has_to_stay_importable_from_where_owners_import_it(own_template: Template) -> None:
+    own_template.source("src/agent/lifecycle/__init__.py").write_text('"""Empty."""\n', "utf-8")
+    own_template.release(NEXT)
+    found = list(promises_broken(own_template))
+    assert any("agent.lifecycle.Call is gone" in said for said in found), found
+    assert any("agent.lifecycle.Reason is gone" in said for said in found), found
+
+
 def test_a_file_stays_with_whom_it_was(own_template: Template, tmp_path: Path) -> None:
     replace(own_template, "copier.yml", "  - /src/agent/resources.py\n", "")
     ownership = own_template.path / "template" / ".template.toml.jinja"
