@@ -3,8 +3,9 @@
     python tools/ownership.py            write it
     python tools/ownership.py --check    exit 1 if it is not what would be written
 
-An update brings fixes to the template's files, merges the shared ones, and never changes the owner's. A file that is
-neither the owner's nor shared is the template's. A released path never changes its class, and only the template's move.
+An update brings fixes to the template's files, merges the shared ones, and never changes the
+owner's. A file that is neither the owner's nor shared is the template's. A released path never
+changes its class, and only the template's may move.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ SHARED = (
     "deploy/kubernetes.yaml",
     "pyproject.toml",
 )
-# Where the template's files of earlier releases are now: `agent update` says it to an owner who had changed one. After
-# v0.5.0 they are meant to rest. A path that is gone for good is in GONE; the gate wants each in one of the two.
+# Where the template's files of earlier releases are now: `agent update` says it to an owner who has
+# changed one. After v0.5.0 they are meant to rest. A path without a successor is in GONE; the gate
+# wants each path that is gone in one of the two.
 MOVED = {
     "src/agent/breaker.py": "src/agent/circuit_breaker.py",
     "src/agent/chat.py": "src/agent/cli/chat.py",
@@ -77,7 +79,7 @@ HEAD = f"""\
 #   owner      you: updates never change these
 #   shared     both: updates merge these; add your lines below the mark
 #   template   updates: they bring fixes; `agent doctor` says which of them you have changed
-#   sha256     of the template's files that are the same in every project; the others hold your answers
+#   sha256     of those of the template that are the same in every project: without your answers
 #   moved      where the template's files of earlier versions are now
 
 mark = "{MARK}"

@@ -1,4 +1,4 @@
-"""What owners do to their projects: edits that an update has to keep or to stop at, and the update itself."""
+"""What owners do to their projects: edits that an update keeps or stops at, and the update."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Describe:
 
 @dataclass(frozen=True)
 class Depend:
-    """`uv add`; without `lock` only pyproject.toml is written, and nothing is resolved or installed."""
+    """`uv add`; without `lock` only pyproject.toml is written, and nothing is installed."""
 
     package: str
     options: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""`agent update` in real projects: the real uv fetches the updater, Copier renders, the project's tests run."""
+"""`agent update` in real projects: the real uv fetches the updater, and their tests run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Desk:
 
 
 def unkind_settings(folder: Path) -> Path:
-    """What people set for all their repositories, and what makes Copier by itself drop lines of theirs."""
+    """What people set for all their repositories, and what makes Copier drop lines of theirs."""
     (folder / "attributes").write_text("* -diff\n", encoding="utf-8")
     (folder / "excludes").write_text("AGENTS.md\npyproject.toml\n", encoding="utf-8")
     core = f"[core]\nattributesFile = {folder}/attributes\nexcludesFile = {folder}/excludes\n"

@@ -1,4 +1,4 @@
-"""Whatever owners do to their projects, an update brings what is new and keeps every byte of theirs."""
+"""An update brings what is new and keeps every byte of the owner's, for any edits of theirs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def pristine(
     history: Template, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Project]:
-    """A project of a release with the n-th set of its answers, committed; each is rendered once and then copied."""
+    """A committed project of a release with the n-th set of its answers; rendered once each."""
     folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, int], Project]()
 
     def copy(version: str, number: int) -> Project:
@@ -81,7 +81,7 @@ def assert_kept(
     number: int,
     made: list[Edit],
 ) -> None:
-    """Make the edits, update, and compare with a fresh copy of the newest version with the same edits."""
+    """Make the edits, update, and compare with a fresh copy with the same edits."""
     project = pristine(version, number)
     came = project.files().keys()
     for edit in made:

@@ -1,4 +1,4 @@
-"""The gate: every release updates to this checkout as promised, and a template that breaks a promise is told so."""
+"""The gate: every release updates to this checkout as promised, and broken promises are found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.gate import (
 )
 
 NEXT = "v999.1.0"
-EVERY = 5  # of so many sets of answers `make test` tries one; `make test-all` and `make release` try all
+EVERY = 5  # of so many sets of answers `make test` tries one; the slow tests and releases try all
 ANSWERS = {"knowledge": "none", "memory": "none", "license": "Apache-2.0"}
 
 
@@ -287,7 +287,8 @@ def test_an_update_that_does_not_end_at_a_fresh_copy_is_told(
     own_template: Template, tmp_path: Path
 ) -> None:
     config = own_template.path / "copier.yml"
-    once = "{% if _copier_operation == 'update' %}/docs{% endif %}"  # what comes once only has to be the owner's
+    # a file that comes only once has to be the owner's
+    once = "{% if _copier_operation == 'update' %}/docs{% endif %}"
     config.write_text(
         config.read_text(encoding="utf-8").replace("_exclude:\n", f'_exclude:\n  - "{once}"\n', 1),
         "utf-8",

@@ -1,4 +1,4 @@
-"""`make release` adds a version to the bundle once, and any checkout rebuilds the history from it."""
+"""`make release` adds a version to the bundle once; any checkout rebuilds the history from it."""
 
 from __future__ import annotations
 

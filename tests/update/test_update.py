@@ -1,4 +1,4 @@
-"""`copier update` brings what is ours and keeps what is the owner's, from every release to this checkout."""
+"""`copier update` brings the template's fixes and keeps the owner's files, from every release."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The updater with a real git: what it refuses, what does not fit, and that it changes all or nothing.
+"""The updater with a real git: what it refuses, what does not fit, and that it is all or nothing.
 
-Most tests have a stand-in for Copier and uv, which changes files as these do; the last ones have the real Copier.
+Most tests have a stand-in for Copier and uv, which changes files as they do; the last ones have the
+real Copier.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ BROUGHT = ["src/agent/lifecycle.py", "src/agent/memory/sqlite.py"]
 REAL_PYTHON = sys.executable
 FILES = {
     ".gitignore": ".env.local\n*.log\n*.rej\n",
-    ".copier-answers.yml": "# Yours.\n_commit: v1.0.0\n_src_path: git+file:///nowhere\nmemory: sqlite\n",
+    ".copier-answers.yml": (
+        "# Yours.\n_commit: v1.0.0\n_src_path: git+file:///nowhere\nmemory: sqlite\n"
+    ),
     "src/agent/lifecycle.py": "# slow\n",
     "src/agent/memory/sqlite.py": "# rows\n",
     "src/agent/persona.py": "# mine\n",
@@ -223,8 +226,8 @@ def test_an_update_that_fits_is_left_for_its_owner_to_commit(
     assert project.git("diff", "--cached") == ""
     assert "from v1.0.0 to v1.1.0" in ended.out
     assert (
-        "  new      new.py\n  changed  src/agent/lifecycle.py\n  deleted  src/agent/memory/sqlite.py\n"
-        in ended.out
+        "  new      new.py\n  changed  src/agent/lifecycle.py\n"
+        "  deleted  src/agent/memory/sqlite.py\n" in ended.out
     )
     assert "CHANGELOG.md of git+file:///nowhere at v1.1.0" in ended.out
 
@@ -312,7 +315,8 @@ def test_copier_sees_none_of_the_settings_by_which_git_leaves_lines_out(
 ) -> None:
     settings = tmp_path / "gitconfig"
     settings.write_text(
-        f"[apply]\nwhitespace = error\n[core]\nattributesFile = {settings}\nexcludesFile = {settings}\n"
+        f"[apply]\nwhitespace = error\n[core]\nattributesFile = {settings}\n"
+        f"excludesFile = {settings}\n"
     )
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
@@ -409,7 +413,8 @@ def unmerged(name: str) -> str:
 name, top = {name!r}, os.popen("git rev-parse --show-toplevel").read().strip()
 blob = os.popen(f"git rev-parse HEAD:{{name}}").read().strip()
 with os.popen(f"git -C '{{top}}' update-index --index-info", "w") as git:
-    git.write(f"0 {"0" * 40}\\t{{name}}\\n100644 {{blob}} 1\\t{{name}}\\n100644 {{blob}} 2\\t{{name}}\\n")
+    for entry in (f"0 {"0" * 40}", f"100644 {{blob}} 1", f"100644 {{blob}} 2"):
+        git.write(f"{{entry}}\\t{{name}}\\n")
 """
 
 
@@ -486,7 +491,8 @@ def test_what_git_finds_in_its_way_half_way_through_undoes_what_it_has_done(
 ) -> None:
     project.write(".gitignore", FILES[".gitignore"] + "ops\n")
     project.commit()
-    code = f"\nos.remove('{BROUGHT[1]}')\nos.mkdir('ops')\npathlib.Path('{new}').write_text('the template')"
+    code = f"\nos.remove('{BROUGHT[1]}')\nos.mkdir('ops')\n"
+    code += f"pathlib.Path('{new}').write_text('the template')"
     does("copier", FIX + code)
     project.write(there, "the owner\n")
 
