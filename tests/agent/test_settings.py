@@ -155,7 +155,7 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PACKAGE = Path(settings.__file__).parent
 PASSED_ON = {
-    "cli/update.py": "git, uv and the tests get this environment, less what points elsewhere",
+    "cli/update.py": "uv says there where it is, and the updater gets this environment",
     "knowledge/embedder_process.py": "the embedder gets this environment, and its threads",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -19,6 +19,7 @@ COMMANDS = {
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),
     "doctor": ("doctor",),
+    "update": ("update",),
 }
 
 
@@ -35,7 +36,6 @@ def build_app() -> typer.Typer:
         if find_spec(f"{__name__}.{module}"):
             for name in commands:
                 app.command()(_exiting(getattr(import_module(f"{__name__}.{module}"), name)))
-    app.command("update")(_exiting(update_project))
     return app
 
 
@@ -47,27 +47,3 @@ def _exiting(command: Callable[..., int]) -> Callable[..., None]:
         raise typer.Exit(command(*arguments, **options))
 
     return run
-
-
-def update_project(
-    to: Annotated[
-        str | None,
-        typer.Option(metavar="VERSION", help="Such as v1.2.0; by default the newest."),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            *("-d", "--data"), metavar="NAME=VALUE", help="Change an answer, such as memory=redis."
-        ),
-    ] = None,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Try all of it and say what would change.")
-    ] = False,
-) -> int:
-    """Bring the template's fixes here: tried and tested in a copy, then left for you to commit.
-
-    What does not fit or fails the tests changes nothing here: exit 1, and what to do.
-    """
-    from agent.cli.update import update
-
-    return update(to, data or [], preview=preview)

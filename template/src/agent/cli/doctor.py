@@ -8,6 +8,7 @@ import json
 import platform
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -27,7 +28,7 @@ from agent.cli.checks import (
 )
 from agent.cli.code_checks import check_code
 from agent.cli.terminal import busy, make_console
-from agent.cli.update import masked, read_answers, read_ownership
+from agent.cli.update import answer, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable, opener_of
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
@@ -73,7 +74,7 @@ def check_everything() -> Iterator[Finding]:
     yield from check_template(home)
     ownership = read_ownership(home)
     yield from check_files(home, ownership)
-    yield from check_code(home, None if ownership is None else set(ownership.get("ours", [])))
+    yield from check_code(home, None if ownership is None else set(ownership.get("template", [])))
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
@@ -156,13 +157,21 @@ def check_memory(settings: Settings) -> list[Finding]:
 
 def check_template(home: Path) -> Iterator[Finding]:
     """Which version of which template the project is at."""
-    answers = read_answers(home)
-    if {"_commit", "_src_path"} <= answers.keys():
-        what = f"at {answers['_commit']} of {masked(answers['_src_path'])}"
+    version, source = answer(home, "_commit"), answer(home, "_src_path")
+    if version and source:
+        what = f"at {version} of {masked(source)}"
         yield Finding("ok", "template", what, "`agent update` looks for a newer one")
     elif is_checkout(home):
         cure = "restore .copier-answers.yml from version control if you did not mean to"
         yield Finding("ok", "template", "left: this project gets no updates", cure)
+
+
+def read_ownership(home: Path) -> dict[str, Any] | None:
+    """What `.template.toml` says of the template's files; None if it cannot be read."""
+    try:
+        return tomllib.loads((home / ".template.toml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
 
 
 def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
@@ -170,13 +179,13 @@ def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
     if ownership is None:
         what = f"{home / '.template.toml'} cannot be read"
         return [Finding("warn", "files", what, "restore it from version control")]
-    if is_checkout(home) and not read_answers(home):
+    if is_checkout(home) and not answer(home, "_commit"):
         what = "all of them are yours, because the project has left its template"
         return [Finding("ok", "files", what)]
     hashes: dict[str, str] = ownership.get("sha256", {})
     move = "move your change to persona.py or resources.py"
     found = []
-    for name in ownership.get("ours", []):
+    for name in ownership.get("template", []):
         path = home / name
         if not path.is_file():
             if is_checkout(home):
