@@ -16,15 +16,13 @@ from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption
 
-from agent import telemetry
+from agent import knowledge, memory, telemetry
 from agent.conversation import CallAgent
 from agent.conversation.agent import build_session, conversation
-from agent.knowledge import KnowledgeUnavailable, index_of, knowledge_of
-from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge import KnowledgeUnavailable, local_embedder, open_knowledge
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.call import HANG_UP_SECONDS, OpenFailed, describe
-from agent.memory import CallMemory, MemoryUnavailable, Profile, opener_of, remembered_as
-from agent.memory.delivery import keep_delivering
+from agent.memory import MemoryUnavailable, Profile, keep_delivering, open_memory
 from agent.models import ModelsUnavailable, models_of
 from agent.settings import load_settings
 from agent.transport.room import RoomTransport, end_room
@@ -45,6 +43,8 @@ async def answer(call: Call) -> None:
         session, persona = build_session(call, models_of(call.settings)), build_persona(call)
     async with call.step(4, "wait for the caller"):
         caller = await call.wait_for_caller()
+        if call.memory is not None:
+            call.memory.identify(persona.remembered_as(caller))
     async with call.step(5, "start the session"):  # while the caller's data loads
         profile = call.spawn(recall(call), name="recall")
         call.session = await call.converse(conversation(call, session, persona, caller))
@@ -58,14 +58,18 @@ async def answer(call: Call) -> None:
 async def open_infrastructure(call: Call) -> None:
     """Memory and knowledge, which a call can do without, and the owner's resources, which it cannot; all at once."""
     call.memory, call.knowledge, call.resources = await asyncio.gather(
-        open_optional(call, "memory", CallMemory.open(call.settings)),
-        open_optional(call, "knowledge", knowledge_of(call.settings)),
+        open_optional(call, "memory", open_memory(call.settings, call.journal)),
+        open_optional(call, "knowledge", open_knowledge(call.settings, call.journal)),
         open_resources(call),
     )
 
 
-async def open_optional(call: Call, name: str, manager: AbstractAsyncContextManager[T]) -> T | None:
-    """Open a part that makes a call better but may never cost one."""
+async def open_optional(
+    call: Call, name: str, manager: AbstractAsyncContextManager[T] | None
+) -> T | None:
+    """Open a part that makes a call better but may never cost one; None is one not chosen."""
+    if manager is None:
+        return None
     try:
         return await call.open(name, manager)
     except OpenFailed as error:
@@ -101,10 +105,8 @@ def yours(name: str) -> Any | None:
 
 async def recall(call: Call) -> Profile | None:
     """What is known of the caller, in time for the greeting; None for a stranger, or without memory."""
-    if call.memory is None or call.caller is None:
+    if call.memory is None:
         return None
-    who = call.caller
-    call.memory.know(remembered_as(who.identity, who.kind, who.attributes, call.settings))
     return await call.memory.recall()  # never raises, and never takes longer than memory_seconds
 
 
@@ -178,8 +180,8 @@ def prewarm(process: JobProcess) -> None:
             importlib.import_module(name)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
         models_of(settings)
-        opener_of(settings)
-        index_of(settings)
+        memory.load(settings)
+        knowledge.load(settings)
 
 
 server = Server(

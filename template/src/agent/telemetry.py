@@ -13,7 +13,7 @@ import sys
 import threading
 from datetime import UTC, datetime
 from multiprocessing import util
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
@@ -33,6 +33,41 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
     "fields",
     "taskName",
 }
+
+
+class Journal(Protocol):
+    """What the parts of a call report to it; docs/agent/logs.md has the contract."""
+
+    def fields(self, **fields: object) -> dict[str, Any]:
+        """`extra=` of a record about this call."""
+        ...
+
+    def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
+        """Warn, and count, that the call goes on without a part; what follows is for debugging."""
+        ...
+
+    def took(self, name: str, began: int, **attributes: str | int) -> None:
+        """Add a span to the call's trace from `began` (time.time_ns) until now."""
+        ...
+
+
+class LogJournal:
+    """A `Journal` of what runs outside a call: records name no call, and nothing is traced."""
+
+    def __init__(self) -> None:
+        self._degraded: set[str] = set()
+
+    def fields(self, **fields: object) -> dict[str, Any]:
+        return {"fields": fields}
+
+    def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
+        known = part in self._degraded
+        self._degraded.add(part)
+        extra = self.fields() if known else self.fields(degraded=part)
+        log.log(logging.DEBUG if known else logging.WARNING, "%s", sentence, extra=extra)
+
+    def took(self, name: str, began: int, **attributes: str | int) -> None:
+        return
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

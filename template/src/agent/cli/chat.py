@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agent import telemetry
 from agent.cli.run import load_server, tell, warn_models
-from agent.knowledge import KnowledgeUnavailable
-from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call
 from agent.lifecycle.call import describe
 from agent.settings import Settings, load_settings
@@ -116,7 +115,9 @@ class Chat(Talk):
         from agent.entrypoint import answer
 
         try:
-            await self._beside.enter_async_context(local_embedder(self._call.settings, wait=True))
+            self._call.settings = await self._beside.enter_async_context(
+                local_embedder(self._call.settings, wait=True)
+            )
         except KnowledgeUnavailable as error:
             tell(str(error))
         with self.answering() as greeting:

@@ -224,10 +224,9 @@ def check_documents(settings: Settings) -> Iterator[Finding]:
 async def look_at_documents(settings: Settings) -> list[Finding]:
     """Every document is read; raises KnowledgeUnavailable if there is none."""
     from agent.knowledge import KnowledgeUnavailable, index_of
-    from agent.knowledge.documents import KINDS, documents_in, roots_of
+    from agent.knowledge.documents import READABLE, documents_in, roots_of
 
-    index = index_of(settings)
-    about = await index.about() if index else None
+    about = await index_of(settings).manifest()
     try:
         roots = roots_of(settings, [Path(root) for root in about.roots] if about else ())
     except KnowledgeUnavailable as error:
@@ -249,7 +248,8 @@ async def look_at_documents(settings: Settings) -> list[Finding]:
             found.append(finding("warn", "documents", f"{document.source} {problem}"))
     if not documents:
         raise KnowledgeUnavailable(
-            f"{settings.documents} has no document that can be read: put documents there ({KINDS})"
+            f"{settings.documents} has no document that can be read: put documents there "
+            f"({READABLE})"
         )
     where = ", ".join(map(str, roots))
     return [*found, Finding("ok", "documents", f"{documents} in {where}, passages: {passages}")]
@@ -257,8 +257,7 @@ async def look_at_documents(settings: Settings) -> list[Finding]:
 
 async def look_at_index(settings: Settings) -> list[Finding]:
     """Whether it is up to date, and can be searched by meaning as well."""
-    from agent.knowledge import KnowledgeUnavailable
-    from agent.knowledge.embedder_process import local_embedder
+    from agent.knowledge import KnowledgeUnavailable, local_embedder
     from agent.knowledge.embeddings import SHARE, embedder_of
     from agent.knowledge.ingest import stale
 
@@ -279,7 +278,7 @@ async def look_at_index(settings: Settings) -> list[Finding]:
         cure = "set AGENT_EMBEDDINGS=local or to a server's address (docs/agent/knowledge.md), or leave it"
         return [*found, Finding("ok", "embedder", cost, cure)]
     try:
-        async with local_embedder(settings, wait=True), embedder_of(settings) as embedder:
+        async with local_embedder(settings, wait=True) as inside, embedder_of(inside) as embedder:
             assert embedder is not None
             dimension = (await embedder.embed(["Are you there?"])).shape[1]
             began = time.monotonic()
@@ -301,10 +300,10 @@ async def look_at_index(settings: Settings) -> list[Finding]:
 
 def check_memory(settings: Settings) -> Iterator[Finding]:
     """Whether callers can be remembered, and whether some wait for it."""
-    from agent.memory import MemoryUnavailable, open_memory_of, spool
+    from agent.memory import MemoryUnavailable, open_store, spool
 
     async def ask() -> None:
-        async with asyncio.timeout(MEMORY_SECONDS), open_memory_of(settings) as memory:
+        async with asyncio.timeout(MEMORY_SECONDS), open_store(settings) as memory:
             if memory is not None:
                 await memory.check()
 

@@ -11,13 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from agent.cli.run import busy, tell
-from agent.knowledge import IngestReport, KnowledgeUnavailable, index_of
-from agent.knowledge.chunks import SCHEMA
+from agent.knowledge import IngestReport, KnowledgeUnavailable, index_of, local_embedder
 from agent.knowledge.embedder import load, models_folder
-from agent.knowledge.embedder_process import local_embedder
 from agent.knowledge.embeddings import model_of
 from agent.knowledge.evaluate import Result, evaluate, questions_in
-from agent.knowledge.ingest import Progress, ingest, stale
+from agent.knowledge.ingest import Progress, ingest, is_current, stale
 from agent.settings import Settings, load_settings
 
 
@@ -26,9 +24,9 @@ def ingest_documents(paths: Sequence[Path]) -> int:
     settings = load_settings()
 
     async def run() -> IngestReport:
-        async with local_embedder(settings, wait=True, alone=True):
+        async with local_embedder(settings, wait=True, alone=True) as inside:
             with showing("reading the documents") as progress:
-                return await ingest(settings, paths, progress)
+                return await ingest(inside, paths, progress)
 
     report = asyncio.run(run())
     changes = "".join(
@@ -51,7 +49,7 @@ def prepare_documents(settings: Settings) -> None:
 
     async def prepare() -> IngestReport | None:
         index = index_of(settings)
-        if index is None or not await stale(settings):
+        if not await stale(settings):
             return None
         if index.shared:
             tell(
@@ -59,16 +57,16 @@ def prepare_documents(settings: Settings) -> None:
             )
             return None
         try:
-            async with local_embedder(settings, wait=True, alone=True):
+            async with local_embedder(settings, wait=True, alone=True) as inside:
                 with showing("reading the documents") as progress:
                     return await ingest(
-                        settings, (), lambda line, done, total: progress("", done, total)
+                        inside, (), lambda line, done, total: progress("", done, total)
                     )
         except KnowledgeUnavailable as error:
             if settings.embeddings == "none":
                 raise
-            old = await index.about()
-            if old is not None and old.schema == SCHEMA and old.model == model_of(settings):
+            old = await index.manifest()
+            if old is not None and is_current(old, settings):
                 tell(f"the index stays as it was, without what has changed: {error}")
                 return None
             tell(f"documents are indexed by their words alone: {error}")
@@ -96,9 +94,9 @@ def evaluate_file(file: Path, *, as_json: bool) -> int:
     questions = questions_in(file)
 
     async def run() -> Result:
-        async with local_embedder(settings, wait=True, alone=True):
+        async with local_embedder(settings, wait=True, alone=True) as inside:
             with showing("asking the questions") as progress:
-                return await evaluate(settings, questions, progress)
+                return await evaluate(inside, questions, progress)
 
     result = asyncio.run(run())
     if as_json:

@@ -213,7 +213,8 @@ def run_sdk(*arguments: str) -> None:
 
 def forget_caller(caller: str) -> int:
     """Delete what is remembered of `caller`; 0 also for a stranger. Raises SettingsError, MemoryUnavailable."""
-    from agent.memory import MemoryUnavailable, keys_of, open_memory_of, spool
+    from agent.memory import MemoryUnavailable, open_store, spool
+    from agent.memory.identity import keys_of
 
     settings = load_settings()
 
@@ -225,7 +226,7 @@ def forget_caller(caller: str) -> int:
         except OSError as error:
             what = f"what waits for the memory in {spool.folder_of(settings)} cannot be deleted ({error.strerror})"
             raise MemoryUnavailable(f"{what}: try again as the user who runs the agent") from error
-        async with open_memory_of(settings) as memory:
+        async with open_store(settings) as memory:
             return (
                 waiting + sum([await memory.forget(key) for key in keys_of(caller)])
                 if memory

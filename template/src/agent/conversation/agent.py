@@ -50,7 +50,6 @@ from livekit.agents.llm.async_toolset import AsyncToolset
 from livekit.agents.types import FlushSentinel
 
 from agent.conversation.fallback import StreamTimeout, tones, with_timeout
-from agent.knowledge.lookup import look_up, question_of
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.call import describe
 from agent.memory import Note, Profile, Turn
@@ -108,6 +107,17 @@ class CallAgent(Agent):
                 guarded,
             )  # with the original, so that its id stays its own
         return self._guarded[id(tool)][1]
+
+    def remembered_as(self, caller: Caller) -> str | None:
+        """The key under which a caller is remembered; None: nothing is recalled or written.
+
+        Two people must never share a key. By default callers with a token are known by its
+        identity, unless it looks shared or made up, and phones by their number where
+        `remember_phone_numbers` is set. Override it if your own identities tell more.
+        """
+        if (memory := self.call.memory) is None:
+            return None
+        return memory.key_of(caller.identity, caller.kind, caller.attributes)
 
     # what a persona says; sentences, not prompts, so that they come at once and without a model
 
@@ -236,8 +246,10 @@ class CallAgent(Agent):
             return chat_ctx
         asked = chat_ctx.items[said[-1]]
         if self._informed_of[0] != asked.id:  # after a tool the same words are answered once more
-            question = question_of([chat_ctx.items[at].text_content or "" for at in said[-2:]])  # type: ignore[union-attr]
-            self._informed_of = asked.id, await look_up(self.call, question)
+            *before, question = [chat_ctx.items[at].text_content or "" for at in said[-2:]]  # type: ignore[union-attr]
+            assert self.call.knowledge is not None
+            found = await self.call.knowledge.look_up(question, " ".join(before))
+            self._informed_of = asked.id, found
         informed = chat_ctx.copy()
         informed.items.insert(said[-1], ChatMessage(role="system", content=[self._informed_of[1]]))
         return informed
@@ -385,7 +397,7 @@ def _with_deadline(
 
 
 def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
-    if call.knowledge is None or call.settings.knowledge_lookup != "tool":
+    if (knowledge := call.knowledge) is None or call.settings.knowledge_lookup != "tool":
         return []
 
     @function_tool
@@ -395,7 +407,7 @@ def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         Args:
             question: What the caller wants to know, in their own words.
         """
-        return await look_up(call, question)
+        return await knowledge.look_up(question)
 
     return [search_knowledge]
 
@@ -418,7 +430,7 @@ def _memory_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         note = Note.of(call.line.call_id, name, fact)
         if note is None:
             raise ToolError("Nothing was kept: give a name or a fact.")
-        if call.memory is None or not call.memory.note(note):
+        if call.memory is None or not call.memory.add_note(note):
             return "This caller cannot be recognised, so nothing was kept: do not promise to remember it."
         return (
             "Noted for the next calls."  # written in the background, and kept if the store is down
@@ -483,7 +495,7 @@ def build_session(call: Call, models: Models) -> CallSession:
                 turn = Turn(
                     call=call.line.call_id, item=item.id, role=item.role, text=text, at=time.time()
                 )
-                call.memory.remember(turn)
+                call.memory.add_turn(turn)
 
     def closed(event: CloseEvent) -> None:  # an agent that is no CallAgent has no on_exit to say so
         call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))

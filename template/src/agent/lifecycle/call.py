@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 from agent.lifecycle.usage import usage_of
 from agent.memory import CallRecord
+from agent.reasons import NOBODY_LISTENS, Reason
 from agent.settings import Settings
 from agent.transport.room import Caller, Transport
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from livekit.agents import AgentSession
 
-    from agent.knowledge import Knowledge
+    from agent.knowledge import CallKnowledge
     from agent.memory import CallMemory
 
 log = logging.getLogger("agent.call")
@@ -54,39 +55,6 @@ SESSION_SECONDS, SESSION_CLOSE_SECONDS = (
     14.0,
     3.0,
 )  # to start; to close, the goodbye aside, which has its own time
-
-
-class Reason:
-    """Why a call ended. The first cause wins; an error names its step: see `Reason.error`."""
-
-    CALLER_LEFT = "caller left"
-    CALLER_DROPPED = "caller dropped"
-    NO_SHOW = "no-show"
-    AGENT_HUNG_UP = "agent hung up"
-    TOO_LONG = "too long"
-    TOO_SILENT = "too silent"
-    ROOM_CLOSED = "room closed"
-    REMOVED = "removed"
-    WORKER_STOPPED = "worker stopped"
-    WORKER_DIED = "worker died"  # its jobs notice, close everything and end their rooms
-    JOB_DIED = "job died"  # the worker notices, and ends the room: see agent.entrypoint.Server
-
-    @staticmethod
-    def error(step: int, name: str) -> str:
-        """The reason of a call that a step ended."""
-        return f"error in step {step} ({name})"
-
-
-NOBODY_LISTENS = frozenset(
-    {
-        Reason.CALLER_LEFT,
-        Reason.CALLER_DROPPED,
-        Reason.NO_SHOW,
-        Reason.ROOM_CLOSED,
-        Reason.REMOVED,
-        Reason.WORKER_DIED,  # somebody does, but whatever could speak has been cancelled
-    }
-)
 
 
 class CallOver(Exception):
@@ -215,7 +183,7 @@ class Call:
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
         self.resources: Any = None  # what resources.py opened
-        self.knowledge: Knowledge | None = None
+        self.knowledge: CallKnowledge | None = None
         self._degraded: set[str] = set()  # parts that this call has been warned of
         self.memory: CallMemory | None = None
         self.session: AgentSession[None] | None = None
@@ -608,7 +576,7 @@ class Call:
             at=self.began_at,
             usage=usage_of(self.session),
         )
-        self.memory.record(record)
+        self.memory.add_call(record)
 
     async def _take_along(self, until: float) -> None:
         """An end the caller did not cause ends the room too: an agent that merely leaves strands a phone in silence."""
@@ -656,6 +624,15 @@ class Call:
     def _age_ms(self) -> int:
         return round((time.monotonic() - self.line.began) * 1000)
 
+    @property
+    def journal(self) -> Call:
+        """An `agent.telemetry.Journal`."""
+        return self
+
+    def fields(self, **fields: object) -> dict[str, Any]:
+        """`extra=` of a record about this call."""
+        return self.about(**fields)
+
     def about(self, **fields: object) -> dict[str, Any]:
         """`extra=` of a record about this call."""
         return {"fields": {**fields, "call": self.line.call_id, "room": self.line.room_name}}
@@ -664,10 +641,10 @@ class Call:
         """Add to the call's trace what began at `began` (time.time_ns) and ends now."""
         self._start_span(name, None, began, **attributes).end()
 
-    def warn_once(self, part: str, logger: logging.Logger, sentence: str) -> None:
+    def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
         """Tell, and count, that the call goes on without a part of it; what follows of that part is for debugging."""
         level = logging.DEBUG if part in self._degraded else logging.WARNING
-        logger.log(
+        log.log(
             level,
             "%s",
             sentence,

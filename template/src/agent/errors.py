@@ -1,0 +1,17 @@
+"""What every room needs to know of exceptions."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, its kind first: `ValueError: no such voice`."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_own_cancellation() -> bool:
+    """Whether the current task was cancelled, and not only a future of a library that it awaits."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
