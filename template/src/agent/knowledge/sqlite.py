@@ -76,7 +76,7 @@ class SqliteIndex:
 
     @asynccontextmanager
     async def rebuild(self, manifest: IndexManifest) -> AsyncIterator[Writer]:
-        """Build the index aside and rename it: searches meanwhile and killed ingests are harmless."""
+        """Build the index aside, and rename it: killed ingests and searches meanwhile are safe."""
         data = self.settings.data
         aside = data / f".knowledge-{os.getpid()}-{secrets.token_hex(4)}.tmp"
         try:
