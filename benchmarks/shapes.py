@@ -64,8 +64,8 @@ bench_parts.fail_when_asked()
 
 
 async def open_resources(call):
-    pool = await call.open("pool", bench_parts.Resource("pool", call.line.room_name))
-    await call.open("client", bench_parts.Resource("client", call.line.room_name))
+    pool = await call.open("pool", bench_parts.Resource("pool", call.transport.room_name))
+    await call.open("client", bench_parts.Resource("client", call.transport.room_name))
     return pool
 '''
 TOOL = '''

@@ -1,5 +1,5 @@
 """Where LiveKit's own tools look for the agent: `lk agent` and `python -m livekit.agents start main.py`."""
 
-from agent.entrypoint import server
+from agent.server import server
 
 __all__ = ["server"]

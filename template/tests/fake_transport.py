@@ -9,29 +9,27 @@ from contextlib import asynccontextmanager
 
 from livekit.agents import Agent, AgentSession
 
-from agent.transport.room import Caller, CallEvents
+from agent.transport import Caller, CallEvents
 
 
 class FakeTransport:
-    """Everything that a room would do, a test does: `arrive`, `leave`, `drop`, `come_back`, `close_room`."""
-
-    __test__ = False
+    """What a room would do, a test does: arrive, leave, drop, come_back, close_room."""
 
     def __init__(self, *, connects: bool = True, limited: bool = True) -> None:
         self.call_id, self.room_name, self.began = "job", "room", time.monotonic()
         self.limited = limited
-        self.listener: CallEvents
+        self.events: CallEvents
         self.connects = connects
         self.finished_with: list[str] = []
-        self.taken_along = 0
+        self.rooms_ended = 0
         self.connected = False
         self.early: list[str] = []
         self._arrived: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
 
-    # the line
+    # the transport
 
-    def listen(self, listener: CallEvents) -> None:
-        self.listener = listener
+    def listen(self, events: CallEvents) -> None:
+        self.events = events
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
@@ -49,11 +47,11 @@ class FakeTransport:
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         await session.start(agent)
 
-    async def early_words(self) -> list[str]:
+    async def early_texts(self) -> list[str]:
         return self.early
 
-    async def take_along(self, caller: Caller | None) -> None:
-        self.taken_along += 1
+    async def end_room(self, caller: Caller | None) -> None:
+        self.rooms_ended += 1
 
     def finish(self, reason: str) -> None:
         self.finished_with.append(reason)
@@ -67,13 +65,13 @@ class FakeTransport:
         self._arrived.set_result(Caller(identity=identity, kind=kind))
 
     def leave(self) -> None:
-        self.listener.caller_gone(on_purpose=True)
+        self.events.caller_gone(on_purpose=True)
 
     def drop(self) -> None:
-        self.listener.caller_gone(on_purpose=False)
+        self.events.caller_gone(on_purpose=False)
 
     def come_back(self) -> None:
-        self.listener.caller_back()
+        self.events.caller_back()
 
     def close_room(self, *, removed: bool = False) -> None:
-        self.listener.room_gone(removed=removed)
+        self.events.room_gone(removed=removed)

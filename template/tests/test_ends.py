@@ -23,8 +23,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 
 from agent import entrypoint
 from agent.conversation import CallAgent
-from agent.lifecycle import Call
-from agent.lifecycle import call as lifecycle
+from agent.lifecycle import Call, Step, timeouts
 from agent.memory import CallRecord, Note, Profile, Turn
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
@@ -197,7 +196,7 @@ class Scene:
     def __init__(
         self, end: End, patch: pytest.MonkeyPatch, *, connects: bool = True, **changes: object
     ) -> None:
-        self.end, self.memory, self.line = end, Remembered(), FakeTransport(connects=connects)
+        self.end, self.memory, self.transport = end, Remembered(), FakeTransport(connects=connects)
         self.agent: Troubled
 
         @asynccontextmanager
@@ -215,25 +214,25 @@ class Scene:
         patch.setattr(entrypoint, "open_resources", open_resources)
         patch.setattr(entrypoint, "build_persona", build_persona)
         quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
-        self.call = Call(self.line, load_settings().model_copy(update=quick))
+        self.call = Call(self.transport, load_settings().model_copy(update=quick))
 
     async def begin(self, caller: str | None = "ann") -> None:
         """The call begins, with a caller or without."""
         if caller is not None:
-            self.line.arrive(caller)
-        await self.call.begin(entrypoint.answer)
+            self.transport.arrive(caller)
+        await self.call.start(entrypoint.run_call)
 
     async def talk(self) -> None:
         """The call begins, and gets to its conversation."""
         await self.begin()
-        assert await self.call.talking(), self.call.reason
+        assert await self.call.wait_greeted(), self.call.reason
 
     async def say(self, words: str) -> str:
         """Say something; what the agent has said since."""
         assert self.call.session is not None
         before = len(self.said)
         run: asyncio.Future[Any] = asyncio.ensure_future(self.call.session.run(user_input=words))
-        over = asyncio.create_task(self.call.over())
+        over = asyncio.create_task(self.call.wait_ended())
         await asyncio.wait([run, over], return_when=asyncio.FIRST_COMPLETED)
         over.cancel()
         run.cancel()
@@ -254,14 +253,14 @@ class Scene:
     ) -> None:
         """The call ends as the table says: everything is closed, every turn in memory, the caller taken along."""
         async with asyncio.timeout(20):
-            await self.call.over()
-            await self.call.finished()
+            await self.call.wait_ended()
+            await self.call.wait_closed()
         assert self.call.reason == self.end.reason
-        assert self.line.finished_with == [self.end.reason]
+        assert self.transport.finished_with == [self.end.reason]
         closed = [(name, outcome) for name, outcome in self.call.closed if name != "knowledge"]
         opened, badly = opened or OPENED, badly or {}
         assert sorted(closed) == sorted((name, badly.get(name, "ok")) for name in opened)
-        assert not self.line.connected
+        assert not self.transport.connected
         known = (
             self.call.caller is not None and self.call.caller.kind == "standard"
         )  # phones only if the owner says so
@@ -270,7 +269,10 @@ class Scene:
             assert [(record.reason, record.turns) for record in self.memory.records] == [
                 (self.end.reason, self.call.turns)
             ]
-        nobody_is_left = {"ended": self.line.taken_along == 1, "kept": self.line.taken_along == 0}
+        nobody_is_left = {
+            "ended": self.transport.rooms_ended == 1,
+            "kept": self.transport.rooms_ended == 0,
+        }
         assert nobody_is_left.get(self.end.room, True)
         if self.end.heard == "goodbye":
             assert self.said[-1] == self.agent.goodbye(self.end.reason)
@@ -293,7 +295,7 @@ async def test_the_caller_hangs_up(end: End, monkeypatch: pytest.MonkeyPatch) ->
         scene.say("/tool hang {}" if end.name == "leaves-in-tool" else "hello")
     )
     await asyncio.sleep(0.05)
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
     await asking
 
@@ -301,10 +303,10 @@ async def test_the_caller_hangs_up(end: End, monkeypatch: pytest.MonkeyPatch) ->
 @ends("dropped", "phone-dropped")
 async def test_the_connection_breaks_for_good(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(end, monkeypatch, rejoin_seconds=0.05)
-    scene.line.arrive(kind="sip" if end.name == "phone-dropped" else "standard")
-    await scene.call.begin(entrypoint.answer)
-    assert await scene.call.talking()
-    scene.line.drop()
+    scene.transport.arrive(kind="sip" if end.name == "phone-dropped" else "standard")
+    await scene.call.start(entrypoint.run_call)
+    assert await scene.call.wait_greeted()
+    scene.transport.drop()
     await scene.expect()
 
 
@@ -315,16 +317,16 @@ async def test_the_caller_comes_back_twice(end: End, monkeypatch: pytest.MonkeyP
     greeted = scene.said
     windows: list[asyncio.TimerHandle | None] = []
     for _ in range(2):
-        scene.line.drop()
-        windows.append(scene.call._window)
-        scene.line.come_back()
+        scene.transport.drop()
+        windows.append(scene.call._rejoin_timer)
+        scene.transport.come_back()
     first, second = windows
     assert first is not None
     assert second is not None
     assert first.cancelled()
     assert second.when() > first.when()  # a whole window again
     assert scene.said == greeted
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
 
 
@@ -352,7 +354,7 @@ async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_the_room_is_lost(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(end, monkeypatch)
     await scene.talk()
-    scene.line.close_room(removed=end.name == "agent-removed")
+    scene.transport.close_room(removed=end.name == "agent-removed")
     await scene.expect()
 
 
@@ -385,7 +387,7 @@ async def test_the_worker_is_killed(end: End, monkeypatch: pytest.MonkeyPatch) -
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert scene.call.reason == end.reason
-    assert (scene.line.connected, scene.line.taken_along) == (False, 1)
+    assert (scene.transport.connected, scene.transport.rooms_ended) == (False, 1)
     assert len(scene.memory.turns) == scene.call.turns == 3
     assert [record.reason for record in scene.memory.records] == [end.reason]
 
@@ -403,9 +405,9 @@ async def test_the_worker_is_killed(end: End, monkeypatch: pytest.MonkeyPatch) -
     "step-6-hangs",
 )
 async def test_a_step_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, 2, 0.2)
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, 5, 1.0)
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, 6, 1.0)
+    monkeypatch.setattr(Step.CONNECT, "seconds", 0.2)
+    monkeypatch.setattr(Step.START_SESSION, "seconds", 1.0)
+    monkeypatch.setattr(Step.GREET, "seconds", 1.0)
     scene = Scene(end, monkeypatch, connects=end.name != "step-2-fails")
     await scene.begin()
     opened = {"1": ["room", "memory"], "2": ["memory", "pool"], "3": ["room", "memory", "pool"]}
@@ -422,7 +424,7 @@ async def test_the_language_model_fails_one_reply(
     words = {"llm-fails": "llm fail", "llm-hangs": "llm hang", "llm-breaks-off": "llm break off"}
     assert scene.agent.sorry() in await scene.say(words[end.name])
     assert await scene.say("thank you") == "You are welcome."
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
 
 
@@ -445,7 +447,7 @@ async def test_a_reply_that_succeeds_forgives_those_that_did_not(
     for words in ("llm fail", "llm fail", "thank you", "llm fail", "llm fail"):
         await scene.say(words)
     assert scene.call.reason is None
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
 
 
@@ -467,7 +469,7 @@ async def test_the_voice_fails(end: End, monkeypatch: pytest.MonkeyPatch) -> Non
             frame async for frame in scene.agent.tts_node(words("All is well."), ModelSettings())
         ]
         assert sum(frame.duration for frame in heard) > 0
-        scene.line.leave()
+        scene.transport.leave()
     await scene.expect()
 
 
@@ -484,7 +486,7 @@ async def test_a_voice_may_wait_for_its_words(monkeypatch: pytest.MonkeyPatch) -
     heard = [frame async for frame in scene.agent.tts_node(slowly(), ModelSettings())]
     assert {frame.samples_per_channel for frame in heard} != {12_000}  # not the tones
     assert "voice" not in scene.agent._failures or scene.agent._failures["voice"] == 0
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
 
 
@@ -499,15 +501,15 @@ async def test_a_tool_fails_or_hangs(end: End, monkeypatch: pytest.MonkeyPatch) 
     await scene.talk()
     heard = await scene.say("/tool fail {}" if end.name == "tool-fails" else "/tool hang {}")
     assert ("error" if end.name == "tool-fails" else "No answer within 0.1 s") in heard
-    scene.line.leave()
+    scene.transport.leave()
     await scene.expect()
 
 
 @ends("close-hangs", "close-raises", "close-clings", "close-is-slow", "task-hangs")
 async def test_a_close_goes_wrong(end: End, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(timeouts, "CLOSE_SECONDS", 0.5)
     scene = Scene(end, monkeypatch)
     await scene.talk()
-    scene.line.leave()
+    scene.transport.leave()
     outcomes = {"close-hangs": "timeout", "close-raises": "error", "close-clings": "timeout"}
     await scene.expect(badly={"pool": outcomes.get(end.name, "ok")})

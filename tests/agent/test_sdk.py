@@ -24,7 +24,7 @@ from livekit.agents.job import RunningJobInfo
 from livekit.agents.utils import EventEmitter
 from livekit.agents.worker import ServerOptions
 
-from agent.lifecycle import call as lifecycle
+from agent.lifecycle import timeouts
 
 WATCHDOG_SECONDS = (
     60  # a job that answers no ping for so long, because it blocks its event loop, is killed
@@ -71,7 +71,7 @@ def keyword(call: ast.Call, name: str) -> object:
     return next((value(given.value) for given in call.keywords if given.arg == name), None)
 
 
-def timeouts(function: Any) -> list[tuple[str, object]]:
+def waits_of(function: Any) -> list[tuple[str, object]]:
     """What `function` waits for with `asyncio.wait_for`, and how long."""
     return [
         (ast.unparse(call.args[0]), keyword(call, "timeout"))
@@ -93,15 +93,15 @@ def disorder(function: Any, *landmarks: str) -> str:
 
 
 def test_a_running_entrypoint_the_session_and_its_end_have_the_time_that_we_think() -> None:
-    waits = timeouts(sdk_job._JobProc._shutdown_job)
+    waits = waits_of(sdk_job._JobProc._shutdown_job)
     assert waits == [
-        ("asyncio.shield(job_entry_task)", lifecycle.SDK_ENTRYPOINT_SECONDS),
+        ("asyncio.shield(job_entry_task)", timeouts.SDK_ENTRYPOINT_SECONDS),
         ("session.aclose()", "_SESSION_ACLOSE_TIMEOUT"),
         ("self._session_end_fnc(self._job_ctx)", "self._session_end_timeout"),
     ], changed(
         f"a job that ends now waits for {waits}", "SDK_* in agent/lifecycle/call.py, and Call.begin"
     )
-    assert sdk_job._SESSION_ACLOSE_TIMEOUT == lifecycle.SDK_ACLOSE_SECONDS, changed(
+    assert sdk_job._SESSION_ACLOSE_TIMEOUT == timeouts.SDK_ACLOSE_SECONDS, changed(
         f"session.aclose() has {sdk_job._SESSION_ACLOSE_TIMEOUT} s",
         "SDK_ACLOSE_SECONDS, and the last sentence's time",
     )
@@ -126,8 +126,8 @@ def test_a_job_shuts_down_in_the_order_that_the_door_is_built_for() -> None:
 @pytest.mark.parametrize(
     ("setting", "seconds"),
     [
-        ("session_end_timeout", lifecycle.SDK_SESSION_END_SECONDS),
-        ("shutdown_process_timeout", lifecycle.SDK_KILL_SECONDS),
+        ("session_end_timeout", timeouts.SDK_SESSION_END_SECONDS),
+        ("shutdown_process_timeout", timeouts.SDK_KILL_SECONDS),
     ],
 )
 def test_a_worker_that_sets_no_deadline_has_the_default_that_we_think(
@@ -153,7 +153,7 @@ def test_the_deadlines_of_the_worker_are_those_of_its_jobs() -> None:
 
 def test_a_job_that_is_asked_to_close_is_killed_only_so_long_after_its_session_has_ended() -> None:
     """It has to acknowledge; then everything up to ShuttingDown has its own time; only from there it is counted."""
-    waits = timeouts(SupervisedProc.aclose)
+    waits = waits_of(SupervisedProc.aclose)
     assert waits == [
         ("self._shutdown_ack_fut", "self._opts.close_timeout"),
         ("asyncio.shield(self._supervise_atask)", "self._opts.close_timeout"),
@@ -195,7 +195,7 @@ def test_a_room_that_is_not_connected_in_time_is_warned_of_after_as_long_as_we_t
     look = "SDK_CONNECT_WARNING_SECONDS and STEP_SECONDS[2] in agent/lifecycle/call.py"
     sleep = the_call(sdk_job._JobProc._run_job_task, "asyncio.sleep", look)
     seconds = value(sleep.args[0])
-    assert seconds == lifecycle.SDK_CONNECT_WARNING_SECONDS, changed(
+    assert seconds == timeouts.SDK_CONNECT_WARNING_SECONDS, changed(
         f"it warns of a room that is not connected after {seconds} s", look
     )
     problem = disorder(

@@ -17,13 +17,15 @@ from tests.support.worker import worker
 FAULTY = "v998.0.0"  # of a history that only this test has: this checkout with the widely copied cure in it
 
 STAYS = """\
-    async with call.step(7, "stay for the conversation"):
-        await call.over()
+    async with call.step(Step.STAY):
+        await call.wait_ended()
 """
 DOES_NOT_STAY = """\
-    async with call.step(7, "stay for the conversation"):
-        with suppress(AttributeError):
-            await call.session.wait_for_completion()  # there is no such method, and the error is swallowed
+    async with call.step(Step.STAY):
+        try:
+            await call.session.wait_for_completion()  # there is no such method
+        except AttributeError:
+            pass
 """
 
 

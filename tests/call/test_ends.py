@@ -468,7 +468,7 @@ async def test_a_voice_that_fails_is_three_tones(end: End, stage: Scene) -> None
         before = caller.loud_seconds
         text = json.dumps({"text": "voice hang" if end.name == "tts-hangs" else "voice fail"})
         await caller.write(f"/tool say {text}")
-        await stage.said(room, "the voice failed")
+        await stage.said(room, "text-to-speech failed")
         await until(
             lambda: caller.loud_seconds >= before + 0.6
         )  # three times a quarter of a second
@@ -490,16 +490,18 @@ async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage:
 
 
 @ends("stt-fails")
-async def test_ears_that_lose_their_connection_are_spoken_of(end: End, stage: Scene) -> None:
-    room = new_room("ears-fail")
+async def test_speech_to_text_that_loses_its_connection_is_spoken_of(
+    end: End, stage: Scene
+) -> None:
+    room = new_room("stt-fails")
     async with stage.caller(room) as caller:
         await caller.hear_text_with("I cannot hear you at the moment")
     await stage.expect(end, room)
 
 
 @ends("stt-crashes")
-async def test_ears_that_nothing_mends_end_the_call(end: End, stage: Scene) -> None:
-    room = new_room("ears-crash")
+async def test_speech_to_text_that_nothing_mends_ends_the_call(end: End, stage: Scene) -> None:
+    room = new_room("stt-crashes")
     async with stage.caller(room) as caller:
         await caller.hear_text_with("something went wrong")
         await cut_off(caller)

@@ -17,7 +17,7 @@ from agent.knowledge.ingest import ingest
 from agent.memory import open_store
 from agent.memory.spool import deliver
 from agent.settings import Settings
-from agent.transport.room import Caller
+from agent.transport import Caller
 
 QUESTION, ANSWER = "What does parking cost?", "Parking costs two euros an hour."
 NOT_NOW = "I cannot look that up at the moment."

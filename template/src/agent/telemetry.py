@@ -15,39 +15,20 @@ from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
 
-FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
-BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
-
-# what has to reach the worker from its jobs, whatever is shown
-COUNTED = {
-    "agent.call": logging.INFO,
-    "agent.memory": logging.WARNING,
-    "agent.knowledge": logging.WARNING,
-}
-
-END = {"call", "reason", "seconds", "turns"}  # what the record of an ended call has, and no other
-
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
-    "message",
-    "asctime",
-    "fields",
-    "taskName",
-}
-
 
 class Journal(Protocol):
-    """What the parts of a call report to it; docs/agent/logs.md has the contract."""
+    """Where a part of a call reports: the call's own journal, or a log outside a call."""
 
     def fields(self, **fields: object) -> dict[str, Any]:
         """`extra=` of a record about this call."""
         ...
 
     def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
-        """Warn, and count, that the call goes on without a part; what follows is for debugging."""
+        """Warn, and count, that the call goes on without a part; later sentences are DEBUG."""
         ...
 
     def took(self, name: str, began: int, **attributes: str | int) -> None:
-        """Add a span to the call's trace from `began` (time.time_ns) until now."""
+        """Add a span from `began` (time.time_ns) until now."""
         ...
 
 
@@ -68,6 +49,26 @@ class LogJournal:
 
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         return
+
+
+FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
+BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+
+# what has to reach the worker from its jobs, whatever is shown
+COUNTED = {
+    "agent.call": logging.INFO,
+    "agent.memory": logging.WARNING,
+    "agent.knowledge": logging.WARNING,
+}
+
+END = {"call", "reason", "seconds", "turns"}  # what the record of an ended call has, and no other
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
+    "message",
+    "asctime",
+    "fields",
+    "taskName",
+}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:

@@ -409,7 +409,7 @@ def test_a_worker_that_fails_exits_with_1(home: Path) -> None:
     with socket.create_server(("", 0)) as other:
         # somebody takes the port after it has been checked
         late = f"""
-from agent.entrypoint import server
+from agent.server import server
 from agent.__main__ import main
 server._port = {other.getsockname()[1]}
 main(["start"])

@@ -339,7 +339,7 @@ def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, ho
     [
         ("await session.wait_for_completion()", "fail", "no wait_for_completion()"),
         ("ctx.delete_room()", "fail", "delete_room() is not awaited"),
-        ("self.call.line.ctx.add_shutdown_callback(end)", "warn", "a shutdown callback"),
+        ("self.call.transport.ctx.add_shutdown_callback(end)", "warn", "a shutdown callback"),
         ("await self.session.aclose()", "warn", "session.aclose()"),
         ("time.sleep(1)", "warn", "time.sleep()"),
     ],

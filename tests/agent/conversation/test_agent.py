@@ -13,7 +13,7 @@ from livekit.agents.metrics import STTMetrics
 
 from agent import entrypoint
 from agent.conversation import CallAgent
-from agent.lifecycle import Call, Reason
+from agent.lifecycle import Call, Reason, Step
 from agent.memory import CallRecord, Profile, Turn
 from agent.memory.call_memory import StoredCallMemory
 from agent.settings import Settings, load_settings
@@ -91,7 +91,7 @@ async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
         (agent,) = agents
         assert isinstance(agent, Slow)
         await agent.began.wait()
-        call.line.leave()
+        call.transport.leave()
         await call.ended()
         await asking
         assert agent.cancelled.is_set()
@@ -116,7 +116,7 @@ async def test_a_patient_tool_has_no_deadline_but_the_end_of_the_call(cast: Cast
         await agent.began.wait()
         await asyncio.sleep(0.05)
         assert not agent.cancelled.is_set()
-        call.line.leave()
+        call.transport.leave()
         await call.ended()
         await asking
         assert agent.cancelled.is_set()
@@ -136,10 +136,10 @@ async def test_a_session_that_does_not_start_is_an_error_of_that_step(cast: Cast
     line = FakeTransport()
     call = Call(line, load_settings())
     line.arrive()
-    await call.begin(entrypoint.answer)
+    await call.start(entrypoint.run_call)
     async with asyncio.timeout(10):
-        await call.over()
-        await call.finished()
+        await call.wait_ended()
+        await call.wait_closed()
     assert call.reason == "error in step 5 (start the session)"
 
 
@@ -195,7 +195,7 @@ async def test_an_owners_tool_replaces_ours_of_the_same_name(cast: Cast) -> None
         (Reason.TOO_LONG, "as long as I can"),
         (Reason.TOO_SILENT, "cannot hear you"),
         (Reason.WORKER_STOPPED, "I have to go now"),
-        (Reason.error(7, "stay for the conversation"), "something went wrong"),
+        (Reason.error(7, Step.STAY.title), "something went wrong"),
     ],
 )
 async def test_an_end_that_the_caller_did_not_cause_has_a_last_sentence(
@@ -205,7 +205,7 @@ async def test_an_end_that_the_caller_did_not_cause_has_a_last_sentence(
         call.call.end(reason)
         await call.ended()
         assert words in call.said[-1]
-        assert call.line.taken_along == 1
+        assert call.transport.rooms_ended == 1
 
 
 async def test_a_part_that_fails_to_open_costs_no_call(
@@ -225,7 +225,7 @@ async def test_a_part_that_fails_to_open_costs_no_call(
 async def test_a_caller_who_left_is_not_spoken_to() -> None:
     async with talk() as call:
         said = call.said
-        call.line.leave()
+        call.transport.leave()
         await call.ended()
         assert call.said == said
 
@@ -252,8 +252,8 @@ async def test_what_was_written_early_is_answered_after_the_greeting() -> None:
     line.early = ["hello"]
     call = Call(line, load_settings())
     line.arrive()
-    await call.begin(entrypoint.answer)
-    assert await call.talking()
+    await call.start(entrypoint.run_call)
+    assert await call.wait_greeted()
     assert call.session is not None
     spoken = call.session.current_speech
     if spoken is not None:
@@ -261,18 +261,18 @@ async def test_what_was_written_early_is_answered_after_the_greeting() -> None:
     texts = [message.text_content for message in call.session.history.messages()]
     assert texts.index("hello") > 0
     line.leave()
-    await call.finished()
+    await call.wait_closed()
 
 
 async def test_silence_is_asked_about_once_and_ends_the_call() -> None:
     line = FakeTransport()
     call = Call(line, load_settings().model_copy(update={"max_silence_seconds": 0.05}))
     line.arrive()
-    await call.begin(entrypoint.answer)
+    await call.start(entrypoint.run_call)
     async with asyncio.timeout(20):
-        await call.over()
+        await call.wait_ended()
     assert call.reason == Reason.TOO_SILENT
-    await call.finished()
+    await call.wait_closed()
     assert call.session is not None
     said = [m.text_content for m in call.session.history.messages() if m.role == "assistant"]
     assert said.count("Are you still there?") == 1
@@ -362,7 +362,7 @@ async def test_a_call_that_was_cut_off_goes_on_where_it_was(cast: Cast) -> None:
 async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, remembering: None) -> None:
     async with talk(rejoin_seconds=0) as call:
         await call.say("I want a table for two.")
-        call.line.drop()
+        call.transport.drop()
         await call.ended()
     agents = cast(Slow)
     async with talk() as call:
@@ -376,7 +376,7 @@ async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, remember
             "Welcome back! How can I help you today?"
         ]  # the last call has ended as calls do
     async with talk(resume_seconds=0, rejoin_seconds=0) as call:
-        call.line.drop()
+        call.transport.drop()
         await call.ended()
     async with talk(resume_seconds=0) as call:
         assert call.said == ["Welcome back! How can I help you today?"]
@@ -458,6 +458,31 @@ async def test_nothing_can_be_noted_without_a_memory(cast: Cast) -> None:
         assert "remember_caller" not in [tool.id for tool in agents[-1].tools]
     async with talk(memory_url="sqlite"):
         assert "remember_caller" in [tool.id for tool in agents[-1].tools]
+
+
+async def test_the_record_of_a_call_counts_its_goodbye_whatever_was_opened_after_the_session(
+    monkeypatch: pytest.MonkeyPatch, cast: Cast
+) -> None:
+    @asynccontextmanager
+    async def late() -> AsyncIterator[None]:
+        yield
+
+    class Opens(Slow):
+        @function_tool
+        async def open_late(self) -> str:
+            """Open a resource in the middle of the call."""
+            await self.call.open("late", late())
+            return "It is open."
+
+    cast(Opens)
+    records: list[CallRecord] = []
+    monkeypatch.setattr(StoredCallMemory, "add_call", lambda self, record: records.append(record))
+    async with talk() as call:
+        await call.say("/tool open_late {}")
+        await call.call.hang_up()
+        await call.ended()
+        assert call.said[-1] == "Goodbye!"
+        assert [record.turns for record in records] == [call.call.turns]
 
 
 async def test_the_record_of_a_call_says_what_its_models_were_used_for(

@@ -11,7 +11,7 @@ from agent.memory import Turn, open_store
 from agent.memory.call_memory import StoredCallMemory
 from agent.memory.identity import key_of
 from agent.settings import load_settings
-from agent.transport.room import Caller
+from agent.transport import Caller
 from template.tests.fake_transport import FakeTransport
 from template.tests.talk import talk
 
@@ -85,7 +85,7 @@ async def test_no_word_of_a_known_caller_is_lost_before_they_are_recalled(
 
     async def recall(call: Call) -> None:
         assert call.memory is not None
-        call.memory.add_turn(Turn(call.line.call_id, "early", "user", "very early words", 1.0))
+        call.memory.add_turn(Turn(call.transport.call_id, "early", "user", "very early words", 1.0))
 
     monkeypatch.setattr(entrypoint, "recall", recall)
     async with talk() as call:

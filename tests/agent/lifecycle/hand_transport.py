@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
-from agent.transport.room import Caller, CallEvents
+from agent.transport import Caller, CallEvents
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession
@@ -24,7 +24,7 @@ async def nothing() -> None:
 
 
 class HandTransport:
-    """A line without anything behind it: what a room or a caller would do, a test does to `listener`."""
+    """A transport with nothing behind it: what a room or a caller would do, a test does to `events`."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class HandTransport:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.call_id, self.room_name, self.began, self.limited = "job", "room", loop.time(), limited
-        self.listener: CallEvents
+        self.events: CallEvents
         self.finished_with: list[str] = []
         self.guarded = 0
         self._room, self._end_room = room or any_room(), end_room
@@ -46,8 +46,8 @@ class HandTransport:
         if not self._arrived.done():
             self._arrived.set_result(Caller(identity="ann", kind=kind))
 
-    def listen(self, listener: CallEvents) -> None:
-        self.listener = listener
+    def listen(self, events: CallEvents) -> None:
+        self.events = events
 
     def room(self) -> AbstractAsyncContextManager[None]:
         return self._room
@@ -58,10 +58,10 @@ class HandTransport:
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         await session.start(agent)
 
-    async def early_words(self) -> list[str]:
+    async def early_texts(self) -> list[str]:
         return []
 
-    async def take_along(self, caller: Caller | None) -> None:
+    async def end_room(self, caller: Caller | None) -> None:
         await self._end_room()
 
     def finish(self, reason: str) -> None:

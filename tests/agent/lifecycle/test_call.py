@@ -11,19 +11,22 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
-from livekit.agents import AgentServer
-from livekit.agents.ipc import job_proc_lazy_main as sdk
 
 from agent.conversation.fallback import StreamTimeout, with_timeout
-from agent.lifecycle import Call, Reason
-from agent.lifecycle import call as lifecycle
-from agent.lifecycle.call import CallOver, OpenFailed
+from agent.lifecycle import Call, Reason, Step, timeouts
+from agent.lifecycle.journal import CallOver
+from agent.lifecycle.resource import OpenFailed
 from agent.memory import CallMemory, CallRecord, Item, Note, Profile, Turn, open_memory
 from agent.settings import Settings
-from agent.transport.room import Caller
+from agent.transport import Caller
 from template.tests.fake_transport import FakeTransport
 
 Steps = Callable[[Call], Awaitable[None]]
+
+
+def failed(step: Step) -> str:
+    """The reason of a call that this step ended."""
+    return Reason.error(step.number, step.title)
 
 
 def quick(**changes: float) -> Settings:
@@ -34,7 +37,7 @@ def quick(**changes: float) -> Settings:
 
 
 @asynccontextmanager
-async def resource(log: list[str], name: str, *, turns: int = 0) -> AsyncIterator[str]:
+async def resource(log: list[str], name: str, *, turns: int = 0) -> AsyncIterator[Any]:
     """Notes when it is opened and closed; closing takes so many turns of the event loop."""
     log.append(f"open {name}")
     try:
@@ -59,7 +62,7 @@ async def never_opens() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def never_closes() -> AsyncIterator[None]:
+async def never_closes() -> AsyncIterator[Any]:
     yield
     await asyncio.Event().wait()
 
@@ -84,20 +87,20 @@ async def raises_on_close(error: BaseException) -> AsyncIterator[None]:
 
 async def talk(call: Call) -> None:
     """The eight steps without a session."""
-    async with call.step(1, "open infrastructure"):
+    async with call.step(Step.OPEN_INFRASTRUCTURE):
         pass
-    async with call.step(2, "connect"):
-        await call.connected()
-    async with call.step(3, "build agent and session"):
+    async with call.step(Step.CONNECT):
+        await call.wait_connected()
+    async with call.step(Step.BUILD):
         pass
-    async with call.step(4, "wait for the caller"):
+    async with call.step(Step.WAIT_FOR_CALLER):
         await call.wait_for_caller()
-    async with call.step(5, "start the session"):
+    async with call.step(Step.START_SESSION):
         pass
-    async with call.step(6, "greet"):
+    async with call.step(Step.GREET):
         pass
-    async with call.step(7, "stay for the conversation"):
-        await call.over()
+    async with call.step(Step.STAY):
+        await call.wait_ended()
 
 
 async def in_conversation(
@@ -106,16 +109,16 @@ async def in_conversation(
     """A call that has reached step 7."""
     call = Call(line, settings or quick())
     line.arrive()
-    await call.begin(steps)
-    assert await call.talking()
+    await call.start(steps)
+    assert await call.wait_greeted()
     return call
 
 
 async def closed(call: Call) -> list[tuple[str, str]]:
     """Wait for the door; what it closed."""
     async with asyncio.timeout(10):
-        await call.over()
-        await call.finished()
+        await call.wait_ended()
+        await call.wait_closed()
     return call.closed
 
 
@@ -127,7 +130,7 @@ async def test_a_caller_who_hangs_up_ends_the_call_and_leaves_the_room_to_others
     call = await in_conversation(line)
     line.leave()
     assert await closed(call) == [("room", "ok")]
-    assert (call.reason, line.finished_with, line.taken_along) == (
+    assert (call.reason, line.finished_with, line.rooms_ended) == (
         Reason.CALLER_LEFT,
         [Reason.CALLER_LEFT],
         0,
@@ -143,7 +146,7 @@ async def test_losing_the_room_ends_the_call(removed: bool, reason: str) -> None
     line.close_room(removed=removed)
     await closed(call)
     assert call.reason == reason
-    assert line.taken_along == (
+    assert line.rooms_ended == (
         1 if removed else 0
     )  # an agent that was removed does not strand its caller
 
@@ -153,13 +156,13 @@ async def test_an_agent_that_hangs_up_takes_the_caller_along() -> None:
     call = await in_conversation(line)
     await call.hang_up()
     await closed(call)
-    assert (call.reason, line.taken_along) == (Reason.AGENT_HUNG_UP, 1)
+    assert (call.reason, line.rooms_ended) == (Reason.AGENT_HUNG_UP, 1)
 
 
 async def test_an_empty_room_is_not_kept_open_for_ever() -> None:
     line = FakeTransport()
     call = Call(line, quick(caller_wait_seconds=0.01))
-    await call.begin(talk)
+    await call.start(talk)
     await closed(call)
     assert call.reason == Reason.NO_SHOW
 
@@ -168,7 +171,7 @@ async def test_a_call_has_a_longest_length() -> None:
     line = FakeTransport()
     call = Call(line, quick(max_call_seconds=0.01))
     line.arrive()
-    await call.begin(talk)
+    await call.start(talk)
     await closed(call)
     assert call.reason == Reason.TOO_LONG
 
@@ -176,9 +179,9 @@ async def test_a_call_has_a_longest_length() -> None:
 async def test_a_stopping_worker_ends_the_call_while_it_waits_for_its_caller() -> None:
     line = FakeTransport()
     call = Call(line, quick())
-    await call.begin(talk)
+    await call.start(talk)
     async with asyncio.timeout(1):
-        await call.finished()  # what on_session_end awaits
+        await call.wait_closed()  # what on_session_end awaits
     assert (call.reason, line.connected) == (Reason.WORKER_STOPPED, False)
 
 
@@ -198,8 +201,8 @@ async def test_a_phone_has_no_window_to_come_back() -> None:
     line = FakeTransport()
     call = Call(line, quick())
     line.arrive(kind="sip")
-    await call.begin(talk)
-    await call.talking()
+    await call.start(talk)
+    await call.wait_greeted()
     line.drop()
     await closed(call)
     assert call.reason == Reason.CALLER_LEFT
@@ -210,7 +213,7 @@ async def test_a_server_that_ends_the_job_before_the_room_is_not_taken_for_a_sto
 ):
     line = FakeTransport()
     call = await in_conversation(line)
-    stopping = asyncio.create_task(call.stopped())
+    stopping = asyncio.create_task(call.on_job_stopped())
     await asyncio.sleep(0)
     line.close_room()
     await stopping
@@ -223,7 +226,7 @@ async def test_the_first_reason_wins() -> None:
     call = await in_conversation(line)
     line.leave()
     line.close_room()
-    await call.stopped()
+    await call.on_job_stopped()
     call.fail(ValueError("late"))
     await closed(call)
     assert line.finished_with == [Reason.CALLER_LEFT]
@@ -232,64 +235,64 @@ async def test_the_first_reason_wins() -> None:
 # ---------------------------------------------------------------------- steps
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
-async def test_an_error_in_any_step_ends_the_call_with_that_step_as_its_reason(number: int) -> None:
+@pytest.mark.parametrize("step", list(Step)[:6])
+async def test_an_error_in_any_step_ends_the_call_with_that_step_as_its_reason(step: Step) -> None:
     async def fails(call: Call) -> None:
-        async with call.step(number, "this one"):
+        async with call.step(step):
             raise ValueError("broken")
 
     line = FakeTransport()
     call = Call(line, quick())
-    await call.begin(fails)
+    await call.start(fails)
     await closed(call)
-    assert call.reason == f"error in step {number} (this one)"
+    assert call.reason == f"error in step {step.number} ({step.title})"
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("step", [step for step in Step if step.seconds])
 async def test_a_step_that_hangs_ends_the_call_at_its_deadline(
-    number: int, monkeypatch: pytest.MonkeyPatch
+    step: Step, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hangs(call: Call) -> None:
-        async with call.step(number, "this one"):
+        async with call.step(step):
             await asyncio.Event().wait()
 
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, number, 0.01)
+    monkeypatch.setattr(step, "seconds", 0.01)
     call = Call(FakeTransport(), quick())
-    await call.begin(hangs)
+    await call.start(hangs)
     await closed(call)
-    assert call.reason == f"error in step {number} (this one)"
+    assert call.reason == f"error in step {step.number} ({step.title})"
 
 
 async def test_a_room_that_never_connects_ends_the_call_although_the_first_step_hangs_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, 2, 0.01)
+    monkeypatch.setattr(Step.CONNECT, "seconds", 0.01)
     line = FakeTransport(connects=False)
     call = Call(line, quick())
-    await call.begin(talk)  # returns: the entrypoint is never held
+    await call.start(talk)  # returns: the entrypoint is never held
     await closed(call)
-    assert call.reason == Reason.error(2, "connect")
+    assert call.reason == failed(Step.CONNECT)
 
 
 async def test_a_cancelled_future_of_a_library_is_an_error_and_not_a_silent_end() -> None:
     async def cancelled(call: Call) -> None:
-        async with call.step(6, "greet"):
+        async with call.step(Step.GREET):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             future.cancel()
             await future
 
     call = Call(FakeTransport(), quick())
-    await call.begin(cancelled)
+    await call.start(cancelled)
     await closed(call)
-    assert call.reason == Reason.error(6, "greet")
+    assert call.reason == failed(Step.GREET)
 
 
 async def test_the_entrypoint_returns_while_the_caller_is_still_awaited() -> None:
     call = Call(FakeTransport(), quick())
     async with asyncio.timeout(1):
-        await call.begin(talk)
+        await call.start(talk)
     assert call.reason is None
-    await call.finished()
+    await call.wait_closed()
     await closed(call)
 
 
@@ -351,7 +354,7 @@ async def test_a_librarys_cancelled_future_while_hanging_up_leaves_nothing_open(
     async def cancelled(self: FakeTransport, caller: object) -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr(FakeTransport, "take_along", cancelled)
+    monkeypatch.setattr(FakeTransport, "end_room", cancelled)
     log: list[str] = []
     call = await in_conversation(FakeTransport())
     await call.open("pool", resource(log, "pool"))
@@ -382,23 +385,23 @@ async def test_an_owners_resource_may_have_any_name() -> None:
         await call.open(name, resource(log, name))
     await call.hang_up()
     assert [name for name, _ in await closed(call)] == ["room", "memory", "session", "room"]
-    assert line.taken_along == 1
+    assert line.rooms_ended == 1
 
 
 async def test_closes_share_one_budget_however_many_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LAST_CHANCE_SECONDS", 0.2)
+    monkeypatch.setattr(timeouts, "LAST_CHANCE_SECONDS", 0.2)
     line = FakeTransport()
     call = await in_conversation(line, quick(close_seconds=0.2, goodbye_seconds=0.1))
     await call.open("quick", resource([], "quick", turns=5))
-    await call.converse(never_closes())
+    await call.open_session(never_closes())
     for number in range(3):
         await call.open(f"slow {number}", never_closes(), close_seconds=20)
     await call.hang_up()
     slow = [(f"slow {number}", "timeout") for number in reversed(range(3))]
-    assert await closed(call) == [*slow, ("session", "timeout"), ("quick", "ok"), ("room", "ok")]
-    assert line.taken_along == 1  # when nothing is left of the budget, each still has its chance
+    assert await closed(call) == [("session", "timeout"), *slow, ("quick", "ok"), ("room", "ok")]
+    assert line.rooms_ended == 1  # when nothing is left of the budget, each still has its chance
 
 
 async def test_an_open_that_hangs_fails_at_its_deadline_and_is_never_closed() -> None:
@@ -508,7 +511,7 @@ async def test_a_background_task_is_awaited_before_what_it_uses_is_closed() -> N
     await call.open("store", resource(log, "store"))
 
     async def write() -> None:
-        await call.over()
+        await call.wait_ended()
         await asyncio.sleep(0.01)
         log.append("written")
 
@@ -521,7 +524,7 @@ async def test_a_background_task_is_awaited_before_what_it_uses_is_closed() -> N
 async def test_a_background_task_that_never_ends_is_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(timeouts, "CLOSE_SECONDS", 0.05)
     line = FakeTransport()
     call = await in_conversation(line)
     task = call.spawn(asyncio.sleep(3600))
@@ -571,27 +574,14 @@ async def test_every_call_logs_its_steps_its_closes_and_its_end_in_order(
 # ---------------------------------------------------------------------- the SDK's deadlines
 
 
-def test_the_sdk_still_has_the_deadlines_that_ours_fit_under() -> None:
-    source = inspect.getsource(sdk)
-    assert f"_SESSION_ACLOSE_TIMEOUT = {lifecycle.SDK_ACLOSE_SECONDS}" in source
-    assert f"timeout={lifecycle.SDK_ENTRYPOINT_SECONDS:g})" in source
-    assert f"await asyncio.sleep({lifecycle.SDK_CONNECT_WARNING_SECONDS:g})" in source
-    server = inspect.signature(AgentServer.__init__).parameters
-    assert server["session_end_timeout"].default == lifecycle.SDK_SESSION_END_SECONDS
-    assert server["shutdown_process_timeout"].default == lifecycle.SDK_KILL_SECONDS
-
-
 def test_our_deadlines_fit_under_the_sdks() -> None:
-    settings = Settings.model_validate(
-        {"close_seconds": 8, "goodbye_seconds": 15}
-    )  # the most that either may be
-    longest_close = lifecycle.UNWIND_SECONDS + settings.close_seconds + settings.goodbye_seconds
-    assert longest_close < lifecycle.SDK_ACLOSE_SECONDS < lifecycle.SDK_SESSION_END_SECONDS
-    assert (
-        max(lifecycle.STEP_SECONDS[1], lifecycle.STEP_SECONDS[2])
-        < lifecycle.SDK_CONNECT_WARNING_SECONDS
-    )
-    assert lifecycle.EXIT_SECONDS < lifecycle.SDK_KILL_SECONDS
+    # the most that either may be
+    settings = Settings.model_validate({"close_seconds": 8, "goodbye_seconds": 15})
+    longest_close = timeouts.UNWIND_SECONDS + settings.close_seconds + settings.goodbye_seconds
+    assert longest_close < timeouts.SDK_ACLOSE_SECONDS < timeouts.SDK_SESSION_END_SECONDS
+    before_connected = (Step.OPEN_INFRASTRUCTURE.seconds or 0, Step.CONNECT.seconds or 0)
+    assert max(before_connected) < timeouts.SDK_CONNECT_WARNING_SECONDS
+    assert timeouts.EXIT_SECONDS < timeouts.SDK_KILL_SECONDS
     with pytest.raises(ValueError, match="close_seconds"):
         Settings.model_validate({"close_seconds": 9})
 
@@ -607,7 +597,7 @@ class NotingLine(FakeTransport):
         self.log = log
         self.hanging_up = asyncio.Event()
 
-    async def take_along(self, caller: Caller | None) -> None:
+    async def end_room(self, caller: Caller | None) -> None:
         self.hanging_up.set()
         for _ in range(50):
             await asyncio.sleep(0)
@@ -649,7 +639,7 @@ def complaints() -> list[dict[str, Any]]:
         (Reason.TOO_LONG, True),
         (Reason.TOO_SILENT, True),
         (Reason.WORKER_STOPPED, True),
-        (Reason.error(6, "greet"), True),
+        (failed(Step.GREET), True),
         (Reason.CALLER_LEFT, False),
         (Reason.CALLER_DROPPED, False),
         (Reason.NO_SHOW, False),
@@ -660,7 +650,7 @@ def complaints() -> list[dict[str, Any]]:
 )
 async def test_a_last_sentence_is_for_a_caller_who_is_still_there(reason: str, heard: bool) -> None:
     nobody = Call(FakeTransport(), quick())
-    await nobody.begin(talk)
+    await nobody.start(talk)
     away, there = await in_conversation(FakeTransport()), await in_conversation(FakeTransport())
     away.caller_gone(on_purpose=False)
     for call in (nobody, away, there):
@@ -686,7 +676,7 @@ async def test_only_a_caller_who_is_away_comes_back_and_who_is_away_twice_comes_
     line.leave()
     await closed(call)
     unknown = Call(FakeTransport(), quick())
-    await unknown.begin(talk)
+    await unknown.start(talk)
     unknown.caller_gone(on_purpose=False)
     await closed(unknown)
     assert unknown.reason == Reason.CALLER_LEFT
@@ -696,10 +686,10 @@ async def test_a_no_show_is_nobodys_caller_and_not_every_line_has_limits_or_know
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def stays(call: Call) -> None:
-        await call.over()
+        await call.wait_ended()
 
     call = Call(FakeTransport(), quick(caller_wait_seconds=0.01))
-    await call.begin(stays)
+    await call.start(stays)
     with pytest.raises(CallOver, match="no-show"):
         await call.wait_for_caller()
     await closed(call)
@@ -716,9 +706,9 @@ async def test_a_no_show_is_nobodys_caller_and_not_every_line_has_limits_or_know
 
     monkeypatch.setattr(FakeTransport, "wait_for_caller", wait_for_caller)
     call = Call(FakeTransport(), quick())
-    await call.begin(talk)
+    await call.start(talk)
     await closed(call)
-    assert call.reason == Reason.error(4, "wait for the caller")  # and not a no-show
+    assert call.reason == failed(Step.WAIT_FOR_CALLER)  # and not a no-show
 
 
 @pytest.mark.parametrize(
@@ -739,12 +729,12 @@ async def test_how_a_step_ended_is_in_its_record_and_in_the_reason(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setitem(lifecycle.STEP_SECONDS, 6, 0.01 if ends == "hangs" else 60)
+    monkeypatch.setattr(Step.GREET, "seconds", 0.01 if ends == "hangs" else 60)
     caplog.set_level(logging.INFO, "agent.call")
     inside, went_on = asyncio.Event(), asyncio.Event()
 
     async def greet(call: Call) -> None:
-        async with call.step(6, "greet"):
+        async with call.step(Step.GREET):
             inside.set()
             if ends in {"hangs", "is cut"}:
                 await asyncio.Event().wait()
@@ -757,7 +747,7 @@ async def test_how_a_step_ended_is_in_its_record_and_in_the_reason(
 
     line = FakeTransport()
     call = Call(line, quick())
-    await call.begin(greet)
+    await call.start(greet)
     await inside.wait()
     if ends == "is cut":
         line.leave()
@@ -767,7 +757,7 @@ async def test_how_a_step_ended_is_in_its_record_and_in_the_reason(
         "is cut": Reason.CALLER_LEFT,
         "returns": Reason.AGENT_HUNG_UP,
     }
-    assert call.reason == reasons.get(ends, Reason.error(6, "greet"))
+    assert call.reason == reasons.get(ends, failed(Step.GREET))
     fields = [record.fields for record in caplog.records if hasattr(record, "fields")]
     steps = [record for record in fields if "step" in record]
     assert [(step["step"], step["outcome"]) for step in steps] == [(6, outcome), (8, "ok")]
@@ -787,17 +777,17 @@ async def test_an_entrypoint_waits_for_a_call_whose_room_fails_to_connect(
     unwound = asyncio.Event()
 
     async def slowly(call: Call) -> None:
-        async with call.step(2, "connect"):
+        async with call.step(Step.CONNECT):
             try:
-                await call.connected()
+                await call.wait_connected()
             finally:
                 for _ in range(5):
                     await asyncio.sleep(0)
                 unwound.set()
 
     call = Call(FakeTransport(), quick())
-    await call.begin(slowly)
-    assert (unwound.is_set(), call.reason) == (True, Reason.error(2, "connect"))
+    await call.start(slowly)
+    assert (unwound.is_set(), call.reason) == (True, failed(Step.CONNECT))
     await closed(call)
 
 
@@ -806,15 +796,15 @@ async def test_a_call_that_ends_before_it_has_connected_or_greeted_keeps_nobody_
         raise ValueError("broken")
 
     call = Call(FakeTransport(connects=False), quick())
-    await call.begin(no_steps)
-    assert not await call.talking()
+    await call.start(no_steps)
+    assert not await call.wait_greeted()
     await closed(call)
-    assert call.reason == Reason.error(1, "open infrastructure")
+    assert call.reason == failed(Step.OPEN_INFRASTRUCTURE)
 
     line = FakeTransport()
     call = Call(line, quick())
-    await call.begin(talk)
-    talking = asyncio.create_task(call.talking())
+    await call.start(talk)
+    talking = asyncio.create_task(call.wait_greeted())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not talking.done()
@@ -824,46 +814,46 @@ async def test_a_call_that_ends_before_it_has_connected_or_greeted_keeps_nobody_
     await closed(call)
 
 
-async def test_what_is_younger_than_the_session_closes_then_it_then_the_caller_is_hung_up_then_the_rest(
+async def test_the_session_closes_first_then_the_room_is_deleted_then_the_rest_closes_in_reverse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LAST_CHANCE_SECONDS", 0.0)  # each has more than that
+    monkeypatch.setattr(timeouts, "LAST_CHANCE_SECONDS", 0.0)  # each has more than that
     log: list[str] = []
 
     async def steps(call: Call) -> None:
-        async with call.step(7, "stay for the conversation"):
-            await call.over()
+        async with call.step(Step.STAY):
+            await call.wait_ended()
             await asyncio.sleep(0)
             log.append("steps")  # what is left to do there is not cut
 
     call = Call(NotingLine(log), quick())
-    await call.begin(steps)
+    await call.start(steps)
     await call.open("pool", resource(log, "pool", turns=20))
-    assert await call.converse(resource(log, "session")) == "session"
+    await call.open_session(resource(log, "session"))
     await call.open("late", resource(log, "late"))
-    await call.job_ending()  # the SDK leaves the process, for whatever reason
+    await call.on_job_ending()  # the SDK leaves the process, for whatever reason
     assert (call.reason, log) == (
         Reason.WORKER_STOPPED,
         ["open pool", "open session", "open late", "guard"],
     )
     with pytest.raises(CallOver, match="the session was not started"):
-        await call.converse(resource(log, "another session"))
-    waiting = asyncio.create_task(call.finished())
+        await call.open_session(resource(log, "another session"))
+    waiting = asyncio.create_task(call.wait_closed())
     await asyncio.sleep(0)
     waiting.cancel()  # whoever waits for the door may give up without stopping it
     await closed(call)
     assert waiting.cancelled()
-    assert log[4:] == ["steps", "close late", "close session", "hang up", "close pool"]
+    assert log[4:] == ["steps", "close session", "hang up", "close late", "close pool"]
 
 
 async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "SESSION_CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr(timeouts, "SESSION_CLOSE_SECONDS", 0.01)
     settled: list[list[tuple[str, str]]] = []
 
     @asynccontextmanager
-    async def slow(turns: int) -> AsyncIterator[None]:
+    async def slow(turns: int) -> AsyncIterator[Any]:
         yield
         for _ in range(turns):
             await asyncio.sleep(0.03)
@@ -872,7 +862,7 @@ async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
     call = await in_conversation(line, quick(close_seconds=2, goodbye_seconds=15))
     await call.open("patient", slow(5))
     await call.open("impatient", slow(1000), close_seconds=0.01)
-    await call.converse(slow(5))
+    await call.open_session(slow(5))
     call.spawn(asyncio.sleep(3600)).add_done_callback(
         lambda task: settled.append(call.closed.copy())
     )
@@ -889,7 +879,7 @@ async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
 
     line = FakeTransport()
     call = await in_conversation(line, quick(close_seconds=2, goodbye_seconds=15))
-    await call.converse(slow(1000))
+    await call.open_session(slow(1000))
     line.leave()  # nobody is there to hear a goodbye
     assert await closed(call) == [("session", "timeout"), ("room", "ok")]
 
@@ -901,10 +891,10 @@ async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
 async def test_nothing_holds_the_door_up(
     trouble: str, seconds: float, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HANG_UP_SECONDS", "CLOSE_SECONDS"):
-        monkeypatch.setattr(lifecycle, name, seconds)
+    for name in ("END_ROOM_SECONDS", "CLOSE_SECONDS"):
+        monkeypatch.setattr(timeouts, name, seconds)
     for name in ("UNWIND_SECONDS", "LAST_CHANCE_SECONDS"):
-        monkeypatch.setattr(lifecycle, name, 0.05)
+        monkeypatch.setattr(timeouts, name, 0.05)
     freed = asyncio.Event()
 
     async def clinging() -> None:
@@ -912,7 +902,7 @@ async def test_nothing_holds_the_door_up(
             with suppress(asyncio.CancelledError):
                 await freed.wait()
 
-    async def take_along(self: FakeTransport, caller: object) -> None:
+    async def end_room(self: FakeTransport, caller: object) -> None:
         if trouble == "raises":
             raise ConnectionError("no server")
         if trouble == "hangs":
@@ -921,12 +911,12 @@ async def test_nothing_holds_the_door_up(
     async def steps(call: Call) -> None:
         await (clinging() if trouble == "steps cling" else talk(call))
 
-    monkeypatch.setattr(FakeTransport, "take_along", take_along)
+    monkeypatch.setattr(FakeTransport, "end_room", end_room)
     log: list[str] = []
     line = FakeTransport()
     line.arrive()
     call = Call(line, quick(close_seconds=budget, goodbye_seconds=min(2 * budget, 15)))
-    await call.begin(steps)
+    await call.start(steps)
     await call.open("pool", resource(log, "pool"), close_seconds=5)
     if trouble == "a task clings":
         call.spawn(clinging())
@@ -940,7 +930,7 @@ async def test_nothing_holds_the_door_up(
 async def test_steps_and_background_tasks_are_unwound_before_what_they_use_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(timeouts, "CLOSE_SECONDS", 0.05)
     log: list[str] = []
     told = complaints()
 
@@ -952,12 +942,12 @@ async def test_steps_and_background_tasks_are_unwound_before_what_they_use_is_cl
             log.append(name)
 
     async def steps(call: Call) -> None:
-        async with call.step(6, "greet"):
+        async with call.step(Step.GREET):
             await unwinds("steps", 0.3)  # within UNWIND_SECONDS
 
     line = FakeTransport()
     call = Call(line, quick())
-    await call.begin(steps)
+    await call.start(steps)
     await call.open("pool", resource(log, "pool"), close_seconds=5)
     call.spawn(unwinds("task", 0.01))
     cancelled = call.spawn(asyncio.sleep(3600))
@@ -1086,10 +1076,10 @@ class Records(CallMemory):
 async def killed(call: Call) -> None:
     """What becomes of a job whose worker was killed: every task is cancelled at once, the room is left last."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in sorted(tasks, key=lambda task: task is not call._steps):
+    for task in sorted(tasks, key=lambda task: task is not call.steps):
         task.cancel()
     async with asyncio.timeout(10):
-        await asyncio.shield(call._keepers[0].task)
+        await asyncio.shield(call.opened._opened[0].task)
 
 
 async def test_a_dying_process_says_why_once_and_leaves_in_peace() -> None:
@@ -1109,14 +1099,14 @@ async def test_a_dying_process_says_why_once_and_leaves_in_peace() -> None:
     assert log == ["open pool", "guard", "close pool", "hang up"]
     assert (exits.told, opening.told) == ([None], [None])
     async with asyncio.timeout(10):
-        await call.over()
-        await call.finished()  # there is no door to wait for
+        await call.wait_ended()
+        await call.wait_closed()  # there is no door to wait for
 
 
 async def test_a_process_that_dies_while_its_door_hangs_up_tries_once_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(timeouts, "CLOSE_SECONDS", 0.05)
     log: list[str] = []
     line = NotingLine(log)
     call = await in_conversation(line)
@@ -1124,7 +1114,7 @@ async def test_a_process_that_dies_while_its_door_hangs_up_tries_once_more(
     await call.open(
         "hangs", never_closes(), close_seconds=0.05
     )  # and the older ones do not wait for ever
-    await call.job_ending()
+    await call.on_job_ending()
     await line.hanging_up.wait()
     await killed(call)
     assert (call.reason, log) == (
@@ -1146,7 +1136,7 @@ async def test_what_a_lost_room_leads_to_is_not_taken_for_its_cause() -> None:
 
         line = FakeTransport()
         call = Call(line, quick())
-        await call.begin(fails)
+        await call.start(fails)
         await failed.wait()
         line.close_room()
         await closed(call)

@@ -18,9 +18,8 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from agent.conversation import CallAgent
-from agent.conversation.agent import build_session, conversation
-from agent.lifecycle import Call, Reason
-from agent.lifecycle import call as lifecycle
+from agent.conversation.session import build_session, conversation
+from agent.lifecycle import Call, Reason, Step, timeouts
 from agent.models import models_of
 from agent.settings import Settings
 from tests.agent.lifecycle.hand_transport import HandTransport
@@ -33,12 +32,12 @@ Steps = Callable[[Call], Awaitable[None]]
 
 async def talk(call: Call) -> None:
     """The steps of a call without a session."""
-    async with call.step(2, "connect"):
-        await call.connected()
-    async with call.step(4, "wait for the caller"):
+    async with call.step(Step.CONNECT):
+        await call.wait_connected()
+    async with call.step(Step.WAIT_FOR_CALLER):
         await call.wait_for_caller()
-    async with call.step(7, "stay for the conversation"):
-        await call.over()
+    async with call.step(Step.STAY):
+        await call.wait_ended()
 
 
 async def in_conversation(line: HandTransport, steps: Steps = talk, **changes: object) -> Call:
@@ -47,16 +46,16 @@ async def in_conversation(line: HandTransport, steps: Steps = talk, **changes: o
         line, Settings.model_validate({"memory_url": "none", "knowledge": "none", **changes})
     )
     line.arrive()
-    await call.begin(steps)
-    assert await call.talking()
+    await call.start(steps)
+    assert await call.wait_greeted()
     return call
 
 
 async def closed(call: Call) -> list[tuple[str, str]]:
     """Wait for the door; what it closed."""
     async with asyncio.timeout(PATIENCE):
-        await call.over()
-        await call.finished()
+        await call.wait_ended()
+        await call.wait_closed()
     return call.closed
 
 
@@ -71,12 +70,12 @@ async def die() -> None:
 
 async def leave(call: Call) -> None:
     """The caller hangs up."""
-    call.line.listener.caller_gone(on_purpose=True)  # type: ignore[attr-defined]
+    call.transport.events.caller_gone(on_purpose=True)  # type: ignore[attr-defined]
 
 
 async def lose_the_room(call: Call) -> None:
     """The server deletes the room."""
-    call.line.listener.room_gone(removed=False)  # type: ignore[attr-defined]
+    call.transport.events.room_gone(removed=False)  # type: ignore[attr-defined]
 
 
 async def fail(call: Call) -> None:
@@ -89,8 +88,8 @@ ENDS: list[Callable[[Call], Awaitable[None]]] = [
     lose_the_room,
     fail,
     Call.hang_up,
-    Call.stopped,
-    Call.finished,
+    Call.on_job_stopped,
+    Call.wait_closed,
 ]
 
 
@@ -135,7 +134,7 @@ async def test_task_groups_are_left_by_whoever_entered_them_however_the_call_end
     log: list[str] = []
 
     async def opens_two_at_once(call: Call) -> None:
-        async with call.step(1, "open infrastructure"):
+        async with call.step(Step.OPEN_INFRASTRUCTURE):
             await asyncio.gather(
                 call.open("one", group(log, "one")), call.open("two", group(log, "two"))
             )
@@ -219,8 +218,8 @@ async def mcp_client(folder: Path, *arguments: str) -> AsyncIterator[ClientSessi
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes start and end as slowly as a busy machine lets them."""
-    monkeypatch.setattr(lifecycle, "SESSION_SECONDS", PATIENCE)
-    monkeypatch.setattr(lifecycle, "SESSION_CLOSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(timeouts, "SESSION_OPEN_SECONDS", PATIENCE)
+    monkeypatch.setattr(timeouts, "SESSION_CLOSE_SECONDS", PATIENCE)
 
 
 async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
@@ -265,18 +264,18 @@ async def test_an_mcp_server_does_not_outlive_a_dying_process(
 
 async def with_toolset(call: Call) -> None:
     """The steps of a call whose agent has the tools of an MCP server, and a model that does what it is told."""
-    async with call.step(2, "connect"):
-        await call.connected()
-    async with call.step(4, "wait for the caller"):
+    async with call.step(Step.CONNECT):
+        await call.wait_connected()
+    async with call.step(Step.WAIT_FOR_CALLER):
         caller = await call.wait_for_caller()
     server = MCPServerStdio(sys.executable, [str(SERVER)], client_session_timeout_seconds=PATIENCE)
     agent = CallAgent(
         call, instructions="Be brief.", tools=[MCPToolset(id="mcp", mcp_server=server)]
     )
     session = build_session(call, models_of(call.settings))
-    call.session = await call.converse(conversation(call, session, agent, caller))
-    async with call.step(7, "stay for the conversation"):
-        await call.over()
+    await call.open_session(conversation(call, session, agent, caller))
+    async with call.step(Step.STAY):
+        await call.wait_ended()
 
 
 async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
@@ -298,7 +297,7 @@ async def say(call: Call, words: str) -> str:
 
 
 @pytest.mark.usefixtures("unhurried")
-@pytest.mark.parametrize("end", [leave, Call.stopped], ids=lambda end: end.__name__)
+@pytest.mark.parametrize("end", [leave, Call.on_job_stopped], ids=lambda end: end.__name__)
 async def test_the_sdks_own_mcp_toolset_works_and_its_server_is_gone_with_the_call(
     end: Callable[[Call], Awaitable[None]],
 ) -> None:

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, ParamSpec
 
-from agent.lifecycle import Call, Reason
-from agent.lifecycle import call as lifecycle
-from agent.lifecycle.call import CallOver, OpenFailed
+from agent.lifecycle import Call, Reason, Step, timeouts
+from agent.lifecycle.journal import CallOver
+from agent.lifecycle.resource import OpenFailed
 from agent.settings import Settings
 from tests.agent.lifecycle.clock import VirtualClock
 from tests.agent.lifecycle.hand_transport import HandTransport
@@ -173,7 +173,7 @@ class Resource:
     recorded: str | None = None  # the outcome in call.closed,
     told_of: Moment | None = None  # and since when it is there
 
-    async def __aenter__(self) -> str:
+    async def __aenter__(self) -> Any:
         self.begun, self.task = self.world.now(), asyncio.current_task()
         try:
             await self.world.do(self.part.opening)
@@ -190,7 +190,7 @@ class Resource:
             if (
                 self.name == "session"
             ):  # as CallSession.aclose does: it is how a stopping worker is noticed
-                await self.world.stop(self.world.call.stopped)
+                await self.world.stop(self.world.call.on_job_stopped)
             await self.world.do(self.part.closing)
             self.close = "ok"
         except Broken:
@@ -287,8 +287,8 @@ class World:
 
     def __post_init__(self) -> None:
         self._number = 0
-        self._step = (1, "open infrastructure")
-        self._window: Cause | None = None
+        self._step = Step.OPEN_INFRASTRUCTURE
+        self._rejoin_timer: Cause | None = None
         self._openers: list[asyncio.Task[None]] = []
         self.let_go = asyncio.Event()
         settings = Settings.model_validate(
@@ -301,11 +301,11 @@ class World:
                 "max_call_seconds": 11.0,
             }
         )
-        room = replace(self.script.room, open_seconds=lifecycle.STEP_SECONDS[2])
-        self.line = HandTransport(self._room_of(self.resource("room", room)), self._end_room)
-        self.line.finish = self._finish  # type: ignore[method-assign]
-        self.call = Call(self.line, settings)
-        self.call.closed = Closed(self)
+        room = replace(self.script.room, open_seconds=Step.CONNECT.seconds or 0)
+        self.transport = HandTransport(self._room_of(self.resource("room", room)), self._end_room)
+        self.transport.finish = self._finish  # type: ignore[method-assign]
+        self.call = Call(self.transport, settings)
+        self.call.opened.closed = Closed(self)
 
     def now(self) -> Moment:
         self._number += 1
@@ -362,7 +362,7 @@ class World:
 
     async def stop(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Call something that takes its being called for a stopping worker, unless the room says more in time."""
-        self.cause(Reason.WORKER_STOPPED, after=lifecycle.ROOM_EVENT_SECONDS)
+        self.cause(Reason.WORKER_STOPPED, after=timeouts.ROOM_EVENT_SECONDS)
         await wait()
 
     async def _hang_up(self) -> None:
@@ -371,46 +371,49 @@ class World:
 
     def _finish(self, reason: str) -> None:
         self.over = self.over or self.now()
-        self.line.finished_with.append(reason)
+        self.transport.finished_with.append(reason)
 
     def happen(self, what: str) -> None:
         """One of CAUSES or INTERRUPTIONS."""
         match what:
             case "leaves":
                 self.cause(Reason.CALLER_LEFT)
-                self.line.listener.caller_gone(on_purpose=True)
+                self.transport.events.caller_gone(on_purpose=True)
             case "drops":
                 if self.call.caller is None or self.script.phone:
                     self.cause(Reason.CALLER_LEFT)
-                elif self._window is None:
-                    self._window = self.cause(Reason.CALLER_DROPPED, after=REJOIN_SECONDS)
-                self.line.listener.caller_gone(on_purpose=False)
+                elif self._rejoin_timer is None:
+                    self._rejoin_timer = self.cause(Reason.CALLER_DROPPED, after=REJOIN_SECONDS)
+                self.transport.events.caller_gone(on_purpose=False)
             case "is back":
-                if self._window is not None and self._window.when.time > self.loop.time():
-                    self._no_longer(self._window)
-                    self._window = None
-                self.line.listener.caller_back()
+                if (
+                    self._rejoin_timer is not None
+                    and self._rejoin_timer.when.time > self.loop.time()
+                ):
+                    self._no_longer(self._rejoin_timer)
+                    self._rejoin_timer = None
+                self.transport.events.caller_back()
             case "blinks":  # is gone for half a second
                 self.happen("drops")
                 self.loop.call_later(0.5, self.happen, "is back")
             case "room closed":
                 self.cause(Reason.ROOM_CLOSED)
-                self.line.listener.room_gone(removed=False)
+                self.transport.events.room_gone(removed=False)
             case "removed":
                 self.cause(Reason.REMOVED)
-                self.line.listener.room_gone(removed=True)
+                self.transport.events.room_gone(removed=True)
             case "hangs up":
                 self.begin(self._hang_up)
             case "shuts down":
                 self.cause(Reason.AGENT_HUNG_UP)
-                self.line.listener.shut_down()
+                self.transport.events.shut_down()
             case "fails":
-                self.cause(Reason.error(*self._step))
+                self.cause(Reason.error(self._step.number, self._step.title))
                 self.call.fail(Broken())
             case "stops":
-                self.begin(self.stop, self.call.stopped)
+                self.begin(self.stop, self.call.on_job_stopped)
             case "finishes":
-                self.begin(self.stop, self.call.finished)
+                self.begin(self.stop, self.call.wait_closed)
 
     def begin(
         self, work: Callable[P, Coroutine[Any, Any, None]], *a: P.args, **k: P.kwargs
@@ -451,7 +454,7 @@ class World:
             resource.refused = True
         try:
             if resource.name == "session":
-                await call.converse(resource)
+                await call.open_session(resource)
             else:
                 seconds = {"open_seconds": part.open_seconds, "close_seconds": part.close_seconds}
                 assert await call.open(resource.name, resource, **seconds) == resource.name
@@ -471,10 +474,10 @@ class World:
                 raise
 
     @asynccontextmanager
-    async def _in_step(self, number: int, name: str) -> AsyncIterator[None]:
-        self._step = (number, name)
+    async def _in_step(self, step: Step) -> AsyncIterator[None]:
+        self._step = step
         try:
-            async with self.call.step(number, name):
+            async with self.call.step(step):
                 yield
         except CallOver:
             raise
@@ -482,13 +485,13 @@ class World:
             task = asyncio.current_task()
             if isinstance(error, Exception) or (task is not None and not task.cancelling()):
                 self.cause(
-                    Reason.error(number, name), after=lifecycle.ROOM_EVENT_SECONDS
+                    Reason.error(step.number, step.title), after=timeouts.ROOM_EVENT_SECONDS
                 )  # unless the room says more
             raise
 
     async def _steps(self, call: Call) -> None:
         script = self.script
-        async with self._in_step(1, "open infrastructure"):
+        async with self._in_step(Step.OPEN_INFRASTRUCTURE):
             early = [
                 self.resource(f"early {number}", part) for number, part in enumerate(script.early)
             ]
@@ -497,29 +500,29 @@ class World:
             else:
                 for resource in early:
                     await self._open_early(resource)
-        async with self._in_step(2, "connect"):
-            await call.connected()
-        async with self._in_step(4, "wait for the caller"):
+        async with self._in_step(Step.CONNECT):
+            await call.wait_connected()
+        async with self._in_step(Step.WAIT_FOR_CALLER):
             nobody = self.cause(Reason.NO_SHOW, after=call.settings.caller_wait_seconds)
             await call.wait_for_caller()
             self._no_longer(nobody)
         self.cause(Reason.TOO_LONG, after=call.settings.max_call_seconds)
-        async with self._in_step(5, "start the session"):
+        async with self._in_step(Step.START_SESSION):
             if script.session is not None:
-                session = replace(script.session, open_seconds=lifecycle.SESSION_SECONDS)
+                session = replace(script.session, open_seconds=timeouts.SESSION_OPEN_SECONDS)
                 await self.open(self.resource("session", session))
-        async with self._in_step(6, "greet"):
+        async with self._in_step(Step.GREET):
             await self.do(script.greeting)
             if script.late is not None:
                 await self._open_early(self.resource("late", script.late))
-        async with self._in_step(7, "stay for the conversation"):
+        async with self._in_step(Step.STAY):
             if not script.returns:
-                await call.over()
+                await call.wait_ended()
         self.cause(Reason.AGENT_HUNG_UP)
 
     async def _watch_door(self) -> None:
-        await self.call.over()
-        await self.call.finished()
+        await self.call.wait_ended()
+        await self.call.wait_closed()
         self.door_closed = self.now()
 
     # acts
@@ -541,7 +544,7 @@ class World:
             case Happens(what):
                 self.happen(what)
             case Arrive():
-                self.line.arrive("sip" if self.script.phone else "standard")
+                self.transport.arrive("sip" if self.script.phone else "standard")
             case CancelEntrypoint():
                 self.entrypoint.cancel()
             case Kill(newest_first):
@@ -555,7 +558,7 @@ class World:
             work.begun = self.now()
             try:
                 if at_the_end:
-                    await self.call.over()
+                    await self.call.wait_ended()
                 await self.do(deed)
                 work.outcome = "done"
             except Broken:
@@ -600,7 +603,7 @@ class World:
         """The whole script, and then the end of everything; `self` knows afterwards what came of it."""
         self.asked.append(self.resources["room"])
         self.resources["room"].asked = self.now()
-        self.entrypoint = self.begin(self.call.begin, self._steps)
+        self.entrypoint = self.begin(self.call.start, self._steps)
         await asyncio.sleep(0)  # it has begun, and not connected
         if self.script.arrives:
             self.act(-1, Arrive())

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 from livekit.agents import AgentServer
 
-from agent import entrypoint, telemetry
+from agent import telemetry
 from agent.memory import MemoryUnavailable, spool
+from agent.server import Server
 from agent.settings import Settings
 from tests.agent.memory.stores import (
     SECRET,
@@ -85,12 +86,11 @@ async def test_a_worker_delivers_from_its_start_to_its_end(
         await store.written.wait()
 
     monkeypatch.setattr(AgentServer, "run", run)
-    monkeypatch.setattr(entrypoint, "settings", settings)
     monkeypatch.setattr(telemetry, "format_root", lambda **options: None)
     spool.keep(spool.folder_of(settings), [("ann", turn(1))])
     before = asyncio.all_tasks()
     async with asyncio.timeout(30):
-        await entrypoint.Server().run()
+        await Server(settings).run()
         assert store.kept == [turn(1)]
         for task in asyncio.all_tasks() - before:
             assert task.cancelling()

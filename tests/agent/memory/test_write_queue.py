@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from agent.lifecycle import call as lifecycle
+from agent.lifecycle import timeouts
 from agent.memory import MemoryUnavailable, Profile, spool, write_queue
 from agent.settings import Settings
 from tests.agent.memory.stores import (
@@ -144,7 +144,7 @@ async def test_a_data_folder_that_cannot_be_written_is_one_warning(
 
 def test_closing_takes_less_time_than_a_resource_may() -> None:
     for seconds in (write_queue.LAST_SECONDS, write_queue.LAST_SECONDS_IN_OUTAGE):
-        assert seconds + write_queue.SPOOL_SECONDS < lifecycle.CLOSE_SECONDS
+        assert seconds + write_queue.SPOOL_SECONDS < timeouts.CLOSE_SECONDS
 
 
 @pytest.mark.parametrize("first", ["resource", "writer"])

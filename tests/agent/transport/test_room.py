@@ -12,9 +12,10 @@ from livekit import rtc
 from livekit.agents import JobContext
 from livekit.agents.utils.participant import wait_for_participant
 
-from agent.lifecycle import Call, Reason
+from agent.lifecycle import Call, Reason, Step
 from agent.settings import load_settings
-from agent.transport.room import Caller, RoomTransport
+from agent.transport import Caller
+from agent.transport.room import RoomTransport
 
 
 def person(
@@ -85,15 +86,15 @@ class Watched(RoomTransport):
         super().__init__(cast(JobContext, job))
         self.hung_up_on: list[Caller | None] = []
 
-    async def take_along(self, caller: Caller | None) -> None:
+    async def end_room(self, caller: Caller | None) -> None:
         self.hung_up_on.append(caller)
 
 
 async def talk(call: Call) -> None:
-    async with call.step(4, "wait for the caller"):
+    async with call.step(Step.WAIT_FOR_CALLER):
         await call.wait_for_caller()
-    async with call.step(7, "stay for the conversation"):
-        await call.over()
+    async with call.step(Step.STAY):
+        await call.wait_ended()
 
 
 @pytest.fixture
@@ -106,14 +107,14 @@ async def begin(
 ) -> tuple[Call, Watched]:
     line = Watched(job, monkeypatch)
     call = Call(line, load_settings().model_copy(update=changes))
-    await call.begin(talk)
+    await call.start(talk)
     return call, line
 
 
 async def ended(call: Call) -> str | None:
     async with asyncio.timeout(10):
-        await call.over()
-        await call.finished()
+        await call.wait_ended()
+        await call.wait_closed()
     return call.reason
 
 
@@ -135,7 +136,7 @@ async def test_how_a_caller_left_is_why_the_call_ended(
 ) -> None:
     call, _ = await begin(job, monkeypatch, rejoin_seconds=0.01)
     job.join("ann")
-    assert await call.talking()
+    assert await call.wait_greeted()
     job.leave("ann", why)
     assert await ended(call) == reason
 
@@ -156,7 +157,7 @@ async def test_an_agent_that_lost_a_room_which_lives_on_does_not_strand_its_call
 ) -> None:
     call, line = await begin(job, monkeypatch)
     job.join("ann")
-    assert await call.talking()
+    assert await call.wait_greeted()
     job.room.emit("disconnected", why)
     assert await ended(call) == reason
     assert len(line.hung_up_on) == hung_up
@@ -167,7 +168,7 @@ async def test_somebody_elses_leaving_ends_nothing(
 ) -> None:
     call, _ = await begin(job, monkeypatch)
     job.join("ann")
-    assert await call.talking()
+    assert await call.wait_greeted()
     job.join("supervisor")
     job.leave("supervisor", REASONS.CLIENT_INITIATED)
     await asyncio.sleep(0)
@@ -181,7 +182,7 @@ async def test_a_caller_who_joins_anew_with_the_same_identity_stays_the_caller(
 ) -> None:
     call, _ = await begin(job, monkeypatch)
     job.join("ann")
-    assert await call.talking()
+    assert await call.wait_greeted()
     job.leave("ann", REASONS.DUPLICATE_IDENTITY)
     job.join("ann")
     await asyncio.sleep(0)
@@ -201,7 +202,7 @@ async def test_a_caller_who_leaves_in_the_moment_of_joining_is_noticed(
 
 
 async def opens_for_ever(call: Call) -> None:
-    async with call.step(1, "open infrastructure"):
+    async with call.step(Step.OPEN_INFRASTRUCTURE):
         await asyncio.Event().wait()
 
 
@@ -209,7 +210,7 @@ async def test_a_phone_that_hangs_up_before_anybody_answers_is_not_waited_for(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = Call(Watched(job, monkeypatch), load_settings())
-    await call.begin(opens_for_ever)
+    await call.start(opens_for_ever)
     job.join("sip_1", phone=True)
     job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
     assert await ended(call) == Reason.CALLER_LEFT
@@ -225,11 +226,11 @@ async def test_a_browser_that_reloads_before_anybody_answers_is_waited_for(
         await ready.wait()
         await talk(call)
 
-    await call.begin(slow)
+    await call.start(slow)
     job.join("ann")
     job.leave("ann", REASONS.CLIENT_INITIATED)
     job.join("ann")
     ready.set()
-    assert await call.talking()
+    assert await call.wait_greeted()
     job.leave("ann", REASONS.CLIENT_INITIATED)
     assert await ended(call) == Reason.CALLER_LEFT

@@ -36,7 +36,7 @@ FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=
 
 def trouble_of(call: Call) -> str:
     """What the room's name asks for."""
-    return call.line.room_name.partition("--")[0]
+    return call.transport.room_name.partition("--")[0]
 
 
 class TroubledLLM(ScriptedLLM):
@@ -138,11 +138,12 @@ class Persona(CallAgent):
         trouble = trouble_of(call)
         if trouble == "persona-fails":
             raise ValueError("no such persona")
-        ears: dict[str, Exception] = {
-            "ears-fail": APIConnectionError("no connection", retryable=False),
-            "ears-crash": ZeroDivisionError("a plugin's mistake"),
+        failures: dict[str, Exception] = {
+            "stt-fails": APIConnectionError("no connection", retryable=False),
+            "stt-crashes": ZeroDivisionError("a plugin's mistake"),
         }
-        options: dict[str, Any] = {"stt": TroubledSTT(ears[trouble])} if trouble in ears else {}
+        failure = failures.get(trouble)
+        options: dict[str, Any] = {"stt": TroubledSTT(failure)} if failure else {}
         tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "start-hangs" else []
         super().__init__(
             call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools, **options

@@ -53,6 +53,6 @@ async def pool(trouble: str) -> AsyncIterator[None]:
 async def open_resources(call: Call) -> Resources:
     """Open a client and a pool."""
     client = await call.open("http", http_client())
-    trouble = call.line.room_name.partition("--")[0]
+    trouble = call.transport.room_name.partition("--")[0]
     await call.open("pool", pool(trouble), open_seconds=7 if trouble == "open-is-slow" else 2)
     return Resources(client)

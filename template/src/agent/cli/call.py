@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from agent.cli.chat import Talk, converse, identity_of
 from agent.cli.run import busy, check_connection, tell, warn_connection
-from agent.lifecycle.call import describe
+from agent.errors import one_line
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class RoomCaller(Talk):
             except (
                 Exception
             ) as error:  # the connection is breaking, which is told when it has ended
-                tell(f"not sent: {describe(error)}")
+                tell(f"not sent: {one_line(error)}")
                 return ""
             await self._until_said(before)
             with suppress(TimeoutError):

@@ -8,19 +8,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from agent import telemetry
 from agent.cli.run import load_server, tell, warn_models
+from agent.errors import one_line
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call
-from agent.lifecycle.call import describe
 from agent.settings import Settings, load_settings
-from agent.transport.room import Caller, TerminalTransport
+from agent.transport import Caller, CallEvents
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession, ConversationItemAddedEvent
@@ -112,7 +113,7 @@ class Chat(Talk):
 
     async def begin(self) -> str:
         """Go through the steps up to the greeting."""
-        from agent.entrypoint import answer
+        from agent.entrypoint import run_call
 
         try:
             self._call.settings = await self._beside.enter_async_context(
@@ -121,8 +122,8 @@ class Chat(Talk):
         except KnowledgeUnavailable as error:
             tell(str(error))
         with self.answering() as greeting:
-            await self._call.begin(answer)
-            await self._unless_ended(self._call.talking())
+            await self._call.start(run_call)
+            await self._unless_ended(self._call.wait_greeted())
         return " ".join(greeting)
 
     async def say(self, text: str) -> str:
@@ -134,7 +135,7 @@ class Chat(Talk):
     async def close(self) -> str:
         """Leave through the call's door."""
         self._line.hang_up()
-        await self._call.finished()
+        await self._call.wait_closed()
         await self._beside.aclose()
         reason = self._call.reason or ""
         return reason if reason.startswith("error") else ""
@@ -144,7 +145,7 @@ class Chat(Talk):
         try:
             await self._call.session.run(user_input=text)
         except Exception as error:
-            tell(f"no answer: {describe(error)}")
+            tell(f"no answer: {one_line(error)}")
 
     async def _unless_ended(self, work: Coroutine[Any, Any, object]) -> None:
         """Wait for `work`, or for the end of the call with everything that is still said and closed in it."""
@@ -156,7 +157,7 @@ class Chat(Talk):
             if self.ended.is_set():
                 task.cancel()
         if self.ended.is_set():
-            await self._call.finished()
+            await self._call.wait_closed()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         if (
@@ -165,6 +166,45 @@ class Chat(Talk):
             and (text := event.item.text_content)
         ):
             self.heard(text)
+
+
+class TerminalTransport:
+    """A conversation typed at a terminal: no server, no audio."""
+
+    def __init__(self, caller: Caller, *, limited: bool = False) -> None:
+        self.call_id, self.room_name = f"chat-{os.getpid()}-{time.time_ns()}", "terminal"
+        self.began, self.limited = time.monotonic(), limited
+        self.ended = asyncio.Event()
+        self._caller = caller
+
+    def listen(self, events: CallEvents) -> None:
+        self._events = events
+
+    @asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        yield
+
+    async def wait_for_caller(self) -> Caller:
+        return self._caller
+
+    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+        await session.start(agent)
+
+    async def early_texts(self) -> list[str]:
+        return []
+
+    async def end_room(self, caller: Caller | None) -> None:
+        return
+
+    def hang_up(self) -> None:
+        """The person at the terminal has left."""
+        self._events.caller_gone(on_purpose=True)
+
+    def finish(self, reason: str) -> None:
+        self.ended.set()
+
+    def guard_exit(self, seconds: float) -> None:
+        return
 
 
 class _HeardLine(TerminalTransport):

@@ -21,11 +21,11 @@ from urllib.parse import urlsplit
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from agent.entrypoint import Server
+    from agent.server import Server
 
 PATIENCE_SECONDS = 1.5  # what takes longer says on stderr that it goes on
 SHORTEST_SECRET = 32  # bytes; the SDK warns of shorter ones
-ENTRYPOINT = Path(__file__).parents[1] / "entrypoint.py"
+SERVER = Path(__file__).parents[1] / "server.py"
 CURE_INFERENCE = (
     "use a LiveKit Cloud project, or set AGENT_MODELS=scripted to try the agent without a model"
 )
@@ -155,11 +155,10 @@ def start(*, dev: bool) -> int:
     for warning in warn_connection(settings) + warn_models(settings):
         tell(warning)
     prepare_documents(settings)
-    if dev:
-        os.environ.setdefault(
-            "AGENT_STOP_GOODBYE_SECONDS", "0.5"
-        )  # for the jobs: Ctrl-C at a terminal means now
     server = load_server()
+    if dev and "stop_goodbye_seconds" not in settings.model_fields_set:
+        # Ctrl-C at a terminal means now
+        server.configure(settings.model_copy(update={"stop_goodbye_seconds": 0.5}))
     run_sdk("start", "--log-level", settings.log_level, *(["--dev"] if dev else []))
     return (
         1 if server.failed else 0
@@ -198,7 +197,7 @@ def console(connect: str | None) -> int:
 def load_server() -> Server:
     """The worker's server, with everything a call will import already imported; raises SettingsError."""
     with busy("loading LiveKit's SDK"):
-        from agent.entrypoint import server
+        from agent.server import server
     if problems := check_yours():
         raise SettingsError(problems)
     return server
@@ -208,7 +207,7 @@ def run_sdk(*arguments: str) -> None:
     """The SDK's own command line, in this process; `cli.run_app` would do the same and is deprecated."""
     from livekit.agents.__main__ import main as sdk
 
-    sdk([*arguments, str(ENTRYPOINT)])
+    sdk([*arguments, str(SERVER)])
 
 
 def forget_caller(caller: str) -> int:

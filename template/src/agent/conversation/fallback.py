@@ -1,4 +1,4 @@
-"""What stands in for a model that fails: how long a reply may take, and what is heard when nothing can speak."""
+"""What stands in for a model that fails: a deadline for its stream, and tones when nothing speaks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StreamTimeout:
             self._waiting.reschedule(self._until)
 
     async def next_of(self, stream: AsyncGenerator[T, None]) -> T:
-        """The stream's next part. Raises TimeoutError, StopAsyncIteration, and what the stream raises."""
+        """The stream's next part; raises TimeoutError, StopAsyncIteration, the stream's errors."""
         deadline = asyncio.timeout_at(self._until)
         try:
             async with deadline as self._waiting:
@@ -47,20 +47,20 @@ class StreamTimeout:
 
 
 async def with_timeout(
-    stream: AsyncGenerator[T, None], patience: StreamTimeout
+    stream: AsyncGenerator[T, None], limit: StreamTimeout
 ) -> AsyncGenerator[T, None]:
-    """The parts of `stream`, each within `patience`. Raises TimeoutError, and what the stream raises."""
+    """The parts of `stream`, each in time; raises TimeoutError and what the stream raises."""
     async with aclosing(stream):
         while True:
             try:
-                part = await patience.next_of(stream)
+                part = await limit.next_of(stream)
             except StopAsyncIteration:
                 return
             yield part
 
 
-def tones() -> list[rtc.AudioFrame]:
-    """Three short tones: what telephone networks play when a call cannot be completed, understood in any language."""
+def busy_tones() -> list[rtc.AudioFrame]:
+    """Three short tones, as telephone networks play when a call cannot be completed."""
     rate, seconds = 24_000, 0.25
     time = np.arange(int(rate * seconds)) / rate
     wave = 4000 * (np.sin(2 * np.pi * 480 * time) + np.sin(2 * np.pi * 620 * time))

@@ -1,6 +1,7 @@
-"""The life of one call: what it opens, why it ends, how everything is closed."""
+"""The life of one call: what it opens, why it ends, and how everything is closed."""
 
 from agent.lifecycle.call import Call
+from agent.lifecycle.timeouts import Step
 from agent.reasons import Reason
 
-__all__ = ["Call", "Reason"]
+__all__ = ["Call", "Reason", "Step"]

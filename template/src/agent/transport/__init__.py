@@ -1,1 +1,72 @@
-"""What carries a call: a LiveKit room, a terminal, a test."""
+"""What carries a call: a LiveKit room, a terminal, or a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from livekit.agents import Agent, AgentSession
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The person a call is with; `identity` is the token's, `kind` standard, sip or connector."""
+
+    identity: str
+    name: str = ""
+    kind: str = "standard"
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+class CallEvents(Protocol):
+    """What a transport reports, at the moment it knows: see `agent.lifecycle.Call`."""
+
+    reason: str | None  # why the call ended; None while it goes on
+
+    def caller_gone(self, *, on_purpose: bool) -> None: ...
+    def caller_back(self) -> None: ...
+    def room_gone(self, *, removed: bool) -> None: ...
+    def shut_down(self) -> None: ...
+    async def on_job_ending(self) -> None: ...
+
+
+class Transport(Protocol):
+    """What a call needs of the thing that carries it."""
+
+    call_id: str  # the job's id
+    room_name: str
+    began: float  # time.monotonic() when the job began
+    limited: bool  # whether length and silence have limits here
+
+    def listen(self, events: CallEvents) -> None:
+        """Report to `events` from now on; called before anything connects."""
+        ...
+
+    def room(self) -> AbstractAsyncContextManager[None]:
+        """Connect on entering, leave on exit."""
+        ...
+
+    async def wait_for_caller(self) -> Caller: ...
+
+    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+        """Start the session with the caller linked; what they said before is not lost."""
+        ...
+
+    async def early_texts(self) -> list[str]:
+        """What the caller wrote before the session listened, to be answered after the greeting."""
+        ...
+
+    async def end_room(self, caller: Caller | None) -> None:
+        """Delete the room, unless somebody other than the caller is in it."""
+        ...
+
+    def finish(self, reason: str) -> None:
+        """End the job: the call is over."""
+        ...
+
+    def guard_exit(self, seconds: float) -> None:
+        """The job is done: end its process if it still lives after `seconds`."""
+        ...

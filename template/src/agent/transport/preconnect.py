@@ -1,8 +1,9 @@
-"""Words said while the agent is still joining.
+"""What the caller says and writes while the agent is still joining.
 
-Official front ends record the microphone until the agent listens to it, and send that recording as soon as the agent is
-in the room; people also type before anybody answers. The SDK hears neither, because it listens from `session.start` on
-and we connect earlier. `PreConnectBuffer` listens from before the connection and hands over what it heard.
+Official front ends record the microphone until the agent listens to it, and send that recording as
+soon as the agent is in the room; people also type before anybody answers. The SDK hears neither,
+because it listens from `session.start` on and the call connects earlier. `PreConnectBuffer`
+listens from before the connection and hands over what it heard.
 """
 
 from __future__ import annotations
@@ -27,17 +28,11 @@ from livekit.protocol.models import AudioTrackFeature
 log = logging.getLogger("agent.early")
 T = TypeVar("T")
 
-AUDIO = AudioInputOptions(
-    pre_connect_audio=False
-)  # how the session listens: early audio is brought into this form
+# how the session listens; early audio is brought into this form
+AUDIO = AudioInputOptions(pre_connect_audio=False)
 PRE_CONNECT_TOPIC = "lk.agent.pre-connect-audio-buffer"
-RAW = {
-    "",
-    "application/octet-stream",
-    "audio/pcm",
-    "audio/raw",
-    "audio/l16",
-}  # from phones; browsers send containers
+# from phones; browsers send containers
+RAW = {"", "application/octet-stream", "audio/pcm", "audio/raw", "audio/l16"}
 
 # more than any front end sends; what is beyond is not kept
 MAX_PEOPLE = 10
@@ -45,14 +40,13 @@ MAX_TEXTS = 20  # of one person
 MAX_CHARACTERS = 4_000  # of one text
 MAX_TRACKS = 2  # of one person
 MAX_RECEIVED = 2_000_000  # bytes of one recording, as it was sent
-MAX_KEPT = (
-    10 * AUDIO.sample_rate * AUDIO.num_channels * 2
-)  # bytes of one recording, as it is heard: the newest 10 s
+# bytes of one recording, as it is heard: the newest 10 s
+MAX_KEPT = 10 * AUDIO.sample_rate * AUDIO.num_channels * 2
 
-MICROPHONE_SECONDS = 10.0  # a microphone that is switched on later than this has said nothing early
-RECORDING_SECONDS = (
-    3.0  # how long an announced recording is waited for; live words wait behind it, in order
-)
+# a microphone that is switched on later than this has said nothing early
+MICROPHONE_SECONDS = 10.0
+# how long an announced recording is waited for; live words wait behind it, in order
+RECORDING_SECONDS = 3.0
 
 
 @dataclass
@@ -60,14 +54,13 @@ class Person:
     """What somebody in the room has said so far; nobody knows yet who of them is the caller."""
 
     texts: list[asyncio.Task[str]] = field(default_factory=list)
-    recordings: dict[str, asyncio.Future[bytes]] = field(
-        default_factory=dict
-    )  # made by the front end, by track
+    # made by the front end, by track
+    recordings: dict[str, asyncio.Future[bytes]] = field(default_factory=dict)
     microphone: asyncio.Future[rtc.RemoteTrackPublication] = field(default_factory=asyncio.Future)
-    live: Live | None = (
-        None  # made by us, from when the front end stops recording until the session listens
-    )
-    spoken: asyncio.Task[bytes] | None = None  # both, once the session has been started
+    # made here, from when the front end stops recording until the session listens
+    live: Live | None = None
+    # both, once the session has been started
+    spoken: asyncio.Task[bytes] | None = None
 
     def recording(self, track: str) -> asyncio.Future[bytes]:
         """The recording that belongs to a track, whether it has come or not."""
@@ -75,7 +68,7 @@ class Person:
 
 
 class PreConnectBuffer:
-    """Listens to a room from before it is connected. Whoever makes it closes it."""
+    """Listens to a room from before it is connected; its maker closes it."""
 
     def __init__(self, room: rtc.Room) -> None:
         self._room = room
@@ -88,9 +81,10 @@ class PreConnectBuffer:
 
     @contextmanager
     def handed_over(self, session: AgentSession[Any], caller: str) -> Iterator[None]:
-        """Start the session inside this, with `AUDIO` as RoomIO's audio input: it hears the caller's early words first.
+        """Start the session inside this, with `AUDIO` as RoomIO's audio input.
 
-        Await `session.start` directly, not in a task of its own: early audio has to be in front of the live audio
+        The session then hears the caller's early words first. Await `session.start` directly, not
+        in a task of its own: early audio has to be in front of the live audio
         before the session takes the first frame.
         """
         self._stop_listening()
@@ -107,7 +101,10 @@ class PreConnectBuffer:
             session.input.audio = PreConnectAudio(session.input.audio, person.spoken)
 
     async def texts(self, caller: str, within: float = 2.0) -> list[str]:
-        """What the caller typed before the session listened, in order; a text still on its way has `within` seconds."""
+        """What the caller typed before the session listened, in order.
+
+        A text that is still on its way has `within` seconds to arrive.
+        """
         person = self._people.get(caller)
         if not person or not person.texts:
             return []
@@ -120,9 +117,10 @@ class PreConnectBuffer:
         return [text for text in arrived if text]
 
     async def settled(self, caller: str, within: float = 1.0) -> None:
-        """Wait, before greeting, for a recording that the caller's front end announced; most callers have none.
+        """Wait, before greeting, for a recording that the caller's front end announced, if it did.
 
-        The SDK puts silence in the place of what a caller says during the agent's first three seconds of speech.
+        The SDK puts silence in the place of what a caller says during the agent's first three
+        seconds of speech.
         """
         person = self._people.get(caller)
         if person and person.spoken and person.microphone.done():
@@ -145,7 +143,7 @@ class PreConnectBuffer:
             self._room.unregister_text_stream_handler(TOPIC_CHAT)
 
     def _person(self, identity: str) -> Person | None:
-        """Somebody who is heard; None for everybody else: in a crowd, and once the caller is known."""
+        """Somebody who is heard; None for others in a crowd, or once the caller is known."""
         if (
             not self._session_listens
             and identity not in self._people
@@ -271,7 +269,7 @@ async def _read_text(reader: rtc.TextStreamReader) -> str:
 
 
 async def _read_recording(reader: rtc.ByteStreamReader, recording: asyncio.Future[bytes]) -> None:
-    """Bring what a front end recorded into the form of `AUDIO`; nothing, and a warning, where that is impossible."""
+    """Convert what a front end recorded to `AUDIO`'s form; nothing, and a warning, on failure."""
     said = b""
     try:
         received = bytearray()

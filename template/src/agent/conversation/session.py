@@ -1,0 +1,134 @@
+"""The session of one call, reporting to it: turns as they finish, silence, who closes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from livekit.agents import (
+    Agent,
+    AgentSession,
+    APIError,
+    CloseEvent,
+    ConversationItemAddedEvent,
+    ErrorEvent,
+    UserStateChangedEvent,
+)
+from livekit.agents.llm import ChatMessage
+
+from agent.conversation.agent import CallAgent
+from agent.errors import one_line
+from agent.lifecycle import Call, Reason
+from agent.models import Models
+from agent.transport import Caller
+
+log = logging.getLogger("agent.call")
+
+
+class CallSession(AgentSession[None]):
+    """A session that tells its call who closes it; the SDK's `close` event comes late."""
+
+    def __init__(self, call: Call, **options: Any) -> None:
+        super().__init__(**options)
+        self._call = call
+
+    def shutdown(self, *, drain: bool = True) -> None:
+        """An owner's code, or a tool of the SDK's, ends the conversation."""
+        self._call.end(Reason.AGENT_HUNG_UP)
+
+    async def aclose(self) -> None:
+        """The SDK closes the session: the job is being stopped."""
+        await self._call.on_job_stopped()
+        await self.close()
+
+    async def close(self) -> None:
+        """The call closes the session; its agent says goodbye meanwhile."""
+        await super().aclose()
+
+
+def build_session(call: Call, models: Models) -> CallSession:
+    """The session of one call, not started yet."""
+    silence = call.settings.max_silence_seconds if call.transport.limited else None
+    session = CallSession(
+        call,
+        llm=models.llm,
+        stt=models.stt,
+        tts=models.tts,
+        vad=models.vad,
+        turn_handling=models.turn_handling,
+        user_away_timeout=silence,
+    )
+
+    def turn_finished(event: ConversationItemAddedEvent) -> None:
+        item = event.item
+        if not isinstance(item, ChatMessage) or item.role not in ("user", "assistant"):
+            return
+        if text := item.text_content:
+            call.add_turn(item.id, item.role, text)
+
+    # an agent that is no CallAgent has no on_exit to say so
+    def closed(event: CloseEvent) -> None:
+        call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
+
+    session.on("conversation_item_added", turn_finished)
+    session.on("error", lambda event: _model_failed(call, session, event))
+    session.on("close", closed)
+    if silence is not None:
+        _watch_silence(call, session, silence)
+    return session
+
+
+def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) -> None:
+    """Of the models only speech-to-text is handled here: the others fail inside a reply."""
+    error = event.error
+    recoverable = getattr(error, "type", "") != "stt_error" or getattr(error, "recoverable", True)
+    if recoverable or call.reason is not None:
+        return
+    cause = getattr(error, "error", None)
+    sentence = one_line(cause or RuntimeError("unknown"))
+    log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
+    if isinstance(cause, APIError):
+        # the SDK connects again, and closes the session when it has tried often enough
+        agent = session.current_agent
+        if isinstance(agent, CallAgent):
+            session.say(agent.cannot_hear())
+    else:
+        # the SDK stops listening, and says nothing
+        call.fail(RuntimeError("nobody listens to the caller any more"))
+
+
+def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> None:
+    """Silence is asked about once, and ends the call when it goes on."""
+    timer: asyncio.TimerHandle | None = None
+
+    def state_changed(event: UserStateChangedEvent) -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+            timer = None
+        if event.new_state == "away" and call.reason is None:
+            agent = session.current_agent
+            asks = agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?"
+            session.say(asks)
+            timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
+
+    session.on("user_state_changed", state_changed)
+
+
+@asynccontextmanager
+async def conversation(
+    call: Call, session: CallSession, agent: Agent, caller: Caller
+) -> AsyncIterator[CallSession]:
+    """A started session, closed on exit; its agent says goodbye while it closes."""
+    try:
+        try:
+            await call.transport.start(session, agent, caller)
+        except Exception as error:
+            call.fail(error)  # before the agent, which closes now, reports another cause
+            raise
+        yield session
+    finally:
+        await session.close()

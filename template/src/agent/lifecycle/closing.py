@@ -1,0 +1,105 @@
+"""Step 8 of a call: how everything is closed, whatever ended it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from agent.errors import is_own_cancellation, one_line
+from agent.lifecycle import timeouts
+from agent.lifecycle.journal import usage_of
+from agent.lifecycle.timeouts import Step
+from agent.memory import CallRecord
+from agent.reasons import Reason
+
+if TYPE_CHECKING:
+    from agent.lifecycle.call import Call
+
+log = logging.getLogger("agent.call")
+
+
+class ClosingSequence:
+    """Closes one call in five phases, each bounded, within one budget.
+
+    The steps stop; the session says goodbye and closes; the room is deleted; memory gets the
+    record of the call; the resources close in reverse order of opening, the room last.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._began_at = time.time()
+        self._room_ended, self._recorded = False, False
+
+    async def run(self) -> None:
+        """Close the call, once."""
+        call = self._call
+        try:
+            with call.journal.step(Step.CLEAN_UP):
+                await self._stop_steps()
+                goodbye = call.goodbye_seconds if call.can_speak else 0.0
+                until = time.monotonic() + call.settings.close_seconds + goodbye
+                # background tasks may finish while the goodbye is said
+                settling = asyncio.create_task(call.background.settle(until), name="call_settle")
+                await self._close_session(goodbye, until)
+                await self.end_room(until)
+                await settling
+                self.write_record()
+                await self._close_resources(until)
+        except Exception as error:
+            sentence, extra = "closing the call failed: %s", call.journal.fields()
+            log.error(sentence, one_line(error), exc_info=error, extra=extra)
+        call.journal.call_ended(call.reason, call.turns)
+
+    async def _stop_steps(self) -> None:
+        steps = self._call.steps
+        if steps is None or steps is asyncio.current_task():
+            return
+        if self._call.current_step is not Step.STAY:  # which returns by itself
+            steps.cancel()
+        await asyncio.wait([steps], timeout=timeouts.UNWIND_SECONDS)
+
+    async def _close_session(self, goodbye: float, until: float) -> None:
+        if (session := self._call.session_resource) is not None:
+            await self._call.opened.close(session, session.close_seconds + goodbye, until)
+
+    async def end_room(self, until: float) -> None:
+        """Delete the room, once, unless the caller caused the end or there is none any more.
+
+        An agent that merely leaves strands a phone in silence. `until` is of time.monotonic().
+        """
+        call = self._call
+        if self._room_ended or call.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
+            return
+        seconds = min(timeouts.END_ROOM_SECONDS, until - time.monotonic())
+        try:
+            async with asyncio.timeout(max(seconds, timeouts.LAST_CHANCE_SECONDS)):
+                await call.transport.end_room(call.caller)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
+                raise  # the whole process is ending, and the room's own task is next to try
+            sentence = "the room could not be deleted: %s"
+            log.warning(sentence, one_line(error), extra=call.journal.fields())
+        self._room_ended = True
+
+    def write_record(self) -> None:
+        """Have memory keep the call, once: after its last sentence, before memory is closed."""
+        call = self._call
+        if call.memory is None or self._recorded:
+            return
+        self._recorded = True
+        call.memory.add_call(
+            CallRecord(
+                call=call.transport.call_id,
+                room=call.transport.room_name,
+                reason=call.reason or "",
+                seconds=call.journal.age_seconds,
+                turns=call.turns,
+                at=self._began_at,
+                usage=usage_of(call.session),
+            )
+        )
+
+    async def _close_resources(self, until: float) -> None:
+        await self._call.opened.close_all(until, but=self._call.session_resource)
