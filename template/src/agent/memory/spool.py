@@ -127,7 +127,7 @@ async def deliver(settings: Settings) -> int:
                     file.unlink(missing_ok=True)
     if written:
         breaker_of(settings).worked()
-        log.info("memory: %d turns, notes and records of earlier calls were delivered", written)
+        log.info("memory: %d turns and records of earlier calls have been delivered", written)
     return written
 
 
