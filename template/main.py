@@ -1,4 +1,4 @@
-"""Where LiveKit's own tools look for the agent: `lk agent` and `python -m livekit.agents start main.py`."""
+"""Where LiveKit's tools find the agent: `lk agent`, `python -m livekit.agents start main.py`."""
 
 from agent.server import server
 

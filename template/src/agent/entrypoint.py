@@ -45,7 +45,7 @@ async def run_call(call: Call) -> None:
 
 
 async def open_infrastructure(call: Call) -> None:
-    """Open at once: memory and knowledge, which a call can do without, and the owner's resources."""
+    """Open memory and knowledge, which a call can do without, and the owner's resources."""
     call.memory, call.knowledge, call.resources = await asyncio.gather(
         open_optional(call, "memory", open_memory(call.settings, call.journal)),
         open_optional(call, "knowledge", open_knowledge(call.settings, call.journal)),

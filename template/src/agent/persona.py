@@ -14,9 +14,9 @@ from agent.lifecycle import Call
 from agent.memory import Profile
 
 INSTRUCTIONS = """\
-You are a friendly voice assistant. People hear what you write, so answer in one to three short sentences,
-without lists, markup or emojis. Look things up before you answer a question about us, and say so honestly when
-you do not know. When the caller has nothing more to ask, end the call.
+You are a friendly voice assistant. People hear what you write, so answer in one to three short
+sentences, without lists, markup or emojis. Look things up before you answer a question about us,
+and say so honestly when you do not know. When the caller has nothing more to ask, end the call.
 """
 
 
@@ -27,12 +27,11 @@ class Persona(CallAgent):
         super().__init__(call, instructions=INSTRUCTIONS)
 
     def greeting(self, profile: Profile | None) -> str:
-        """The first sentence; `profile` is what is known of a caller who has called before, else None."""
+        """The first sentence; `profile` is None for a caller who is not known."""
         if profile is None:
             return "Hello! How can I help you?"
-        return (
-            f"Welcome back{f', {profile.name}' if profile.name else ''}! How can I help you today?"
-        )
+        name = f", {profile.name}" if profile.name else ""
+        return f"Welcome back{name}! How can I help you today?"
 
     @function_tool
     async def current_time(self) -> str:

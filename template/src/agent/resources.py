@@ -1,4 +1,4 @@
-"""YOURS: your own pools and clients, opened for a call and closed for you when it ends, however it ends.
+"""YOURS: your own pools and clients, opened for a call and closed for you however it ends.
 
 Updates of the template never touch this file.
 """
@@ -29,5 +29,5 @@ async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def open_resources(call: Call) -> Resources:
-    """Open what a call needs; each `call.open` is closed once, in reverse order, within the call's close budget."""
+    """Open what a call needs; each `call.open` is closed for you, once, in reverse order."""
     return Resources(http=await call.open("http", http_client()))

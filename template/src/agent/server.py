@@ -85,7 +85,7 @@ class Server(AgentServer):
         self._proc_pool.on("process_closed", self._job_closed)
 
     def _job_closed(self, process: JobExecutor) -> None:
-        """A job that was killed or crashed has closed nothing: end its room, or its caller waits."""
+        """End the room of a job that was killed or crashed: it has closed nothing itself."""
         if process.running_job is None:
             return
         job = process.running_job.job.id

@@ -218,19 +218,17 @@ class CallAgent(Agent):
 
         It is for one reply only, so that the history does not grow.
         """
-        said = [
-            at
-            for at, item in enumerate(chat_ctx.items)
-            if item.type == "message" and item.role == "user"
-        ]
+        said = [message for message in chat_ctx.messages() if message.role == "user"]
         if not said:
             return chat_ctx
-        asked = chat_ctx.items[said[-1]]
-        if self._looked_up[0] != asked.id:  # after a tool the same words are answered once more
-            *before, words = [chat_ctx.items[at].text_content or "" for at in said[-2:]]  # type: ignore[union-attr]
-            self._looked_up = asked.id, await knowledge.look_up(words, " ".join(before))
+        # after a tool the same words are answered once more
+        if self._looked_up[0] != said[-1].id:
+            *before, words = [message.text_content or "" for message in said[-2:]]
+            found = await knowledge.look_up(words, " ".join(before))
+            self._looked_up = said[-1].id, found
         informed = chat_ctx.copy()
-        informed.items.insert(said[-1], ChatMessage(role="system", content=[self._looked_up[1]]))
+        at = [item.id for item in informed.items].index(said[-1].id)
+        informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
 
     def _failed(self, model: str, error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""What stands in for a model that fails: a deadline for its stream, and tones when nothing speaks."""
+"""What stands in for a failing model: a deadline for its stream, tones when nothing speaks."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class ToolGuard:
         if isinstance(tool, FunctionTool | RawFunctionTool):
             patient = self._all_patient or tool.info.name in self._patient
             seconds = None if patient else self._call.settings.tool_seconds
-            return type(tool)(self._with_deadline(tool, seconds), tool.info)  # type: ignore[arg-type]
+            guarded = self._with_deadline(tool, seconds)
+            return type(tool)(guarded, tool.info)  # type: ignore[arg-type]
         if isinstance(tool, AsyncToolset):
             # an MCPToolset is one only by descent, and its tools have the deadline
             own = ToolGuard(self._call, self._patient, all_patient=not _is_mcp(tool))

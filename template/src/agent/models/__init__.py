@@ -10,7 +10,7 @@ from livekit.agents import TurnHandlingOptions, llm, stt, tts, vad
 
 from agent.settings import Settings
 
-# "module:factory"; a module that the project was made without is simply not there
+# "module:factory"; a module that was not chosen is not rendered
 MODELS = {"livekit": "agent.models.livekit:build", "scripted": "agent.models.scripted:build"}
 
 
@@ -39,7 +39,8 @@ def models_of(settings: Settings) -> Models:
             raise
         there = ", ".join(name for name in MODELS if name != settings.models)
         raise ModelsUnavailable(
-            f"AGENT_MODELS is {settings.models!r}, but this project has no {module}; choose from {there}"
+            f"AGENT_MODELS is {settings.models!r}, but this project has no {module};"
+            f" choose from {there}"
         ) from error
     models: Models = build(settings)
     return models

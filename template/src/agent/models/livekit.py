@@ -1,7 +1,7 @@
-"""Models of LiveKit Inference: one key for all of them, that of the LiveKit Cloud project.
+"""Models of LiveKit Inference: one key pair for all of them, that of the LiveKit Cloud project.
 
-Who speaks, and whether they have finished, is decided on this machine, and said explicitly: left to itself the SDK asks
-the cloud in `dev`, also where the keys belong to a server of one's own.
+Turn detection runs on this machine, and is set explicitly: by default the SDK asks the cloud in
+`dev`, even where the keys belong to a self-hosted server.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from agent.settings import Settings
 
 
 def build(settings: Settings) -> Models:
-    """Build the models without connecting to anything; raises ModelsUnavailable, above all where keys are missing.
+    """Build the models without connecting; raises ModelsUnavailable, such as for missing keys.
 
-    The SDK takes the keys from the environment: LIVEKIT_API_KEY and LIVEKIT_API_SECRET, or the same names with
-    LIVEKIT_INFERENCE in front where the server's own keys are not those of a LiveKit Cloud project.
+    The SDK takes the keys from the environment: LIVEKIT_API_KEY and LIVEKIT_API_SECRET, or the same
+    names with LIVEKIT_INFERENCE in front where the server's keys are not a LiveKit Cloud project's.
     """
     try:
         return Models(
@@ -27,11 +27,13 @@ def build(settings: Settings) -> Models:
             turn_handling={
                 "turn_detection": inference.TurnDetector(version="v1-mini"),
                 "interruption": {"mode": "vad"},
-                # thinks as soon as the caller may have finished, speaks only once they surely have
+                # the reply is generated once the caller may have finished, and spoken only when
+                # they certainly have
                 "preemptive_generation": {"enabled": True, "preemptive_tts": False},
             },
         )
     except ValueError as error:
         raise ModelsUnavailable(
-            f"LiveKit Inference: {error}; set the keys of a LiveKit Cloud project, or AGENT_MODELS=scripted"
+            f"LiveKit Inference: {error}; set the keys of a LiveKit Cloud project,"
+            " or AGENT_MODELS=scripted"
         ) from error

@@ -1,9 +1,10 @@
 """Models without keys, network or chance: for first steps, demonstrations and tests.
 
-The language model follows a script. It reads back the best passage of those that were looked up before its reply, or
-looks them up itself with a real call of `search_knowledge` where there is that tool; it greets, thanks, and ends the
-call with `end_call` when the caller says goodbye. `/tool NAME {"a": 1}` as the caller's words calls any tool with these
-arguments. The voice hums: a soft tone for every syllable. Nobody listens to the microphone; callers type.
+The language model follows a script. It reads back the best passage of those that were looked up
+before its reply, or looks them up itself with a real call of `search_knowledge` where there is that
+tool; it greets, thanks, and ends the call with `end_call` when the caller says goodbye. The words
+`/tool NAME {"a": 1}` call any tool with these arguments. The voice hums: a soft tone for every
+syllable. Nothing listens to the microphone; callers type.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PAUSE_SECONDS = {",": 0.1, ";": 0.1, ":": 0.1, ".": 0.2, "!": 0.2, "?": 0.2}
 
 
 def build(settings: Settings) -> Models:
-    """Build models that need nothing. Without ears there are no turns to detect: whoever types ends their own."""
+    """Build models that need nothing; without speech-to-text there are no turns to detect."""
     return Models(
         llm=ScriptedLLM(),
         stt=None,
@@ -110,7 +111,7 @@ def respond(context: llm.ChatContext, tools: set[str]) -> str | llm.FunctionTool
 
 
 def _informed(context: llm.ChatContext) -> str:
-    """What the documents say of the caller's last words, if they were looked up before this reply."""
+    """What was looked up in the documents before this reply; empty if nothing was."""
     before = context.items[-2] if len(context.items) > 1 else None
     text = (
         (before.text_content or "")
