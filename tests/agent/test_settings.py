@@ -156,7 +156,6 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 PACKAGE = Path(settings.__file__).parent
 PASSED_ON = {
     "cli/update.py": "uv says there where it is, and the updater gets this environment",
-    "knowledge/embedder_process.py": "the embedder gets this environment, and its threads",
 }
 
 

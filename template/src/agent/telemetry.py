@@ -34,6 +34,25 @@ class Journal(Protocol):
         ...
 
 
+class LogJournal:
+    """A `Journal` of what runs outside a call: records name no call, and nothing is traced."""
+
+    def __init__(self) -> None:
+        self._degraded: set[str] = set()
+
+    def fields(self, **fields: object) -> dict[str, Any]:
+        return {"fields": fields}
+
+    def warn_once(self, part: str, log: logging.Logger, sentence: str) -> None:
+        known = part in self._degraded
+        self._degraded.add(part)
+        extra = self.fields() if known else self.fields(degraded=part)
+        log.log(logging.DEBUG if known else logging.WARNING, "%s", sentence, extra=extra)
+
+    def took(self, name: str, began: int, **attributes: str | int) -> None:
+        return
+
+
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 

@@ -280,16 +280,16 @@ def test_nobody_can_be_forgotten_without_a_memory(agent: Agent) -> None:
 
 @needs_store
 def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent.memory import Turn, open_memory_of
+    from agent.memory import Turn, open_store
 
     monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
     load_settings.cache_clear()
 
     async def remember() -> None:
-        async with open_memory_of(load_settings()) as memory:
+        async with open_store(load_settings()) as memory:
             assert memory is not None
             for item in ("1", "2"):
-                await memory.remember(
+                await memory.write(
                     "ann", Turn(call="call", item=item, role="user", text="hello", at=1e10)
                 )
 
@@ -314,7 +314,7 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     (settings.data / "memory.db").mkdir()
 
     assert agent("forget", "ann").code == 2  # the store is still to be asked
-    assert [caller for file in spool.waiting(settings) for caller, _ in spool.items_of(file)] == [
+    assert [caller for file in spool.waiting(settings) for caller, _ in spool.entries_of(file)] == [
         "bob"
     ]
     (settings.data / "memory.db").rmdir()
@@ -331,7 +331,7 @@ def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(ag
 
     first = agent("forget", "ann")
     assert (first.code, first.err) == (0, "1 turns, calls and facts of ann deleted\n")
-    assert [caller for file in spool.waiting(settings) for caller, _ in spool.items_of(file)] == [
+    assert [caller for file in spool.waiting(settings) for caller, _ in spool.entries_of(file)] == [
         "bob"
     ]
     again = agent("forget", "ann")

@@ -10,7 +10,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +19,7 @@ from agent import telemetry
 from agent.cli.checks import check_models, load_calls, prepare_documents, require
 from agent.cli.terminal import interactive, make_console, read_line, report, unless
 from agent.errors import one_line
-from agent.knowledge import KnowledgeUnavailable
+from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
 
@@ -130,14 +129,13 @@ class Chat(Conversation):
         from agent.entrypoint import run_call
         from agent.lifecycle import Call
 
-        if self._settings.knowledge != "none":
-            module = import_module("agent.knowledge.embedder_process")
-            embedder = module.local_embedder(self._settings, wait=True)
-            try:
-                await self._stack.enter_async_context(embedder)
-            except KnowledgeUnavailable as error:
-                report(str(error))
-        self._call = Call(self._transport, self._settings)
+        settings = self._settings
+        try:
+            embedder = local_embedder(settings, wait=True)
+            settings = await self._stack.enter_async_context(embedder)
+        except KnowledgeUnavailable as error:
+            report(str(error))
+        self._call = Call(self._transport, settings)
         await self._call.start(run_call)
         await self._unless_ended(self._call.wait_greeted())
 

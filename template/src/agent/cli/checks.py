@@ -153,7 +153,8 @@ def check_sdk() -> Finding:
 
 def prepare_documents(settings: Settings) -> None:
     """Index the documents that changed; raises KnowledgeUnavailable if there are none to read."""
-    if index_of(settings) is not None:
+    if settings.knowledge != "none":
+        index_of(settings)  # raises it too in a project that was made without documents
         import_module("agent.cli.documents").index_changed_documents(settings)
 
 

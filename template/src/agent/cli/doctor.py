@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from agent import memory
 from agent.cli.checks import (
     Finding,
     check_connection,
@@ -30,7 +31,7 @@ from agent.cli.code_checks import check_code
 from agent.cli.terminal import busy, make_console
 from agent.cli.update import answer, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
-from agent.memory import MemoryUnavailable, opener_of
+from agent.memory import MemoryUnavailable
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -131,9 +132,10 @@ def check_data(settings: Settings) -> list[Finding]:
 
 def check_documents(settings: Settings) -> list[Finding]:
     """What would be indexed, and whether the index is made from just that."""
+    if settings.knowledge == "none":
+        return [Finding("ok", "documents", "AGENT_KNOWLEDGE=none: nothing is looked up")]
     try:
-        if index_of(settings) is None:
-            return [Finding("ok", "documents", "AGENT_KNOWLEDGE=none: nothing is looked up")]
+        index_of(settings)
     except KnowledgeUnavailable as error:
         return [fail("documents", str(error))]
     with busy("reading the documents"):
@@ -143,9 +145,10 @@ def check_documents(settings: Settings) -> list[Finding]:
 
 def check_memory(settings: Settings) -> list[Finding]:
     """Whether callers can be remembered, and whether calls wait for that."""
+    if settings.memory == "none":
+        return [Finding("ok", "memory", "nobody is remembered")]
     try:
-        if opener_of(settings) is None:
-            return [Finding("ok", "memory", "nobody is remembered")]
+        memory.load(settings)
     except MemoryUnavailable as error:
         return [fail("memory", str(error))]
     with busy("asking the memory"):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from agent.cli.checks import Finding, fail
 from agent.cli.terminal import busy, make_console, progress_bar, report
-from agent.knowledge import IngestReport, KnowledgeUnavailable, index_of
+from agent.knowledge import IngestReport, KnowledgeUnavailable, index_of, local_embedder
 from agent.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -55,16 +55,15 @@ def evaluate(
 
     Also the mean reciprocal rank, and the milliseconds of a search.
     """
-    from agent.knowledge.embedder_process import local_embedder
     from agent.knowledge.evaluate import evaluate, questions_in
 
     settings = load_settings()
     questions = questions_in(file)
 
     async def run() -> Result:
-        async with local_embedder(settings, wait=True, alone=True):
+        async with local_embedder(settings, wait=True, alone=True) as inside:
             with progress_bar("asking the questions") as progress:
-                return await evaluate(settings, questions, progress)
+                return await evaluate(inside, questions, progress)
 
     result = asyncio.run(run())
     if as_json:
@@ -128,12 +127,10 @@ def index_changed_documents(settings: Settings) -> None:
 
 
 async def _index_changed_documents(settings: Settings) -> IngestReport | None:
-    from agent.knowledge.chunks import SCHEMA
-    from agent.knowledge.embeddings import model_of
-    from agent.knowledge.ingest import stale
+    from agent.knowledge.ingest import is_current, stale
 
     index = index_of(settings)
-    if index is None or not await stale(settings):
+    if not await stale(settings):
         return None
     if index.shared:
         what = "the index in PostgreSQL is missing or not made from these documents"
@@ -144,8 +141,8 @@ async def _index_changed_documents(settings: Settings) -> IngestReport | None:
     except KnowledgeUnavailable as error:
         if settings.embeddings == "none":
             raise
-        old = await index.about()
-        if old is not None and old.schema == SCHEMA and old.model == model_of(settings):
+        old = await index.manifest()
+        if old is not None and is_current(old, settings):
             report(f"the index stays as it was, without what has changed: {error}")
             return None
         report(f"documents are indexed by their words alone: {error}")
@@ -156,13 +153,12 @@ async def _ingest(
     settings: Settings, paths: Sequence[Path] = (), *, names: bool = True
 ) -> IngestReport:
     """Bring the index up to date; `names` prints each document that is read."""
-    from agent.knowledge.embedder_process import local_embedder
     from agent.knowledge.ingest import ingest
 
-    async with local_embedder(settings, wait=True, alone=True):
+    async with local_embedder(settings, wait=True, alone=True) as inside:
         with progress_bar("reading the documents") as progress:
             return await ingest(
-                settings,
+                inside,
                 paths,
                 lambda line, done, total: progress(line if names else "", done, total),
             )
@@ -193,16 +189,15 @@ async def document_findings(settings: Settings) -> list[Finding]:
 
 
 async def _reading(settings: Settings) -> list[Finding]:
-    from agent.knowledge.documents import KINDS, documents_in, roots_of
+    from agent.knowledge.documents import READABLE, documents_in, roots_of
 
-    index = index_of(settings)
-    about = await index.about() if index else None
+    manifest = await index_of(settings).manifest()
     try:
-        roots = roots_of(settings, [Path(root) for root in about.roots] if about else ())
+        roots = roots_of(settings, [Path(root) for root in manifest.roots] if manifest else ())
     except KnowledgeUnavailable as error:
-        if about is None:
+        if manifest is None:
             raise
-        sentence = f"{error}; the index has {len(about.digests)} documents"
+        sentence = f"{error}; the index has {len(manifest.digests)} documents"
         return [replace(fail("documents", sentence), level="warn")]
     found: list[Finding] = []
     documents, passages = 0, 0
@@ -219,14 +214,14 @@ async def _reading(settings: Settings) -> list[Finding]:
             documents += 1
     if not documents:
         raise KnowledgeUnavailable(
-            f"{settings.documents} has no document that can be read: put documents there ({KINDS})"
+            f"{settings.documents} has no document that can be read: "
+            f"put documents there ({READABLE})"
         )
     what = f"{documents} in {', '.join(map(str, roots))}, passages: {passages}"
     return [*found, Finding("ok", "documents", what)]
 
 
 async def _embedder(settings: Settings) -> Finding:
-    from agent.knowledge.embedder_process import local_embedder
     from agent.knowledge.embeddings import SHARE, embedder_of
 
     if settings.embeddings == "none":
@@ -235,7 +230,7 @@ async def _embedder(settings: Settings) -> Finding:
         )
         choose = "set AGENT_EMBEDDINGS=local or to a server's address (docs/agent/knowledge.md)"
         return Finding("ok", "embedder", what, f"{choose}, or leave it")
-    async with local_embedder(settings, wait=True), embedder_of(settings) as embedder:
+    async with local_embedder(settings, wait=True) as inside, embedder_of(inside) as embedder:
         assert embedder is not None
         dimension = (await embedder.embed(["Are you there?"])).shape[1]
         began = time.monotonic()

@@ -9,7 +9,8 @@ import typer
 
 from agent.cli.checks import Finding, fail
 from agent.cli.terminal import busy, report
-from agent.memory import MemoryUnavailable, keys_of, open_memory_of, spool
+from agent.memory import MemoryUnavailable, open_store, spool
+from agent.memory.identity import keys_of
 from agent.settings import Settings, SettingsError, load_settings
 
 MEMORY_SECONDS = 5.0
@@ -43,7 +44,7 @@ async def _forget(settings: Settings, caller: str) -> int:
             f"what waits for the memory in {spool.folder_of(settings)} cannot be deleted "
             f"({error.strerror}): try again as the user who runs the agent"
         ) from error
-    async with open_memory_of(settings) as memory:
+    async with open_store(settings) as memory:
         return removed + (sum([await memory.forget(key) for key in keys]) if memory else 0)
 
 
@@ -59,7 +60,7 @@ async def memory_findings(settings: Settings) -> list[Finding]:
 
 async def _store(settings: Settings) -> Finding:
     try:
-        async with asyncio.timeout(MEMORY_SECONDS), open_memory_of(settings) as memory:
+        async with asyncio.timeout(MEMORY_SECONDS), open_store(settings) as memory:
             assert memory is not None
             await memory.check()
     except MemoryUnavailable as error:
