@@ -19,7 +19,7 @@ from tests.support.processes import process
 
 
 def record(**attributes: object) -> logging.LogRecord:
-    """A record of ours, a second and a half after the epoch."""
+    """A record of a call, a second and a half after the epoch."""
     standard = {
         "msg": "step 2: connect",
         "levelname": "INFO",
@@ -123,7 +123,7 @@ OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1
         {"resource": "memory"},
     ],
 )
-def test_an_owners_own_record_with_odd_fields_neither_ends_the_thread_that_reads_it_nor_counts_as_a_call(
+def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
     fields: object, name: str, ledger: CallLogHandler
 ) -> None:
     for one in (ledger, CallLogHandler(counting=False)):

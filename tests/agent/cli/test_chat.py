@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import pty
 import select
@@ -26,17 +25,9 @@ from agent.memory import Profile
 from agent.settings import load_settings
 from tests.support.processes import process
 
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
-
 
 class Persona(CallAgent):
-    """Whoever yours is, this one is the same in every project."""
+    """A persona that greets, says goodbye and has a tool."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call, instructions="You are a test.")
@@ -64,7 +55,7 @@ Chat = Callable[..., Ended]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of our own persona and one document; nothing is looked up or remembered unless a test says so."""
+    """A project with one document; nothing is looked up or remembered unless a test says so."""
     home = tmp_path / "home"
     (home / "knowledge").mkdir(parents=True)
     (home / "knowledge" / "hours.md").write_text(
@@ -79,7 +70,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, name: str, **parts: object) -> None:
-    """Put a module in the place of one of yours."""
+    """Replace one of the owner's modules."""
     module = ModuleType(name)
     module.__dict__.update(parts)
     monkeypatch.setitem(sys.modules, name, module)
@@ -206,7 +197,6 @@ def test_only_verbose_shows_the_eight_steps(chat: Chat) -> None:
     assert all(step in verbose for step in steps)
 
 
-@needs_index
 def test_answers_come_from_documents_that_were_never_ingested(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,8 +208,7 @@ def test_answers_come_from_documents_that_were_never_ingested(
     assert "documents indexed: 1" in ended.err
 
 
-@needs_store
-def test_whoever_chats_again_is_known_and_others_are_not(
+def test_a_caller_who_chats_again_is_known_and_others_are_not(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
@@ -274,30 +263,30 @@ class Terminal:
     """What a terminal shows, and its keyboard."""
 
     def __init__(self) -> None:
-        self._ours, self.theirs = pty.openpty()
+        self._master, self.theirs = pty.openpty()
         self.name, self.settings = os.ttyname(self.theirs), termios.tcgetattr(self.theirs)
         self.text, self._seen = "", 0
 
     def shows(self, words: str) -> None:
         """Read on until `words` are shown, after what was waited for before."""
         while (at := self.text.find(words, self._seen)) < 0:
-            readable, _, _ = select.select([self._ours], [], [], 60)
+            readable, _, _ = select.select([self._master], [], [], 60)
             assert readable, f"{words!r} was never shown, but {self.text[-1000:]!r}"
-            self.text += os.read(self._ours, 4096).decode(errors="replace")
+            self.text += os.read(self._master, 4096).decode(errors="replace")
         self._seen = at + len(words)
 
     def drain(self) -> None:
         """Read what is left."""
-        while select.select([self._ours], [], [], 0)[0]:
-            self.text += os.read(self._ours, 4096).decode(errors="replace")
+        while select.select([self._master], [], [], 0)[0]:
+            self.text += os.read(self._master, 4096).decode(errors="replace")
 
     def press(self, keys: str) -> None:
         """Type."""
-        os.write(self._ours, keys.encode())
+        os.write(self._master, keys.encode())
 
     def close(self) -> None:
         """Unplug it."""
-        os.close(self._ours)
+        os.close(self._master)
         os.close(self.theirs)
 
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -25,13 +25,6 @@ from agent.settings import load_settings
 from tests.support.processes import process
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
 
 
 class Ended(NamedTuple):
@@ -45,7 +38,7 @@ Agent = Callable[..., Ended]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with a document, without an index or a memory, and with keys of a server that nobody runs."""
+    """A project with a document and the keys of a server that is not there; it keeps nothing."""
     home = tmp_path / "home"
     (home / "knowledge").mkdir(parents=True)
     (home / "knowledge" / "hours.md").write_text(
@@ -121,22 +114,38 @@ for command in {commands}:
     assert done.stdout.splitlines().count("0 []") == len(commands), done.stdout + done.stderr
 
 
+def commands_of(help_text: str) -> list[str]:
+    return re.findall(r"^│ ([a-z][a-z-]+) ", help_text, re.MULTILINE)
+
+
 def test_help_names_every_command(agent: Agent) -> None:
     ended = agent("--help")
 
     assert ended.code == 0
-    assert all(
-        word in ended.out
-        for word in ["chat", "start", "dev", "console", "call", "ingest", "forget", "doctor"]
+    always = ["chat", "start", "dev", "console", "call"]
+    asked_for = ["ingest", "evaluate", "download-files", "forget"]
+    assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
+
+
+def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "agent.cli.find_spec", lambda name: None if name.endswith((".documents", ".forget")) else 1
     )
 
+    assert commands_of(agent("--help").out) == [
+        *("chat", "start", "dev", "console", "call", "doctor", "update")
+    ]
+    assert agent("ingest").code == 2
 
-# ---------------------------------------------------------------------- refusals: exit 2, one line each
+
+# ---------------------------------------------------------------------- refusals: exit code 2
 
 
 @pytest.mark.parametrize("command", ["start", "dev", "call"])
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "problem"),
     [
         ("LIVEKIT_URL", "", "LIVEKIT_URL is missing"),
         ("LIVEKIT_URL", "localhost:7880", "LIVEKIT_URL: "),
@@ -149,7 +158,7 @@ def test_help_names_every_command(agent: Agent) -> None:
     ],
 )
 def test_a_missing_or_malformed_address_or_key_is_one_line(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, told: str
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, problem: str
 ) -> None:
     monkeypatch.setenv(name, value)
 
@@ -157,7 +166,7 @@ def test_a_missing_or_malformed_address_or_key_is_one_line(
 
     assert ended.code == 2
     assert ended.out == ""
-    assert ended.err.startswith(f"agent: {told}")
+    assert ended.err.startswith(f"agent: {problem}")
     assert ended.err.count("\n") == 1
 
 
@@ -174,7 +183,7 @@ def test_a_setting_that_is_no_setting_is_one_line(
     assert ended.err.count("\n") == 1
 
 
-def test_all_problems_are_told_at_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_together(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"):
         monkeypatch.delenv(name)
 
@@ -216,7 +225,6 @@ def _folder_with_lk(home: Path) -> Path:
     return lk.parent
 
 
-@needs_index
 @pytest.mark.parametrize("command", ["chat", "start", "ingest"])
 def test_documents_that_are_not_there_are_one_line(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch, command: str
@@ -233,8 +241,7 @@ def test_documents_that_are_not_there_are_one_line(
         assert ended.err.count("\n") == 1
 
 
-@needs_index
-def test_ingest_tells_what_it_leaves_out_and_indexes_the_rest(
+def test_ingest_reports_what_it_leaves_out_and_indexes_the_rest(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
@@ -254,7 +261,6 @@ def test_ingest_tells_what_it_leaves_out_and_indexes_the_rest(
     assert "documents indexed: 1" in ended.err
 
 
-@needs_index
 def test_ingest_of_good_documents_succeeds(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
 
@@ -278,7 +284,6 @@ def test_nobody_can_be_forgotten_without_a_memory(agent: Agent) -> None:
     assert "AGENT_MEMORY_URL=none" in ended.err
 
 
-@needs_store
 def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     from agent.memory import Turn, open_store
 
@@ -300,7 +305,6 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
     assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
 
 
-@needs_store
 def test_forget_deletes_what_waits_for_a_store_that_is_down(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +345,6 @@ def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(ag
     )
 
 
-@needs_store
 def test_a_memory_that_cannot_be_written_is_one_line(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import io
 import json
 import threading
@@ -23,18 +22,11 @@ from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-OURS = {  # files of the template's
-    "src/agent/line.py": "ctx.add_shutdown_callback(end)\n",
+TEMPLATES = {  # its files
+    "src/agent/lifecycle/call.py": "ctx.add_shutdown_callback(end)\n",
     "docs/agent/commands.md": "# Commands\n",
     ".github/workflows/update.yml": "name: Update\n",
 }
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
 
 
 class Examined(NamedTuple):
@@ -70,17 +62,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (home / "knowledge" / "hours.md").write_text(
         "# Opening hours\n\nOn Saturday we open at ten.\n", encoding="utf-8"
     )
-    for name, text in OURS.items():
+    for name, text in TEMPLATES.items():
         write_own(home, text, name)
     answers = (
         "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
     )
     (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
     digests = "".join(
-        f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n' for name, text in OURS.items()
+        f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n'
+        for name, text in TEMPLATES.items()
     )
     (home / ".template.toml").write_text(
-        f"template = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8"
+        f"template = {json.dumps([*TEMPLATES])}\n\n[sha256]\n{digests}", encoding="utf-8"
     )
     monkeypatch.setenv("AGENT_HOME", str(home))
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
@@ -127,15 +120,16 @@ def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> 
 
     examined = doctor("--json")
 
-    told = json.loads("\n".join(examined.lines))
-    assert told["ok"] is False
-    assert {"level": "fail", "check": "keys", "what": "LIVEKIT_API_KEY is missing"}.items() <= told[
-        "findings"
-    ][2].items()
-    assert all(finding["cure"] for finding in told["findings"] if finding["level"] != "ok")
+    report = json.loads("\n".join(examined.lines))
+    assert report["ok"] is False
+    assert {
+        "level": "fail",
+        "check": "keys",
+        "what": "LIVEKIT_API_KEY is missing",
+    }.items() <= report["findings"][2].items()
+    assert all(finding["cure"] for finding in report["findings"] if finding["level"] != "ok")
 
 
-@needs_store
 def test_the_memory_says_whom_it_knows_and_what_waits_for_it(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +209,6 @@ def test_a_data_folder_that_cannot_be_written_fails(
     assert doctor().about("data")[0].startswith("fail ")
 
 
-@needs_index
 def test_documents_and_their_index_are_looked_at(
     doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +243,6 @@ def embeddings() -> Iterator[EmbeddingsServer]:
     serving.join()
 
 
-@needs_index
 def test_without_an_embedder_doctor_says_what_that_costs(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +252,6 @@ def test_without_an_embedder_doctor_says_what_that_costs(
     assert "AGENT_EMBEDDINGS" in line
 
 
-@needs_index
 def test_an_embedder_is_asked_how_long_it_takes(
     doctor: Doctor, embeddings: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +271,6 @@ def test_an_embedder_is_asked_how_long_it_takes(
     assert "AGENT_EMBEDDINGS_KEY" in refused.about("embedder")[0]
 
 
-@needs_index
 def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
     (home / "knowledge" / "hours.md").unlink()
@@ -291,7 +281,7 @@ def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.Monke
     assert examined.about("documents")[0].startswith("fail ")
 
 
-def test_the_version_of_the_template_is_told_without_the_password_of_its_address(
+def test_the_version_of_the_template_is_reported_without_the_password_of_its_address(
     doctor: Doctor,
 ) -> None:
     examined = doctor()
@@ -301,7 +291,7 @@ def test_the_version_of_the_template_is_told_without_the_password_of_its_address
     assert "hunter2" not in "\n".join(examined.lines)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_changed_file_of_the_templates_is_a_warning(
     doctor: Doctor, home: Path, name: str
 ) -> None:
@@ -315,7 +305,7 @@ def test_a_changed_file_of_the_templates_is_a_warning(
     assert "`agent update`" in line
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name: str) -> None:
     (home / name).unlink()
 
@@ -327,7 +317,7 @@ def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name:
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:
     (home / ".copier-answers.yml").unlink()
-    write_own(home, "# changed\n", "src/agent/line.py")
+    write_own(home, "# changed\n", "src/agent/lifecycle/call.py")
 
     examined = doctor()
 
@@ -337,7 +327,7 @@ def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, ho
 
 
 @pytest.mark.parametrize(
-    ("code", "level", "told"),
+    ("code", "level", "mistake"),
     [
         ("await session.wait_for_completion()", "fail", "no wait_for_completion()"),
         ("ctx.delete_room()", "fail", "delete_room() is not awaited"),
@@ -347,7 +337,7 @@ def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, ho
     ],
 )
 def test_a_known_mistake_in_own_code_is_found(
-    doctor: Doctor, home: Path, code: str, level: str, told: str
+    doctor: Doctor, home: Path, code: str, level: str, mistake: str
 ) -> None:
     write_own(home, f"async def answer():\n    {code}\n")
 
@@ -355,7 +345,7 @@ def test_a_known_mistake_in_own_code_is_found(
 
     assert len(examined.about("code")) == 1
     assert examined.about("code")[0].startswith(f"{level} src/agent/persona.py:2 ")
-    assert told in examined.about("code")[0]
+    assert mistake in examined.about("code")[0]
     assert examined.code == (1 if level == "fail" else 0)
 
 

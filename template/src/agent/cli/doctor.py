@@ -40,7 +40,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Check everything a call needs, and say how to cure what is wrong; exit 1 if some fail."""
+    """Check what a call needs, and say how to cure what is wrong; exit 1 if something fails."""
     findings = list(check_everything())
     failed = any(finding.level == "fail" for finding in findings)
     if as_json:
