@@ -76,7 +76,7 @@ def test_broken_defaults_are_one_clear_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_defaults(tmp_path, monkeypatch, "name = \n")
-    with pytest.raises(SettingsError, match="is no TOML"):
+    with pytest.raises(SettingsError, match="is not TOML"):
         load_settings()
 
 

@@ -240,7 +240,7 @@ class Settings(BaseSettings):
             _parts(value).scheme not in {"ws", "wss", "http", "https"} or not _parts(value).netloc
         ):
             such = "wss://my-project.livekit.cloud or ws://localhost:7880"
-            raise ValueError(f"{value!r} is no address: write one such as {such}")
+            raise ValueError(f"{value!r} is not an address: write one such as {such}")
         return value
 
     @field_validator("knowledge_url")
@@ -374,5 +374,5 @@ def load_settings() -> Settings:
         raise SettingsError(settings_problems(error)) from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(
-            [f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]
+            [f"{DEFAULTS} is not TOML ({error}): correct it, or delete it for the defaults"]
         ) from error

@@ -185,7 +185,9 @@ class _Counts:
 
         self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
         self._seconds = Histogram(
-            "agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS
+            "agent_call_seconds",
+            "Seconds from the job until everything was closed.",
+            buckets=BUCKETS,
         )
         self._turns = Counter("agent_turns", "Finished turns of both sides.")
         self._closes = Counter(

@@ -85,9 +85,9 @@ def check_connection(settings: Settings) -> list[Finding]:
         elif name == "LIVEKIT_URL":
             if not _is_address(value):
                 cure = "write one such as ws://localhost:7880"
-                found.append(Finding("fail", "keys", f"{name}: {value!r} is no address", cure))
+                found.append(Finding("fail", "keys", f"{name}: {value!r} is not an address", cure))
         elif not re.fullmatch(r"[A-Za-z0-9+/=_.~-]+", value):
-            what = f"{name} has characters that no key has, such as quotes or spaces"
+            what = f"{name} has characters that keys do not have, such as quotes or spaces"
             found.append(Finding("fail", "keys", what, "copy it from your server again"))
     if 0 < len(secret.encode()) < SHORTEST_SECRET:
         what = f"LIVEKIT_API_SECRET has fewer than {SHORTEST_SECRET} bytes"
@@ -98,7 +98,7 @@ def check_connection(settings: Settings) -> list[Finding]:
 def _is_address(url: str) -> bool:
     try:
         host, _ = urlsplit(url).hostname, urlsplit(url).port
-    except ValueError:  # such as a port that is no number
+    except ValueError:  # such as a port that is not a number
         return False
     return bool(host) and not re.search(r"[\s<>\"']", url)
 

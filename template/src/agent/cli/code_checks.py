@@ -81,5 +81,5 @@ def _mistake(node: ast.Call, *, in_async: bool) -> tuple[Level, str, str] | None
 
 
 def _called(node: ast.AST) -> str:
-    """What is called, as it is written: `self.session.aclose`; nothing if it is no call."""
+    """What is called, as it is written: `self.session.aclose`; empty if it is not a call."""
     return ast.unparse(node.func) if isinstance(node, ast.Call) else ""

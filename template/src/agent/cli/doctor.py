@@ -83,7 +83,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "settings", f"read for {settings.name} in {settings.home}")
     for name, similar in unknown_variables().items():
         cure = f"{similar} is one" if similar else "see .env.example, or leave it if it is your own"
-        yield Finding("warn", "settings", f"{name} is no setting of the template's", cure)
+        yield Finding("warn", "settings", f"{name} is not a setting of the template", cure)
     keys = "LIVEKIT_URL, LIVEKIT_API_KEY and LIVEKIT_API_SECRET are there"
     found = check_connection(settings)
     yield from found or [Finding("ok", "keys", keys)]

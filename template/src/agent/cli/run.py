@@ -39,7 +39,7 @@ def dev() -> int:
 
 def _address(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"\S+:\d{1,5}", value):
-        raise typer.BadParameter(f"{value!r} is no address: write one such as 127.0.0.1:5000")
+        raise typer.BadParameter(f"{value!r} is not an address: write one such as 127.0.0.1:5000")
     return value
 
 
