@@ -18,6 +18,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if (sdk := check_sdk()).level != "ok":
         terminalreporter.write_line(sdk.sentence, yellow=True)
 
+
 # the owner's test of the documents waits for a project that has some again
 has_documents = importlib.util.find_spec("agent.knowledge.evaluate") is not None
 collect_ignore = [] if has_documents else ["yours/test_knowledge.py"]
