@@ -19,7 +19,9 @@ from markdown_it.token import Token
 from typer.main import get_command
 
 from agent.__main__ import app
+from agent.reasons import Reason
 from agent.settings import Settings
+from tests.support.ends import ENDS
 from tests.support.templates import ROOT, Project
 
 ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
@@ -250,6 +252,16 @@ def test_every_command_of_the_agent_that_a_page_names_exists(project: Project) -
             assert found in COMMANDS, f"{name}: agent {found}"
             seen.add(found)
     assert seen == set(COMMANDS), "a command that no page names"
+
+
+def test_the_page_of_ends_explains_every_reason(project: Project) -> None:
+    text = project.read("docs/agent/ending-calls.md")
+    (table,) = re.findall(r"^\| reason .*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    explained = set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))
+    reasons = {value for name, value in vars(Reason).items() if name.isupper()}
+    assert explained == {*reasons, "error in step N (…)"}
+    ended = {re.sub(r"step \d \(.*\)", "step N (…)", end.reason) for end in ENDS.values()}
+    assert ended == explained, "each reason ends some call of the table"
 
 
 def test_no_page_asks_for_make_or_for_a_module_that_is_not_there(project: Project) -> None:
