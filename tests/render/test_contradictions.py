@@ -85,6 +85,23 @@ def links_of(text: str) -> set[str]:
     return {str(token.attrs["href"]) for token in tokens(text) if token.type == "link_open"}
 
 
+def anchors_of(text: str) -> set[str]:
+    """The sections that a link can lead to, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def assert_links_lead_somewhere(page: Path) -> None:
+    """Every link of a page leads to a file, and to a section that it has."""
+    for link in links_of(page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            name, _, section = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page}: {link}"
+            if section:
+                assert section in anchors_of(target.read_text(encoding="utf-8")), f"{page}: {link}"
+
+
 @cache
 def variables_of_the_sdk() -> set[str]:
     """What livekit-agents reads from the environment."""
@@ -272,12 +289,9 @@ def test_no_page_asks_for_make_or_for_a_module_that_is_not_there(project: Projec
                 assert (project.path / "src" / Path(*module.split("."))).exists(), f"{name}: {line}"
 
 
-def test_every_link_leads_to_a_file(project: Project) -> None:
-    for name, text in documents(project).items():
-        for link in links_of(text):
-            target = link.split("#")[0]
-            if target and "://" not in target:
-                assert (project.path / name).parent.joinpath(target).exists(), f"{name}: {link}"
+def test_every_link_leads_somewhere(project: Project) -> None:
+    for name in documents(project):
+        assert_links_lead_somewhere(project.path / name)
 
 
 def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, str]) -> None:
@@ -320,9 +334,7 @@ def test_what_the_pages_of_this_repository_name_exists(name: str) -> None:
     for line in code_of(text):
         for target in re.findall(r"(?:^|&& )make ([a-z-]+)", line):
             assert target in targets, f"{name}: {line}"
-    for link in links_of(text):
-        if "://" not in link:
-            assert (ROOT / name).parent.joinpath(link.split("#")[0]).exists(), f"{name}: {link}"
+    assert_links_lead_somewhere(ROOT / name)
     roots = ("template/", "tests/", "tools/", "hooks/", "benchmarks/", "docs/", "releases/")
     for path in {
         line for line in code_of(text) if line.startswith(roots) and re.fullmatch(r"[\w./-]+", line)
