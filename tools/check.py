@@ -51,7 +51,9 @@ def main() -> int:
             **here,
         ),
         partial(
-            run, "types of the generation tests and tools", "mypy", "tests", "benchmarks", "tools"
+            run,
+            "types of the updater, the generation tests and the tools",
+            *("mypy", "updater", "tests", "benchmarks", "tools"),
         ),
         partial(
             run,

@@ -1,9 +1,10 @@
-"""Try the updates from every release to this checkout, and say which promise to owners would be broken.
+"""Try the updates from every release to this checkout, and list the promises that would be broken.
 
-    python tools/gate.py [DIR]      DIR: a history that tools/history.py has made; else it is made from this checkout
+    python tools/gate.py [DIR]      DIR: a history by tools/history.py; by default, of this checkout
 
-Nothing may be lost by an update: no answer, no file, no name that an owner's code uses. What is read is read from each
-release's copier.yml and sources; what is tried is `copier update` itself, for a covering array of answers.
+Nothing may be lost by an update: no answer, no file, no name that an owner's code uses. Some of it
+is read from every release's copier.yml and code; the rest is tried by `copier update` itself, with
+a covering array of answers.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ from tests.support.templates import (
     git,
     isolated_environment,
     make_template,
+    parse_ownership,
     values_of,
 )
+from tools.ownership import GONE
 
 TRUST = (
     "_tasks",
@@ -52,7 +55,7 @@ TRUST = (
 )  # Copier refuses a template that has them, or ever had
 STEP_BY_STEP = 3  # of so many sets of answers one is updated through every release between as well
 
-# What an owner's persona.py, resources.py and tests may use. docs/agent/ownership.md of a project says it to them.
+# What an owner's code may use: docs/agent/ownership.md of a project promises it.
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
@@ -82,7 +85,7 @@ PUBLIC = {
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
     ),
-    "agent.memory.store.Profile": ("name", "facts", "calls", "turns", "resumed"),
+    "agent.memory.Profile": ("name", "facts", "calls", "turns", "resumed"),
     "agent.knowledge.KnowledgeUnavailable": (),
     "agent.knowledge.evaluate.evaluate": (),
     "agent.knowledge.evaluate.questions_in": (),
@@ -141,7 +144,7 @@ def needs_trust(version: str, config: Config) -> Iterator[str]:
 
 
 def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
-    """Answers that an update would replace by a default, without a word, or could not go on without."""
+    """Answers that an update would silently replace by a default, or could not do without."""
     asked, asks = questions(before), questions(after)
     reads = {name for spec in asks.values() for name in read_by(str(spec.get("default", "")))}
     for name, spec in asked.items():
@@ -149,7 +152,10 @@ def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
             continue
         if name not in asks:
             if name not in reads:
-                yield f"the question {name} of {old} is gone: let the default of the new one read `{name}`"
+                yield (
+                    f"the question {name} of {old} is gone: let the default of the new one read"
+                    f" `{name}`"
+                )
             continue
         if asks[name].get("type") != spec.get("type"):
             yield f"{name} has another type than in {old}: give the question another name"
@@ -158,14 +164,21 @@ def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
             default = str(asks[name].get("default", ""))
             for value in values_of(spec):
                 if value not in choices and f"'{value}'" not in default:
-                    yield f"{name}={value} of {old} is gone: keep it, or let the default turn '{value}' into another"
+                    yield (
+                        f"{name}={value} of {old} is gone: keep it, or let the default turn"
+                        f" '{value}' into another"
+                    )
         else:
             for answer in ANSWERS:
                 if not refusal(asked, name, answer) and (sentence := refusal(asks, name, answer)):
-                    yield f"{name}={answer!r} was accepted by {old} and is refused now ({sentence}): accept it"
+                    yield (
+                        f"{name}={answer!r} was accepted by {old} and is refused now ({sentence}):"
+                        " accept it"
+                    )
     for name, spec in asks.items():
         if name not in asked and spec.get("default") is None:
-            yield f"the question {name} is new since {old} and has no default: an update cannot ask it"
+            problem = f"the question {name} is new since {old} and has no default"
+            yield f"{problem}: an update cannot ask it"
 
 
 def read_by(expression: str) -> set[str]:
@@ -198,32 +211,66 @@ def environment() -> jinja2.Environment:
     return SandboxedEnvironment(undefined=StrictUndefined, extensions=[ansible])
 
 
+def lost_paths(template: Template, old: str, new: str) -> Iterator[str]:
+    """Paths of a release that are gone; the template's own may move, and then say where to."""
+    was, now = ownership_of(template, old), ownership_of(template, new)
+    for kind in ("owner", "shared"):
+        for path in set(was[kind]) - set(now[kind]):
+            yield f"{path} of {old} is no longer {kind}: owners have lines in it, so leave it"
+    for path in set(was["template"]) - set(now["template"]):
+        if now["moved"].get(path) not in now["template"] and not any(
+            fnmatch(path, glob) for glob in GONE
+        ):
+            yield f"{path} of {old} is gone: put it into MOVED or GONE of tools/ownership.py"
+
+
+def ownership_of(template: Template, version: str) -> dict[str, Any]:
+    """What `.template.toml` of a release says for any answers: its conditions are TOML comments."""
+    return parse_ownership(git(template.path, "show", f"{version}:template/.template.toml.jinja"))
+
+
 def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
-    """What an owner's code may use and would miss. It may go when the last release of an earlier minor warned of it."""
+    """What an owner's code may use and would miss.
+
+    It may go when the last release of an earlier minor version warned of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         before, after = (
             sources(template, version, Path(folder, version)) for version in (old, new)
         )
         for path, members in PUBLIC.items():
-            parent, name = path.rsplit(".", 1)
-            holders = [(parent, (name,)), *([(path, members)] if members else [])]
-            for holder, names in holders:
-                was, now = find(before, holder), find(after, holder)
-                if was is None or now is None:  # newer than that release, or told already
-                    continue
-                for name in names:
-                    if (known := was.members.get(name)) is None or (minor and is_deprecated(known)):
-                        continue
-                    if name not in now.members:
-                        yield gone(known.path, old)
-                for breakage in griffe.find_breaking_changes(was, now):
-                    known = breakage.obj
-                    ours = breakage.kind in CHANGES and known.path in {
-                        f"{holder}.{name}" for name in names
-                    }
-                    if ours and not (minor and is_deprecated(known)):
-                        what = breakage.kind.value.lower()
-                        yield f"{known.path} is not what it was in {old} ({what}): an owner's code would break"
+            was, now = find(before, path), find(after, path)
+            if was is None or (
+                minor and is_deprecated(was)
+            ):  # newer than that release, or warned of
+                continue
+            if now is None:
+                yield gone(path, old)
+                continue
+            names = [
+                name
+                for name in members
+                if name in was.all_members and not (minor and is_deprecated(was.all_members[name]))
+            ]
+            yield from (
+                gone(f"{path}.{name}", old) for name in names if name not in now.all_members
+            )
+            for breakage in breakages(was, now):
+                of, name = breakage.obj.parent, breakage.obj.name
+                what = breakage.kind.value.lower()
+                problem = f"is not what it was in {old} ({what}): an owner's code would break"
+                if breakage.kind in CHANGES and breakage.obj.path == now.path:
+                    yield f"{path} {problem}"
+                elif breakage.kind in CHANGES and name in names and of and of.name == now.name:
+                    yield f"{path}.{name} {problem}"
+
+
+def breakages(was: griffe.Object, now: griffe.Object) -> Iterator[griffe.Breakage]:
+    """What griffe finds changed, wherever either of the two is defined."""
+    holders = [griffe.Module("holder") for _ in range(2)]
+    for holder, held in zip(holders, (was, now), strict=True):
+        holder.members["held"] = held
+    return griffe.find_breaking_changes(*holders)
 
 
 CHANGES = {
@@ -238,7 +285,8 @@ CHANGES = {
 
 def gone(path: str, old: str) -> str:
     """The complaint about a name that is not there any more."""
-    return f"{path} is gone since {old}: keep it for a minor version, with @deprecated and what to use in its place"
+    cure = "keep it for a minor version, with @deprecated and what to use in its place"
+    return f"{path} is gone since {old}: {cure}"
 
 
 def sources(template: Template, version: str, folder: Path) -> griffe.Object | griffe.Alias:
@@ -250,13 +298,13 @@ def sources(template: Template, version: str, folder: Path) -> griffe.Object | g
     return griffe.load("agent", search_paths=[folder / "template" / "src"], allow_inspection=False)
 
 
-def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | griffe.Alias | None:
-    """The object of this path, None if there is none."""
+def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | None:
+    """The object that an owner imports by this path, wherever it is defined; None if none."""
     try:
         found: griffe.Object | griffe.Alias = package[path.removeprefix("agent.")]
-    except KeyError:
+        return found.final_target if isinstance(found, griffe.Alias) else found
+    except (KeyError, griffe.AliasResolutionError, griffe.CyclicAliasError):
         return None
-    return found
 
 
 def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
@@ -271,16 +319,16 @@ def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
 
 
 def owner_of(path: str, ownership: dict[str, Any]) -> str:
-    """yours, shared or ours."""
-    if any(fnmatch(path, glob) for glob in ownership["yours"]):
-        return "yours"
-    return "shared" if path in ownership["shared"] else "ours"
+    """owner, shared or template."""
+    if any(fnmatch(path, glob) for glob in ownership["owner"]):
+        return "owner"
+    return "shared" if path in ownership["shared"] else "template"
 
 
 def broken_updates(
     template: Template, old: str, answers: dict[str, str], folder: Path, *, by_steps: bool = True
 ) -> list[str]:
-    """What goes wrong when an untouched project of a release is updated to the newest version of the history."""
+    """What goes wrong when an untouched project of a release is updated to the newest version."""
     newest, *between = reversed(versions_since(template, old))
     case = "-".join(answers.values())
     project = template.copy(folder / "project", old, **answers)
@@ -292,9 +340,7 @@ def broken_updates(
 
     project.update(newest)
     if conflicts := project.conflicts():
-        return [
-            f"{old} ({case}): the update conflicts with a project that nobody has touched: {conflicts}"
-        ]
+        return [f"{old} ({case}): the update of an untouched project conflicts: {conflicts}"]
     found, updated = [], project.files()
     kept = {name: answer for name, answer in project.answers().items() if not name.startswith("_")}
     for name, answer in recorded.items():
@@ -306,15 +352,16 @@ def broken_updates(
     for name in sorted(before):
         was = owner_of(name, owners)
         if name not in expected:
-            if was != "ours":
+            if was != "template":
                 found.append(
-                    f"{name} is {was} and is gone: an owner's lines would go with it; leave it where it is"
+                    f"{name} is {was} and is gone: an owner's lines would go with it;"
+                    " leave it where it is"
                 )
         elif (now := owner_of(name, owners_now)) != was:
             found.append(f"{name} was {was} and is {now}: leave it to whom it was")
     for name in sorted(updated.keys() | expected.keys()):
         whose = owner_of(name, owners_now)
-        if whose == "yours":
+        if whose == "owner":
             if name in before and updated.get(name) != before[name]:
                 found.append(f"{name} is the owner's and was changed")
         elif updated.get(name) != expected.get(name):
@@ -362,20 +409,21 @@ def differences(direct: Project, by_steps: Project) -> list[str]:
 
 
 def promises_broken(template: Template, version: str = WORK_TREE) -> Iterator[str]:
-    """What can be read: of every release, and of the newest version of the history, which is to be called `version`."""
+    """What can be read of every release, and of the newest one, which will be `version`."""
     *old, newest = sorted(git(template.path, "tag").split(), key=Version)
     now = configuration(template, newest)
     for release in [*old, newest]:
         yield from needs_trust(release, configuration(template, release))
     for release in old:
         yield from lost_answers(release, configuration(template, release), now)
+        yield from lost_paths(template, release, newest)
     if old:
         minor = Version(version).release[:2] > Version(old[-1]).release[:2]
         yield from lost_names(template, old[-1], newest, minor=minor)
 
 
 def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
-    """Every release with each of its sets of answers, and whether to go there step by step as well."""
+    """Every release with each of its sets of answers, and whether to try step by step too."""
     old = sorted(git(template.path, "tag").split(), key=Version)[:-1]
     return [
         (version, answers, number % STEP_BY_STEP == 0)
@@ -385,14 +433,14 @@ def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
 
 
 def try_one(path: Path, version: str, answers: dict[str, str], by_steps: bool) -> list[str]:
-    """`broken_updates` in a process of its own, with a cache of its own: Copier's is not made for two at a time."""
+    """`broken_updates` in a process and with a cache of its own, as Copier's is for one process."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ["COPIER_CACHE_DIR"] = cache
         return broken_updates(Template(path), version, answers, Path(folder), by_steps=by_steps)
 
 
 def gate(template: Template, version: str = WORK_TREE) -> list[str]:
-    """Every complaint, of what is read or else of what is tried, and a line on standard error for each release."""
+    """Every complaint; what is tried, only if nothing is found by reading."""
     if found := list(promises_broken(template, version)):
         return found
     with tempfile.TemporaryDirectory() as folder:

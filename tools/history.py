@@ -2,8 +2,8 @@
 
     python tools/history.py DIR
 
-Any checkout can do it, without tags and without network: releases/history.bundle has the released trees. Only what a
-template consists of is in them (see PARTS).
+Any checkout can do it, without tags and without network: releases/history.bundle has the released
+trees. Only what a template consists of is in them (see PARTS).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE"),
+    # the tool that `agent update` fetches from a release
+    "updater",
     # what a Cookiecutter without hooks is answered with
     *(
         "needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py",
@@ -33,7 +35,7 @@ class Trouble(Exception):
 
 
 def git(repository: Path, *arguments: str, stdin: str | None = None, **environ: str) -> str:
-    """Run git there, the same whoever runs it: without their settings, and without the variables of a git hook."""
+    """Run git there without anyone's settings, and without the variables of a git hook."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     fixed = {
         "GIT_CONFIG_GLOBAL": os.devnull,
@@ -88,7 +90,7 @@ def template_files(root: Path, *, untracked: bool) -> list[str]:
 
 
 def commit(repository: Path, root: Path, files: Sequence[str], version: str, date: str) -> None:
-    """Add these files of `root` as one tagged commit; the same files, version and date make the same commit."""
+    """Add these files of `root` as one tagged commit, which depends on nothing else."""
     tree_of = {
         "GIT_WORK_TREE": str(root.resolve()),
         "GIT_DIR": str((repository / ".git").resolve()),

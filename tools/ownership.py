@@ -1,10 +1,11 @@
-"""Write template/.template.toml.jinja: which files of a rendered project are the owner's, shared, and ours.
+"""Write template/.template.toml.jinja: who changes which file of a rendered project.
 
     python tools/ownership.py            write it
     python tools/ownership.py --check    exit 1 if it is not what would be written
 
-An update brings fixes to what is ours, merges what is shared, and leaves alone what is the owner's. What is neither the
-owner's nor shared is ours. A path never changes its class after a release.
+An update brings fixes to the template's files, merges the shared ones, and never changes the
+owner's. A file that is neither the owner's nor shared is the template's. A released path never
+changes its class, and only the template's may move.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-YOURS = (
+OWNER = (
     "src/agent/persona.py",
     "src/agent/resources.py",
     "tests/yours/**",
@@ -39,16 +40,48 @@ SHARED = (
     "deploy/kubernetes.yaml",
     "pyproject.toml",
 )
+# Where the template's files of earlier releases are now: `agent update` says it to an owner who has
+# changed one. After v0.5.0 they are meant to rest. A path without a successor is in GONE; the gate
+# wants each path that is gone in one of the two.
+MOVED = {
+    "docs/agent/ends.md": "docs/agent/ending-calls.md",
+    "src/agent/breaker.py": "src/agent/circuit_breaker.py",
+    "src/agent/chat.py": "src/agent/cli/chat.py",
+    "src/agent/conversation.py": "src/agent/conversation/agent.py",
+    "src/agent/doctor.py": "src/agent/cli/doctor.py",
+    "src/agent/early.py": "src/agent/transport/preconnect.py",
+    "src/agent/failures.py": "src/agent/conversation/fallback.py",
+    "src/agent/knowledge/beside.py": "src/agent/knowledge/embedder_process.py",
+    "src/agent/knowledge/commands.py": "src/agent/cli/documents.py",
+    "src/agent/knowledge/hybrid.py": "src/agent/knowledge/ranking.py",
+    "src/agent/knowledge/words.py": "src/agent/knowledge/bm25.py",
+    "src/agent/lifecycle.py": "src/agent/lifecycle/call.py",
+    "src/agent/line.py": "src/agent/transport/room.py",
+    "src/agent/memory/call.py": "src/agent/memory/call_memory.py",
+    "src/agent/memory/thread.py": "src/agent/sqlite_thread.py",
+    "src/agent/phone.py": "src/agent/cli/call.py",
+    "src/agent/undisturbed.py": "src/agent/ignore_sigterm.py",
+    "src/agent/update.py": "src/agent/cli/update.py",
+    "src/agent/usage.py": "src/agent/lifecycle/journal.py",
+    "src/agent/worker.py": "src/agent/cli/run.py",
+    "tests/line.py": "tests/fake_transport.py",
+}
+GONE = (
+    # they prove the template, so they are run there
+    "tests/test_*.py",
+    "tests/embeddings_server.py",
+)
 MARK = "--- yours below: updates never touch what follows ---"
 ITSELF = ".template.toml"
 NAMES = {"{{ _copier_conf.answers_file }}": ".copier-answers.yml"}
 
 HEAD = f"""\
-# Whose each file is. Generated with the template: read it, do not edit it.
-#   yours    updates never touch these
-#   shared   updates merge these; add your lines below the mark
-#   ours     updates bring fixes; `agent doctor` says which of them differ
-#   sha256   of those of ours that are the same in every project; the others hold your answers
+# Who changes which file. Generated with the template: read it, do not edit it.
+#   owner      you: updates never change these
+#   shared     both: updates merge these; add your lines below the mark
+#   template   updates: they bring fixes; `agent doctor` says which of them you have changed
+#   sha256     of those of the template that are the same in every project: without your answers
+#   moved      where the template's files of earlier versions are now
 
 mark = "{MARK}"
 """
@@ -75,13 +108,13 @@ def template_files(root: Path) -> dict[str, Path]:
     return files
 
 
-def is_ours(path: str) -> bool:
+def is_templates(path: str) -> bool:
     """Whether updates replace this file."""
-    return path not in SHARED and not any(fnmatch(path, glob) for glob in YOURS)
+    return path not in SHARED and not any(fnmatch(path, glob) for glob in OWNER)
 
 
 def conditions(root: Path) -> dict[str, str]:
-    """What copier.yml leaves out under a condition: path to condition."""
+    """The files and folders that copier.yml leaves out, and under which condition."""
     entries = yaml.safe_load((root / "copier.yml").read_text(encoding="utf-8"))["_exclude"]
     found = (re.fullmatch(r"\{% if (.+) %\}/(.+)\{% endif %\}", entry) for entry in entries)
     return {match[2]: match[1] for match in found if match and "_copier_operation" not in match[1]}
@@ -92,26 +125,26 @@ def generate(root: Path) -> str:
     left_out = conditions(root)
 
     def entry(path: str, line: str) -> str:
-        return (
-            f"# % if not ({left_out[path]})\n{line}\n# % endif\n"
-            if path in left_out
-            else f"{line}\n"
-        )
+        folders = path.split("/")
+        names = ["/".join(folders[: depth + 1]) for depth in range(len(folders))]
+        reasons = " or ".join(left_out[name] for name in names if name in left_out)
+        return f"# % if not ({reasons})\n{line}\n# % endif\n" if reasons else f"{line}\n"
 
     files = template_files(root)
-    ours = sorted({path for path in files if is_ours(path)} | {ITSELF})
-    verbatim = [path for path in ours if path != ITSELF and files[path].suffix != ".jinja"]
+    brought = sorted({path for path in files if is_templates(path)} | {ITSELF})
     text = HEAD
-    for name, paths in (("yours", YOURS), ("shared", SHARED)):
+    for name, paths in (("owner", OWNER), ("shared", SHARED)):
         text += f"{name} = [\n" + "".join(f"    {json.dumps(path)},\n" for path in paths) + "]\n"
-    text += (
-        "ours = [\n"
-        + "".join(entry(path, f"    {json.dumps(path)},") for path in ours)
-        + "]\n\n[sha256]\n"
-    )
-    for path in verbatim:
-        digest = hashlib.sha256(files[path].read_bytes()).hexdigest()
-        text += entry(path, f'{json.dumps(path)} = "{digest}"')
+    text += "template = [\n"
+    text += "".join(entry(path, f"    {json.dumps(path)},") for path in brought) + "]\n"
+    text += "\n[sha256]\n"
+    for path in brought:
+        if path != ITSELF and files[path].suffix != ".jinja":
+            digest = hashlib.sha256(files[path].read_bytes()).hexdigest()
+            text += entry(path, f'{json.dumps(path)} = "{digest}"')
+    text += "\n[moved]\n"
+    for path, now in sorted(MOVED.items()):
+        text += entry(now, f"{json.dumps(path)} = {json.dumps(now)}")
     return text
 
 

@@ -2,9 +2,9 @@
 
     python tools/release.py VERSION
 
-A released version never changes, and updates to it are tried before it is one (tools/gate.py). The bundle is made of
-the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again. Committing it is left to the
-person who releases, and tagging that commit to tools/tags.py.
+A released version never changes, and updates to it are tried before (tools/gate.py). The bundle is
+made of the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again.
+Committing it is left to the person who releases, and tagging that commit to tools/tags.py.
 """
 
 from __future__ import annotations
@@ -37,27 +37,29 @@ from tools.history import (
 
 
 def released_on(version: str, root: Path) -> str:
-    """The date of the version's section in CHANGELOG.md, which must say something; raises Trouble."""
+    """The date of the version's section in CHANGELOG.md; raises Trouble if that is empty."""
     changelog = root / "CHANGELOG.md"
     text = changelog.read_text(encoding="utf-8") if changelog.exists() else ""
     heading = rf"^## \[?{re.escape(version)}\]? - (\d{{4}}-\d\d-\d\d)$"
     section = re.search(heading + r"\n(.*?)(?=^## |^\[|\Z)", text, re.MULTILINE | re.DOTALL)
     if not section or not section[2].strip():
         raise Trouble(
-            f"CHANGELOG.md says nothing about {version}: write a section `## [{version}] - YYYY-MM-DD`"
+            f"CHANGELOG.md says nothing about {version}: write a section"
+            f" `## [{version}] - YYYY-MM-DD`"
         )
     return section[1]
 
 
 def release(version: str, root: Path = ROOT) -> str:
-    """Add the version to the bundle and return its tag; raises Trouble, and then nothing has changed."""
+    """Add the version to the bundle and return its tag; raises Trouble, and changes nothing."""
     try:
         number = Version(version)
     except InvalidVersion as error:
         raise Trouble(f"{version!r} is no version: write one such as 0.2.0") from error
     if str(number) != version or number >= Version(WORK_TREE):
         raise Trouble(
-            f"{version!r} is no version to release: write one such as 0.2.0, without v, below {WORK_TREE}"
+            f"{version!r} is no version to release: write one such as 0.2.0, without v, below"
+            f" {WORK_TREE}"
         )
     date = released_on(version, root)
     if changes := git(root, "status", "--porcelain"):
@@ -119,7 +121,8 @@ def main() -> int:
         print(f"release: {trouble}", file=sys.stderr)
         return 1
     print(
-        f"Released. Next: git add releases && git commit -m 'Release {tag}', and push: CI tags that commit of main"
+        f"Released. Next: git add releases && git commit -m 'Release {tag}', and push:"
+        " CI tags that commit of main"
     )
     return 0
 

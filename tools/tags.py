@@ -1,10 +1,11 @@
-"""Tag the commits that released a version, as annotated tags, which are what `copier update` of a user sees.
+"""Tag the commits that released a version, with annotated tags: users update by them.
 
     python tools/tags.py [--check] [--push REMOTE]
 
-A version was released by the first commit of this branch whose releases/history.bundle holds it. Nothing is tagged
-whose template is not, byte by byte, the one in the bundle; and no tag is ever moved, here or at the remote. `--check`
-changes nothing, and exits with 1 where a tag is missing. Exit 2: this clone or this remote cannot be used.
+A version was released by the first commit of this branch whose releases/history.bundle holds it. A
+commit is tagged only if its template is, byte by byte, the one in the bundle, and no tag is ever
+moved, here or at the remote. `--check` changes nothing, and exits with 1 where a tag is missing.
+Exit 2: this clone or this remote cannot be used.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Release:
 
 
 def extract_bundle(root: Path, commit: str, folder: Path) -> Path:
-    """Write that commit's bundle into `folder`, as a checkout would have it; raises Trouble where it has none."""
+    """Write that commit's bundle into `folder`; raises Trouble where it has none."""
     bundle = bundle_of(folder)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     name = bundle_of(root).relative_to(root).as_posix()
@@ -67,7 +68,7 @@ def held_by(bundle: Path) -> dict[str, str]:
 
 
 def released_by(root: Path, scratch: Path) -> dict[str, str]:
-    """The commit that released each version of HEAD's bundle: the first that holds what HEAD's bundle holds."""
+    """The commit that released each version: the first whose bundle holds what HEAD's does."""
     name = bundle_of(root).relative_to(root).as_posix()
     commits = git(root, "rev-list", "--first-parent", "--reverse", "HEAD", "--", name).split()
     wanted = held_by(extract_bundle(root, "HEAD", scratch))
@@ -99,15 +100,16 @@ def tags_of(root: Path) -> dict[str, str]:
 
 
 def find_releases(root: Path, known: dict[str, str]) -> list[Release]:
-    """Every version in HEAD's bundle, oldest first; `known` are tags that there are. Raises Trouble."""
+    """Every version in HEAD's bundle, oldest first; `known` are the tags. Raises Trouble."""
     if git(root, "rev-parse", "--is-shallow-repository").strip() == "true":
         raise Unusable(
-            "this clone is shallow, so the commits that released cannot be found: run `git fetch --unshallow --tags`"
-            " (in a workflow: `fetch-depth: 0`)"
+            "this clone is shallow, so the commits that released cannot be found: run"
+            " `git fetch --unshallow --tags` (in a workflow: `fetch-depth: 0`)"
         )
     if not git(root, "ls-tree", "HEAD", "--", str(bundle_of(root).relative_to(root))):
         raise Unusable(
-            "HEAD has no releases/history.bundle, so there is nothing to tag: check out a branch that has it"
+            "HEAD has no releases/history.bundle, so there is nothing to tag: check out a branch"
+            " that has it"
         )
     found: list[Release] = []
     problems: list[str] = []
@@ -122,13 +124,15 @@ def find_releases(root: Path, known: dict[str, str]) -> list[Release]:
                 found.append(Release(version, commit, version in known))
             elif version in known:
                 problems.append(
-                    f"the tag {version} is on {commit}, whose template is not the released one; {commits[version]}"
-                    f" released it: delete the tag (`git tag -d {version}`, and where it was pushed) and run this again"
+                    f"the tag {version} is on {commit}, whose template is not the released one;"
+                    f" {commits[version]} released it: delete the tag (`git tag -d {version}`, and"
+                    " where it was pushed) and run this again"
                 )
             else:
                 problems.append(
-                    f"{commit} added {version} to the bundle, but its template is not the released one: tag the commit"
-                    f" that has it yourself (`git tag -a -m {version} {version} COMMIT`), or release anew"
+                    f"{commit} added {version} to the bundle, but its template is not the released"
+                    " one: tag the commit that has it yourself (`git tag -a -m"
+                    f" {version} {version} COMMIT`), or release again"
                 )
     if problems:
         raise Trouble("\n".join(problems))
@@ -149,7 +153,7 @@ def tag(root: Path, release: Release) -> None:
 
 
 def talk(root: Path, *arguments: str) -> str:
-    """Run git as the person does who runs this: a remote may need their credentials. Raises Trouble."""
+    """Run git with the person's settings: a remote may need credentials. Raises Trouble."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=root,
@@ -180,8 +184,8 @@ def refuse_moved(found: Sequence[Release], theirs: dict[str, str], remote: str) 
     """Raise Trouble if a tag of the remote is on another commit than ours."""
     moved = [
         f"the tag {release.version} of {remote} is on {theirs[release.version]}, and here it"
-        f" {'is' if release.tagged else 'belongs'} on {release.commit}: nothing was tagged or pushed. Find out which is"
-        f" right; what users update to is {remote}'s"
+        f" {'is' if release.tagged else 'belongs'} on {release.commit}: nothing was tagged or"
+        f" pushed. Find out which is right; what users update to is {remote}'s"
         for release in found
         if theirs.get(release.version, release.commit) != release.commit
     ]
@@ -200,7 +204,7 @@ def run(root: Path, *, remote: str | None, check: bool) -> bool:
         print(f"asking {remote} for its tags ...", flush=True)
         theirs = remote_tags(root, remote)
         refuse_moved(found, theirs, remote)
-    # What the remote has is fetched, not made again: another tag object of the same name would be in the way.
+    # What the remote has is fetched, not made again: another tag object would be in its way.
     missing = [release for release in found if not release.tagged and release.version not in theirs]
     absent = (
         [] if remote is None else [release for release in found if release.version not in theirs]

@@ -1,4 +1,4 @@
-"""Whose each file is: `.template.toml` says the same as copier.yml and the tree."""
+"""Who changes which file: `.template.toml` says the same as copier.yml and the tree."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.both_tools import BothTools
 from tests.support.templates import COMBINATIONS, CONFIG, MARK, ROOT, Template, identify
+from tools.ownership import MOVED, template_files
 
 UPDATE_ONLY = "{% if _copier_operation == 'update' %}"
 
@@ -27,12 +28,14 @@ def test_every_file_of_a_project_has_one_owner(both_tools: BothTools, case: dict
     owners = project.ownership()
     for name in project.files():
         classes = [
-            any(fnmatch(name, glob) for glob in owners["yours"]),
+            any(fnmatch(name, glob) for glob in owners["owner"]),
             name in owners["shared"],
-            name in owners["ours"],
+            name in owners["template"],
         ]
-        assert sum(classes) == 1, f"{name}: yours, shared, ours = {classes}"
-    assert set(owners["ours"]) <= project.files().keys(), "a file of ours is listed and absent"
+        assert sum(classes) == 1, f"{name}: owner, shared, template = {classes}"
+    assert set(owners["template"]) <= project.files().keys(), (
+        "a file of the template is listed and absent"
+    )
     assert owners["mark"] == MARK
 
 
@@ -41,18 +44,20 @@ def test_hashes_are_those_of_the_files_that_are_the_same_in_every_project(
 ) -> None:
     project = template.copy(tmp_path / "project", project_name="Anything Else")
     owners = project.ownership()
-    verbatim = {name for name in owners["ours"] if (template.path / "template" / name).is_file()}
+    verbatim = {
+        name for name in owners["template"] if (template.path / "template" / name).is_file()
+    }
     assert owners["sha256"].keys() == verbatim
     for name, digest in owners["sha256"].items():
         assert hashlib.sha256((project.path / name).read_bytes()).hexdigest() == digest, name
 
 
-def test_copier_never_overwrites_what_is_yours(both_tools: BothTools) -> None:
+def test_copier_never_overwrites_what_is_the_owners(both_tools: BothTools) -> None:
     owners = both_tools.copied(COMBINATIONS[0]).ownership()
-    assert CONFIG["_skip_if_exists"] == [f"/{glob}" for glob in owners["yours"]]
+    assert CONFIG["_skip_if_exists"] == [f"/{glob}" for glob in owners["owner"]]
 
 
-def test_what_comes_once_is_yours(both_tools: BothTools) -> None:
+def test_what_comes_once_is_the_owners(both_tools: BothTools) -> None:
     owners = both_tools.copied(COMBINATIONS[0]).ownership()
     once = [
         entry.removeprefix(UPDATE_ONLY)
@@ -60,13 +65,13 @@ def test_what_comes_once_is_yours(both_tools: BothTools) -> None:
         if entry.startswith(UPDATE_ONLY)
     ]
     assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
-    assert {"knowledge/**", "README.md"} <= set(owners["yours"])
+    assert {"knowledge/**", "README.md"} <= set(owners["owner"])
 
 
 def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(
     template: Template,
 ) -> None:
-    page = template.source("docs/agent/ownership.md").read_text(encoding="utf-8")
+    page = " ".join(template.source("docs/agent/ownership.md").read_text("utf-8").split())
     assert (
         "`src/agent/tools/`, `scripts/`, `tests/yours/` and `docs/` (outside `docs/agent/`)" in page
     )
@@ -74,3 +79,14 @@ def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(
     names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     theirs = [name for name in names if name.startswith(("src/agent/tools/", "scripts/", "docs/"))]
     assert [name for name in theirs if not name.startswith("docs/agent/")] == []
+
+
+def test_what_has_moved_is_gone_from_where_it_was_and_there_where_it_is(
+    both_tools: BothTools,
+) -> None:
+    assert MOVED.keys().isdisjoint(template_files(ROOT))
+    for case in COMBINATIONS[::5]:
+        project = both_tools.copied(case)
+        moved = project.ownership()["moved"]
+        files = project.files()
+        assert moved == {path: now for path, now in MOVED.items() if now in files}

@@ -130,7 +130,7 @@ class Project:
 
     def ownership(self) -> dict[str, Any]:
         """What `.template.toml` says."""
-        return tomllib.loads(self.read(".template.toml"))
+        return parse_ownership(self.read(".template.toml"))
 
     def commit(self) -> None:
         """Commit everything, in a repository of its own."""
@@ -231,6 +231,14 @@ class Template:
         git(self.path, "add", "--all")
         git(self.path, "commit", "--quiet", "--message", version)
         git(self.path, "tag", "--annotate", "--message", version, version)
+
+
+def parse_ownership(text: str) -> dict[str, Any]:
+    """What a `.template.toml` says, by today's names also where it is of a release before v0.5.0."""
+    said = tomllib.loads(text)
+    for name, before in (("owner", "yours"), ("template", "ours")):
+        said.setdefault(name, said.get(before))
+    return {"moved": {}, **said}
 
 
 def literal(value: str) -> str:

@@ -1,21 +1,27 @@
-"""What owners do to their projects: edits that an update has to keep, and that any copy of the template takes."""
+"""What owners do to their projects: edits that an update keeps or stops at, and the update."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import subprocess
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Protocol
+from unittest import mock
 
 from hypothesis import strategies as st
 
+from agent_update.__main__ import main
 from tests.support.projects import UV, clean_environment
 from tests.support.templates import MARK, Project
+from tools.ownership import MOVED
 
 PRINTABLE = st.text(
     st.characters(min_codepoint=32, exclude_categories=["C", "Z"]) | st.just(" "), max_size=30
 )
-YOURS = (
+OWNER = (
     "README.md",
     "src/agent/persona.py",
     "src/agent/resources.py",
@@ -55,9 +61,22 @@ class Edit(Protocol):
         ...
 
 
+def agent_update(project: Project, version: str) -> tuple[int, str]:
+    """Run the updater, but install and test nothing: its exit code, and what it has to report."""
+    reported = io.StringIO()
+    with (
+        chdir(project.path),
+        redirect_stdout(reported),
+        redirect_stderr(reported),
+        mock.patch.dict(os.environ, UV="true"),
+    ):
+        code = main(["--to", version])
+    return code, reported.getvalue()
+
+
 @dataclass(frozen=True)
 class Change:
-    """Lines of a file that is the owner's, anywhere: after this share of them so many are cut, and these put in."""
+    """Lines of a file, anywhere: after this share of them so many are cut, and these put in."""
 
     name: str
     place: float
@@ -148,7 +167,7 @@ class Describe:
 
 @dataclass(frozen=True)
 class Depend:
-    """`uv add`; without `lock` only pyproject.toml is written, and nothing is resolved or installed."""
+    """`uv add`; without `lock` only pyproject.toml is written, and nothing is installed."""
 
     package: str
     options: tuple[str, ...] = ()
@@ -173,9 +192,9 @@ def edits() -> st.SearchStrategy[list[Edit]]:
     places = st.floats(0, 1)
     return st.lists(
         st.one_of(
-            st.builds(Change, st.sampled_from(YOURS), places, st.just(0), lines()),
-            st.builds(Change, st.sampled_from(YOURS), places, st.integers(1, 30)),
-            st.builds(Delete, st.sampled_from(YOURS)),
+            st.builds(Change, st.sampled_from(OWNER), places, st.just(0), lines()),
+            st.builds(Change, st.sampled_from(OWNER), places, st.integers(1, 30)),
+            st.builds(Delete, st.sampled_from(OWNER)),
             # a comment: in a .gitignore or a Dockerfile other lines would mean something
             st.builds(Below, st.sampled_from(SHARED), st.integers(0, 5), lines("# ")),
             st.builds(Add, st.sampled_from(ADDED), lines().map("\n".join)),
@@ -200,6 +219,14 @@ def edits() -> st.SearchStrategy[list[Edit]]:
         min_size=1,
         max_size=12,
     )
+
+
+def moved_edits() -> st.SearchStrategy[list[Change]]:
+    """Against the rules: changes of the template's files that have moved since."""
+    change = st.builds(
+        Change, st.sampled_from(sorted(MOVED)), st.floats(0, 1), st.just(0), lines("# ")
+    )
+    return st.lists(change, min_size=1, max_size=3, unique_by=lambda edit: edit.name)
 
 
 TABLES = [

@@ -1,4 +1,4 @@
-"""`uv run agent update` in a real project, with the real uv and the Copier that it fetches."""
+"""`agent update` in real projects: the real uv fetches the updater, and their tests run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import projects
-from tests.support.templates import WORK_TREE, Template
-from tests.update.test_update import FIX, NEXT, OURS, make_it_theirs
+from tests.support.templates import WORK_TREE, Template, released
+from tests.update.test_update import FIX, FIXED, NEXT, make_it_theirs
 
 DEPENDENCY = "tomli-w"  # small, and nothing of the template's needs it
-
-
-@pytest.fixture
-def fixed(own_template: Template) -> Template:
-    """The template with a next release, which has a fix and a dependency more."""
-    own_template.add_line(OURS, FIX)
-    own_template.add_dependency(DEPENDENCY)
-    own_template.release(NEXT)
-    return own_template
+MOVED = "src/agent/lifecycle.py"
 
 
 @dataclass(frozen=True)
 class Desk:
-    """An installed project that its owner has changed and committed."""
+    """An owner's project; what is installed is beside it, so that its files can be compared."""
 
     project: projects.Project
     environment: dict[str, str]
@@ -34,9 +26,15 @@ class Desk:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return self.project.run(*command, check=False, env=self.environment)
 
+    def sees(self, *command: str, code: int, report: str) -> None:
+        """What the owner types, and what it comes to."""
+        done = self.run(*command)
+        assert done.returncode == code, done.stderr + done.stdout
+        assert report in done.stderr + done.stdout
+
 
 def unkind_settings(folder: Path) -> Path:
-    """What people set for all their repositories, and what makes Copier by itself drop lines of theirs."""
+    """What people set for all their repositories, and what makes Copier drop lines of theirs."""
     (folder / "attributes").write_text("* -diff\n", encoding="utf-8")
     (folder / "excludes").write_text("AGENTS.md\npyproject.toml\n", encoding="utf-8")
     core = f"[core]\nattributesFile = {folder}/attributes\nexcludesFile = {folder}/excludes\n"
@@ -47,71 +45,86 @@ def unkind_settings(folder: Path) -> Path:
     return settings
 
 
-@pytest.fixture
-def desk(fixed: Template, tmp_path: Path) -> Desk:
-    """A project of the version before; what is installed is beside it, so that its files can be compared."""
+def render(template: Template, folder: Path, version: str) -> Desk:
+    """A project of this version, not committed yet."""
     chosen = projects.Answers()
-    project = projects.Project(
-        fixed.copy(tmp_path / "desk", WORK_TREE, **chosen.data()).path, chosen
-    )
+    path = template.copy(folder / "desk", version, **chosen.data()).path
+    environment = {
+        "GIT_CONFIG_GLOBAL": str(unkind_settings(folder)),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        # the other tests are run by the tests of the template
+        "PYTEST_ADDOPTS": "tests/yours/test_persona.py",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "UV_PROJECT_ENVIRONMENT": str(folder / "environment"),
+    }
+    return Desk(projects.Project(path, chosen), environment)
+
+
+def test_the_fix_and_its_dependency_arrive_and_the_owners_lines_stay(
+    own_template: Template, tmp_path: Path
+) -> None:
+    own_template.add_line(FIXED, FIX)
+    own_template.add_dependency(DEPENDENCY)
+    own_template.release(NEXT)
+    desk = render(own_template, tmp_path, WORK_TREE)
+    project = desk.project
     make_it_theirs(project)
     project.write("notes.md", "Two spaces at the end  \nare a line break.\n")
-    environment = {
-        "GIT_CONFIG_GLOBAL": str(unkind_settings(tmp_path)),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "PYTEST_ADDOPTS": "tests/yours/test_persona.py",  # the others are run by the tests of the template
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment"),
-    }
-    desk = Desk(project, environment)
-    assert desk.run("uv", "sync", "--quiet").returncode == 0
+    desk.sees("uv", "sync", "--quiet", code=0, report="")
     project.commit()
-    return desk
-
-
-def test_the_fix_and_its_dependency_arrive_and_the_owners_lines_stay(desk: Desk) -> None:
-    project = desk.project
     before = project.files()
     assert DEPENDENCY not in project.read("uv.lock")
 
-    done = desk.run("uv", "run", "agent", "update")
+    desk.sees("uv", "run", "agent", "update", code=0, report=f"from {WORK_TREE} to {NEXT}")
 
-    assert done.returncode == 0, done.stderr
     after = project.files()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    assert changed == {OURS, "pyproject.toml", "uv.lock", ".copier-answers.yml", ".template.toml"}
-    assert FIX in project.read(OURS)
+    assert changed == {FIXED, "pyproject.toml", "uv.lock", ".copier-answers.yml", ".template.toml"}
+    assert FIX in project.read(FIXED)
     assert '"httpx' in project.read("pyproject.toml")
     assert f'name = "{DEPENDENCY}"' in project.read("uv.lock")
-    assert f"from {WORK_TREE} to {NEXT}" in done.stdout
-    assert desk.run("uv", "run", "--no-sync", "python", "-c", "import tomli_w").returncode == 0
+    desk.sees("uv", "run", "--no-sync", "python", "-c", "import tomli_w", code=0, report="")
 
     project.commit()
-    again = desk.run("uv", "run", "agent", "update")
-    assert again.returncode == 0
-    assert f"Nothing to do: the project is at {NEXT}" in again.stdout
+    desk.sees("uv", "run", "agent", "update", code=0, report=f"the project is at {NEXT}")
     assert project.changes() == []
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "problem"),
-    [
-        (OURS, [], f"{OURS}:"),
-        ("src/agent/memory/sqlite.py", ["-d", "memory=none"], "sqlite.py was changed by you"),
-    ],
-    ids=["a line that the update changes", "a file that an option removes"],
-)
-def test_an_owners_change_of_a_file_of_ours_stops_the_update(
-    desk: Desk, name: str, arguments: list[str], problem: str
+def test_the_command_of_v0_4_0_brings_the_one_that_hands_over(
+    template: Template, tmp_path: Path
 ) -> None:
+    desk = render(template, tmp_path, "v0.4.0")
     project = desk.project
-    project.write(name, f"{project.read(name)}# The owner's.\n")
+    desk.sees("uv", "sync", "--quiet", code=0, report="")
+    text = project.read(MOVED)
+    project.write(MOVED, f"{text}# The owner's.\n")
     project.commit()
     before = project.files()
 
-    done = desk.run("uv", "run", "agent", "update", *arguments)
+    desk.sees("uv", "run", "agent", "update", code=1, report=f"{MOVED} was changed by you")
+    assert project.files() == before
+    assert project.changes() == []
 
-    assert done.returncode == 1
-    assert problem in done.stderr
+    project.write(MOVED, text)
+    project.commit()
+    desk.sees("uv", "run", "agent", "update", code=0, report=f"from v0.4.0 to {WORK_TREE}")
+    assert {"owner", "shared", "template", "moved"} <= project.ownership().keys()
+    project.commit()
+    desk.sees("uv", "run", "agent", "update", code=0, report=f"the project is at {WORK_TREE}")
+
+
+@pytest.mark.parametrize("version", released())
+def test_the_updater_runs_by_itself_on_a_project_of_any_release(
+    template: Template, version: str, tmp_path: Path
+) -> None:
+    desk = render(template, tmp_path, version)
+    project = desk.project
+    project.write(MOVED, "# The owner's.\n")
+    project.commit()
+    before = project.files()
+    updater = ("uv", "tool", "run", "--from", f"{template.url}#subdirectory=updater")
+
+    said = f"{MOVED} is now src/agent/lifecycle/call.py: put your change there"
+    desk.sees(*updater, "agent-update", "--preview", code=1, report=said)
     assert project.files() == before
     assert project.changes() == []

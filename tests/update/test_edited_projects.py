@@ -1,4 +1,4 @@
-"""Whatever owners do to their projects, an update brings what is new and keeps every byte of theirs."""
+"""An update brings what is new and keeps every byte of the owner's, for any edits of theirs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.templates import MARK, WORK_TREE, Project, Template, make_template, released
-from tests.update.owners import EVERYTHING, Edit, edits
+from tests.support.templates import (
+    MARK,
+    WORK_TREE,
+    Project,
+    Template,
+    git,
+    make_template,
+    released,
+)
+from tests.update.owners import EVERYTHING, Change, Edit, agent_update, edits, moved_edits
 from tools.gate import cases_of, configuration, differences, owner_of, versions_since
+from tools.ownership import MOVED
 
 NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
 VERSIONS = [*released(), WORK_TREE]
-OURS = "src/agent/settings.py"
+FIXED = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 ANY = settings(
     deadline=None,
@@ -36,7 +45,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
     for name in template.copy(tmp_path_factory.mktemp("any") / "project").ownership()["shared"]:
         template.add_line(name, "# A line of the template's.", before=MARK)
     template.add_dependency("anyio>=4")
-    template.add_line(OURS, FIX)
+    template.add_line(FIXED, FIX)
     for name in ("src/agent/persona.py", "README.md", "knowledge/news.md"):
         template.source(name).touch()
         template.add_line(name, "# This comes with first copies only.")
@@ -49,7 +58,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
 def pristine(
     history: Template, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, int], Project]:
-    """A project of a release with the n-th set of its answers, committed; each is rendered once and then copied."""
+    """A committed project of a release with the n-th set of its answers; rendered once each."""
     folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, int], Project]()
 
     def copy(version: str, number: int) -> Project:
@@ -72,7 +81,7 @@ def assert_kept(
     number: int,
     made: list[Edit],
 ) -> None:
-    """Make the edits, update, and compare with a fresh copy of the newest version with the same edits."""
+    """Make the edits, update, and compare with a fresh copy with the same edits."""
     project = pristine(version, number)
     came = project.files().keys()
     for edit in made:
@@ -80,9 +89,9 @@ def assert_kept(
     project.commit()
     before = project.files()
 
-    project.update(NEXT)
+    code, report = agent_update(project, NEXT)
 
-    assert project.conflicts() == []
+    assert code == 0, report
     answers = {
         name: answer for name, answer in project.answers().items() if not name.startswith("_")
     }
@@ -90,11 +99,11 @@ def assert_kept(
     for edit in made:
         edit.make(fresh)
     owners, after, expected = fresh.ownership(), project.files(), fresh.files()
-    shared = {*owners["shared"], *owners["ours"]}
-    assert {name for name in shared if after.get(name) != expected.get(name)} == set(), (
+    merged = {*owners["shared"], *owners["template"]}
+    assert {name for name in merged if after.get(name) != expected.get(name)} == set(), (
         "what is merged is not the sum"
     )
-    theirs = {name for name in before if owner_of(name, owners) == "yours" or name not in came}
+    theirs = {name for name in before if owner_of(name, owners) == "owner" or name not in came}
     assert {name for name in theirs if after.get(name) != before[name]} == set(), (
         "what is theirs was changed"
     )
@@ -130,6 +139,43 @@ def test_an_update_keeps_whatever_any_owner_did(
     assert_kept(pristine, history, version, number, made)
 
 
+@given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
+@settings(ANY, max_examples=6, derandomize=True)
+@example(
+    released()[0], 0, EVERYTHING, [Change("src/agent/lifecycle.py", 1.0, 0, ("# The owner's.",))]
+)
+def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
+    history: Template,
+    pristine: Callable[[str, int], Project],
+    version: str,
+    number: int,
+    made: list[Edit],
+    moved: list[Change],
+) -> None:
+    project = pristine(version, number)
+    brought = project.files().keys()
+    for edit in [*made, *moved]:
+        edit.make(project)
+    project.commit()
+    before = project.files()
+
+    code, report = agent_update(project, NEXT)
+
+    changed = {edit.name for edit in moved} & brought
+    assert code == (1 if changed else 0), report
+    assert all(
+        f"  {name} is now {MOVED[name]}: put your change there" in report for name in changed
+    )
+    if changed:
+        assert project.files() == before
+        assert project.changes() == []
+        git(project.path, "rm", "--quiet", *changed)
+        project.commit()
+        assert agent_update(project, NEXT)[0] == 0
+        assert {MOVED[name] for name in changed} <= project.files().keys()
+    shutil.rmtree(project.path)
+
+
 def test_an_edited_project_ends_the_same_step_by_step(
     history: Template, pristine: Callable[[str, int], Project]
 ) -> None:
@@ -150,19 +196,22 @@ def test_an_edited_project_ends_the_same_step_by_step(
 @given(st.floats(0, 1), st.sampled_from(["cut", "insert", "change"]))
 @settings(ANY, max_examples=6, derandomize=True)
 @example(1.0, "insert")
-def test_an_edit_of_ours_is_merged_or_told_and_never_lost(
+def test_an_edit_of_the_templates_is_merged_or_reported_and_never_lost(
     history: Template, pristine: Callable[[str, int], Project], place: float, what: str
 ) -> None:
     project = pristine(WORK_TREE, 0)
-    lines = project.read(OURS).splitlines(keepends=True)
+    lines = project.read(FIXED).splitlines(keepends=True)
     at = min(round(place * len(lines)), len(lines) - 1) + (place == 1.0)
     lines[at : at + (what != "insert")] = [] if what == "cut" else ["# Against the contract.\n"]
-    project.write(OURS, "".join(lines))
+    project.write(FIXED, "".join(lines))
     project.commit()
 
-    project.update(NEXT)
+    code, report = agent_update(project, NEXT)
 
-    expected = [*lines, f"{FIX}\n"]
-    assert project.conflicts() or project.read(OURS) == "".join(expected)
-    if place == 1.0:  # both have added a line at the end
-        assert project.conflicts()
+    if code:
+        assert f"{FIXED} was changed by you and by the template" in report
+        assert project.changes() == []
+    assert project.read(FIXED) == "".join(lines if code else [*lines, f"{FIX}\n"])
+    # both have added a line at the end
+    assert code == 1 or place != 1.0
+    shutil.rmtree(project.path)

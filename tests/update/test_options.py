@@ -1,4 +1,4 @@
-"""Options chosen anew by an update: files come and go, what is the owner's stays, and the way back leaves no trace."""
+"""Options that an update switches: files come and go, the owner's stay, going back is clean."""
 
 from __future__ import annotations
 

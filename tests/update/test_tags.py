@@ -35,7 +35,7 @@ class Checkout:
         return done
 
     def bundle(self, version: str) -> None:
-        """Add the version to the bundle, as tools/release.py does when it has tried every update to it."""
+        """Add the version to the bundle, as tools/release.py does after trying the updates."""
         with tempfile.TemporaryDirectory() as folder:
             history, bundle = Path(folder), bundle_of(self.path)
             open_releases(history, self.path)
@@ -89,7 +89,7 @@ def checkout(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def two(checkout: Checkout) -> tuple[Checkout, dict[str, str]]:
-    """A clone with two releases, work between and after them, and no tags; and the commits that released."""
+    """A clone with two releases, work between and after them, no tags; and their commits."""
     first = checkout.release("0.1.0")
     checkout.work("after 0.1.0")
     second = checkout.release("0.2.0")

@@ -1,4 +1,4 @@
-"""`copier update` brings what is ours and keeps what is the owner's, from every release to this checkout."""
+"""`copier update` brings the template's fixes and keeps the owner's files, from every release."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.history import PARTS
 NEXT = "v999.1.0"  # this checkout with a fix in it
 VERSIONS = [*released(), WORK_TREE]
 PERSONA = "src/agent/persona.py"
-OURS = "src/agent/settings.py"
+FIXED = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 DEPENDENCY = '"anyio>=4",'
 
@@ -30,7 +30,7 @@ DEPENDENCY = '"anyio>=4",'
 @pytest.fixture
 def fixed(own_template: Template) -> Template:
     """The template with a next release, which changes a file of every class."""
-    own_template.add_line(OURS, FIX)
+    own_template.add_line(FIXED, FIX)
     own_template.add_dependency("anyio>=4")
     for name in (PERSONA, "README.md", "knowledge/news.md"):
         own_template.source(name).touch()
@@ -67,7 +67,7 @@ def test_an_update_brings_the_fix_and_keeps_every_byte_of_the_owners(
     project.update(NEXT)
 
     assert project.conflicts() == []
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
     assert [name for name in project.files() if name.startswith("knowledge/")] == documents
     dependencies = (
@@ -105,7 +105,7 @@ def test_copying_again_overwrites_nothing_of_the_owners(fixed: Template, tmp_pat
     project = fixed.copy(tmp_path / "project")
     theirs = make_it_theirs(project)
     copier.run_recopy(project.path, vcs_ref=NEXT, defaults=True, overwrite=True, quiet=True)
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
 
 
@@ -114,7 +114,7 @@ def test_a_project_from_cookiecutter_updates_too(fixed: Template, tmp_path: Path
     theirs = make_it_theirs(project)
     project.update(NEXT)
     assert project.conflicts() == []
-    assert FIX in project.read(OURS)
+    assert FIX in project.read(FIXED)
     assert {name: project.read(name) for name in theirs} == theirs
     assert project.answers()["_commit"] == NEXT
 
@@ -125,7 +125,7 @@ def test_no_path_has_changed_its_owner_since_it_was_released(
     owner: dict[str, str] = {}
     for version in VERSIONS:
         owners = template.copy(tmp_path / version, version).ownership()
-        for kind in ("yours", "shared", "ours"):
+        for kind in ("owner", "shared", "template"):
             for path in owners[kind]:
                 assert owner.setdefault(path, kind) == kind, (
                     f"{path} was {owner[path]} before {version}"

@@ -1,4 +1,4 @@
-"""The job that opens an update as a pull request, run as GitHub runs it, with a stand-in for `gh`."""
+"""The job that opens an update as a pull request, run as on GitHub, with a stand-in for `gh`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.support.templates import Project, Template, git
 WORKFLOW = ".github/workflows/update.yml"
 BRANCH = "agent-update/main"
 IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")  # the job has one of its own
-SAID = "Updated from v1.0.0 to v1.1.0, not committed yet:\n  new      new.py\n  files: 1\nReview it:  git diff\n"
+SAID = (
+    "Updated from v1.0.0 to v1.1.0, not committed yet:\n  new      new.py\n  files: 1\n"
+    "Review it:  git diff\n"
+)
 GH = """#!{python}
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
@@ -69,7 +72,7 @@ class GitHub:
     def run_job(
         self, changed: dict[str, str], *, own_token: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """What follows when `agent update` has left these files: what is kept, and what the job with the token does."""
+        """What both jobs do when `agent update` has left these files."""
         tried, temp = self.clone(), self.folder / f"temp-{self.runs}"
         for name, text in changed.items():
             tried.write(name, text)

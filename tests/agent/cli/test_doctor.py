@@ -78,7 +78,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n' for name, text in OURS.items()
     )
     (home / ".template.toml").write_text(
-        f"ours = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8"
+        f"template = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8"
     )
     monkeypatch.setenv("AGENT_HOME", str(home))
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")

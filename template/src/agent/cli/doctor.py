@@ -12,13 +12,14 @@ import os
 import platform
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from agent.cli.run import busy, check_connection, warn_connection, warn_models
-from agent.cli.update import masked, read_answers, read_ownership
+from agent.cli.update import answer, masked
 from agent.settings import Settings, SettingsError, find_home, load_settings
 
 SDK = (
@@ -338,15 +339,21 @@ def check_memory(settings: Settings) -> Iterator[Finding]:
 
 def check_template(home: Path) -> Iterator[Finding]:
     """Which version of which template the project is at."""
-    answers = read_answers(home)
-    if {"_commit", "_src_path"} <= answers.keys():
+    version, source = answer(home, "_commit"), answer(home, "_src_path")
+    if version and source:
         cure = "`agent update` looks for a newer one"
-        yield Finding(
-            "ok", "template", f"at {answers['_commit']} of {masked(answers['_src_path'])}", cure
-        )
+        yield Finding("ok", "template", f"at {version} of {masked(source)}", cure)
     elif (home / "src").is_dir():  # an image has none
         cure = "restore .copier-answers.yml from version control if you did not mean to"
         yield Finding("ok", "template", "left: this project gets no updates", cure)
+
+
+def read_ownership(home: Path) -> dict[str, Any] | None:
+    """What `.template.toml` says of the template's files; None if it cannot be read."""
+    try:
+        return tomllib.loads((home / ".template.toml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return None
 
 
 def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
@@ -359,14 +366,14 @@ def check_drift(home: Path, ownership: dict[str, Any] | None) -> Iterator[Findin
             "restore it from version control",
         )
         return
-    if (home / "src").is_dir() and not read_answers(home):
+    if (home / "src").is_dir() and not answer(home, "_commit"):
         yield Finding(
             "ok", "files", "all of them are yours, because the project has left its template"
         )
         return
     hashes: dict[str, str] = ownership.get("sha256", {})
     drifted = False
-    for name in ownership.get("ours", []):
+    for name in ownership.get("template", []):
         path = home / name
         if not path.is_file():
             if (
@@ -414,14 +421,14 @@ def check_own_code(home: Path, ownership: dict[str, Any] | None) -> Iterator[Fin
 def own_python(home: Path, ownership: dict[str, Any] | None) -> Iterator[Path]:
     """The project's Python files that are not the template's."""
     package = home / "src" / "agent"
-    ours = set((ownership or {}).get("ours", []))
+    brought = set((ownership or {}).get("template", []))
     for folder, folders, files in os.walk(home):
         folders[:] = sorted(
             f for f in folders if not f.startswith(".") and f not in SKIPPED_FOLDERS
         )
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix != ".py" or path.relative_to(home).as_posix() in ours:
+            if path.suffix != ".py" or path.relative_to(home).as_posix() in brought:
                 continue
             if (
                 ownership is None

@@ -1,0 +1,117 @@
+"""The command `agent-update`: what it does, in order, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+from agent_update.patch import apply
+from agent_update.preview import Outcome, copy_of, install_and_test, newest_release, render
+from agent_update.processes import (
+    Failed,
+    Refused,
+    clean_environment,
+    exiting_on_signals,
+    git_result,
+    masked,
+    run,
+    say,
+    uv,
+)
+from agent_update.project import Project, examine, find_home
+
+SHOWN_FILES = 40
+CHANGES = {"A": "new", "D": "deleted"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Update the project; 0 done, 1 it does not fit, 2 nothing was begun, 128 + n for signal n."""
+    parser = argparse.ArgumentParser(prog="agent-update", description="Update this project.")
+    parser.add_argument("--to", metavar="VERSION", help="such as v1.2.0; by default the newest")
+    parser.add_argument(
+        "-d",
+        "--data",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="answer a question again, such as memory=redis; may be repeated",
+    )
+    parser.add_argument("--preview", action="store_true", help="only say what would change")
+    options = parser.parse_args(arguments)
+    try:
+        with exiting_on_signals():
+            update(options.to, options.data, preview=options.preview)
+    except (Failed, Refused) as error:
+        say(f"agent: {error}")
+        return 2 if isinstance(error, Refused) else 1
+    return 0
+
+
+def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
+    """Try the update in a copy, then apply it; raises Refused and Failed."""
+    for answer in data:
+        if not re.fullmatch(r"[A-Za-z]\w*=.*", answer):
+            cure = "write a question and its answer, such as -d memory=redis"
+            raise Refused(f"-d {answer}: {cure}")
+    project = examine(find_home())
+    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest_release(project.source)
+    nothing = f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
+    if to == project.version and not data:
+        print(nothing)
+        return
+    with copy_of(project) as copy:
+        outcome = render(project, copy, to, data)
+        if not outcome.files:
+            print(nothing)
+            return
+        install_and_test(copy, outcome.version)
+    way = f"from {project.version} to {outcome.version}"
+    if outcome.version == project.version:
+        way = f"at {outcome.version}"
+    if preview:
+        print(f"The update {way} fits and passes the project's tests. It would bring:")
+        print(listing(outcome.files))
+        print("Nothing was changed. `agent update` without --preview does it.")
+        return
+    apply(project, outcome)
+    print(f"Updated {way}, not committed yet:")
+    report(project, outcome)
+    venv = os.environ.get("UV_PROJECT_ENVIRONMENT", ".venv")
+    if (project.home / venv).is_dir():
+        # --inexact: what the owner has installed as well stays
+        command = uv("sync", "--inexact")
+        environment = clean_environment() | {"UV_PROJECT_ENVIRONMENT": venv}
+        problem = "The update is in the project, but cannot be installed: run `uv sync`."
+        run("installing the updated project", command, project.home, environment, problem)
+
+
+def report(project: Project, outcome: Outcome) -> None:
+    """Print what has changed, and what is left to the owner."""
+    print(listing(outcome.files))
+    print(f"What is new: CHANGELOG.md of {masked(project.source)} at {outcome.version}")
+    if deleted := [name for name in outcome.shipped if not (project.home / name).is_file()]:
+        print(f"Not updated, because you deleted or moved them: {', '.join(deleted)}")
+    new = [name for name, kind in outcome.files.items() if kind == "A"]
+    hidden = git_result(project.home, "check-ignore", "--no-index", "--", *new).stdout.decode()
+    if hidden:
+        command = f"git add --force {shlex.join(hidden.splitlines())}"
+        print(f"Your .gitignore hides what is new, so add it by force: {command}")
+    print("Review it:  git add --all -- . && git diff --cached")
+    print("Keep it:    git commit -m 'Update the template'")
+    print("Undo it:    git stash --include-untracked -- .")
+
+
+def listing(files: dict[str, str]) -> str:
+    """One line for each file, and how many there are."""
+    lines = [f"  {CHANGES.get(kind, 'changed'):<8} {name}" for name, kind in files.items()]
+    if len(lines) > SHOWN_FILES:
+        lines[SHOWN_FILES - 1 :] = [f"  and {len(lines) - SHOWN_FILES + 1} more"]
+    return "\n".join([*lines, f"  files: {len(files)}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The update in a copy of the project: Copier brings it, and what it leaves there is judged."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent_update.processes import (
+    Failed,
+    clean_environment,
+    copy_environment,
+    git,
+    git_result,
+    ignoring_signals,
+    run,
+    status,
+    uv,
+)
+from agent_update.project import Project, read_answers, read_ownership
+
+UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
+SHOWN_LINES = 60
+TEST_LINES = 40
+BY_HAND = "or update by hand, as docs/agent/ownership.md says"
+MOVE = f"""\
+The project is as it was. Move your change to persona.py, resources.py, a file of your own or below
+a shared file's mark, put the template's lines back, commit, and update again; {BY_HAND}."""
+REMOVE = """\
+The project is as it was. Run `git rm` for each of these files, commit, and update again: then
+`git show HEAD~1:FILE` still has your lines."""
+TESTS = f"""\
+so the project was left as it is. Do they pass without the update (`uv run pytest`)?
+Correct what they find in your own code, {BY_HAND}:"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update comes to: the changes by file, as one patch."""
+
+    version: str
+    files: dict[str, str]  # path in the project: A, M, T or D
+    patch: bytes
+    shipped: list[str]  # what the template brings and updates
+
+
+@contextlib.contextmanager
+def copy_of(project: Project) -> Iterator[Path]:
+    """The project in a worktree of its own, which is removed, however this is left."""
+    folder = Path(tempfile.mkdtemp(prefix="agent-update-")).resolve()
+    tree = folder / project.top.name
+    try:
+        # an update that was killed may have left an entry behind
+        git_result(project.top, "worktree", "prune")
+        add = ("worktree", "add", "--quiet", "--detach", str(tree), project.head)
+        git(project.top, *add, copy=True)
+        yield tree / project.home.relative_to(project.top)
+    finally:
+        with ignoring_signals():
+            shutil.rmtree(folder, ignore_errors=True)
+            git_result(project.top, "worktree", "prune")
+
+
+def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
+    """Have Copier update the copy; raises Failed for all that the owner has to decide."""
+    command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
+    if to:
+        command += ["--vcs-ref", to]
+    for answer in data:
+        command += ["--data", answer]
+    doing = "rendering the update in a copy of the project"
+    problem = "Copier cannot update, and the project is as it was:"
+    run(doing, command, copy, copy_environment(), problem)
+
+    answers, ownership = read_answers(copy), read_ownership(copy)
+    version = str(answers.get("_commit"))
+    for name in (answer.partition("=")[0] for answer in data):
+        if name not in answers:
+            questions = ", ".join(known for known in answers if not known.startswith("_"))
+            raise Failed(f"the template {version} has no question {name}, only {questions}")
+    conflicting = conflicts(copy)
+    # all of it is Copier's work: nothing else has run in the copy
+    git(copy, "add", "--all", "--force", "--", ".", copy=True)
+    files = changes(copy)
+    deleted = [name for name, kind in files.items() if kind == "D"]
+    if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
+        raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
+    if files and git(copy, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
+        problem = "Its dependencies cannot be resolved, and the project is as it was:"
+        run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
+        git(copy, "add", "--update", "--", ":/", copy=True)
+    wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
+    patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
+    shipped = [*ownership.get("shared", []), *ownership.get("template", [])]
+    return Outcome(version, changes(copy), patch, shipped)
+
+
+def install_and_test(copy: Path, version: str) -> None:
+    """Install the updated copy and run the project's tests there; raises Failed."""
+    problem = "Its dependencies cannot be installed, and the project is as it was:"
+    run("installing the updated copy", uv("sync"), copy, clean_environment(), problem)
+    doing = "running the project's tests in the copy; this takes as long as `uv run pytest`"
+    problem = f"the project's tests fail with {version}, {TESTS}"
+    run(doing, uv("run", "pytest"), copy, clean_environment(), problem, TEST_LINES)
+
+
+def newest_release(source: str) -> str | None:
+    """The template's newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
+    address = source.removeprefix("git+")
+    for short, host in (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/")):
+        if address.startswith(short):
+            address = host + address.removeprefix(short).strip("/").removesuffix(".git") + ".git"
+    asked = ("ls-remote", "--tags", "--refs", "--", os.path.expanduser(address))
+    listed = os.fsdecode(git_result(Path.cwd(), *asked).stdout)
+    tags = re.findall(r"refs/tags/(v\d+\.\d+\.\d+)$", listed, re.MULTILINE)
+    return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
+
+
+def changes(copy: Path) -> dict[str, str]:
+    """What is in the index and not in HEAD, with git's letter for it."""
+    asked = ("--cached", "--name-status", "-z", "--relative", "HEAD")
+    parts = git(copy, "diff-index", *asked, copy=True).split("\0")
+    return dict(sorted(zip(parts[1::2], parts[0::2], strict=False)))
+
+
+def conflicts(copy: Path) -> list[str]:
+    """What could not be merged, as git shows it; Copier's exit status says nothing of it."""
+    left = status(copy, "--ignored", copy=True)
+    unmerged = [name for code, name in left if code in UNMERGED]
+    rejected = [name for code, name in left if code in {"??", "!!"} and name.endswith(".rej")]
+    if not unmerged and not rejected:
+        return []
+    shown = git(copy, "diff-files", "--patch", "--cc", "--diff-filter=U", copy=True).splitlines()
+    return [
+        *(f"  {name} was changed by you and by the template" for name in unmerged),
+        *(f"  {name.removesuffix('.rej')} has no place for your change" for name in rejected),
+        *(f"    {line}" for line in shown[:SHOWN_LINES]),
+        *["    …"] * (len(shown) > SHOWN_LINES),
+        MOVE,
+    ]
+
+
+def deletions(project: Project, names: list[str], moved: dict[str, str]) -> list[str]:
+    """The deleted files that hold, or may hold, something of the owner's."""
+    hashes, lines = project.ownership["sha256"], []
+    for name in names:
+        content = git_result(project.home, "show", f"{project.head}:./{name}").stdout
+        if name not in project.ownership["template"]:
+            lines.append(f"  {name} is not one of the template's files, and would be deleted")
+        elif name not in hashes:
+            lines.append(f"  {name} may hold a change of yours, and would be deleted")
+        elif hashlib.sha256(content).hexdigest() == hashes[name]:
+            continue
+        elif name in moved:
+            lines.append(f"  {name} is now {moved[name]}: put your change there")
+        else:
+            lines.append(f"  {name} was changed by you, and would be deleted")
+    return [*lines, REMOVE] if lines else []
