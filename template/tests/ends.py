@@ -1,4 +1,4 @@
-"""The table of docs/agent/ends.md, read: what a test expects of an end is what the page says."""
+"""Reads the table of docs/agent/ending-calls.md: a test expects of an end what the page says."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "agent" / "ends.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "agent" / "ending-calls.md"
 
 
 @dataclass(frozen=True)
 class End:
-    """One row. `heard` is the last thing that a caller who is still there hears; `room` is ended, kept or gone."""
+    """One row; the page says what `heard` and `room` mean."""
 
     name: str
     what: str

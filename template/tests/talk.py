@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from livekit.agents.llm import FunctionCallOutput
 
@@ -23,6 +24,16 @@ class Talk:
 
     call: Call
     transport: FakeTransport
+
+    if TYPE_CHECKING:
+        # of the type that the owner's open_resources returns
+        resources = Call.resources
+    else:
+
+        @property
+        def resources(self):
+            """What resources.py opened."""
+            return self.call.resources
 
     @property
     def said(self) -> list[str]:

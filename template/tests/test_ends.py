@@ -1,4 +1,4 @@
-"""The table of docs/agent/ends.md, without a server: whatever happens, one reason, and nothing is left behind."""
+"""The ends of docs/agent/ending-calls.md without a server: one reason, and nothing is left."""
 
 from __future__ import annotations
 
