@@ -190,7 +190,7 @@ def test_an_edited_project_ends_the_same_step_by_step(
         by_steps.update(step)
         assert by_steps.conflicts() == []
         by_steps.commit()
-    assert differences(direct, by_steps) == []
+    assert differences(direct, by_steps, configuration(history, NEXT)) == []
 
 
 @given(st.floats(0, 1), st.sampled_from(["cut", "insert", "change"]))
