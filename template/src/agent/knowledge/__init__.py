@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from agent.knowledge.embeddings import QuestionEmbedder
-
 # "module:factory"; a module that the project was made without is not there
 STORES = {
     "sqlite": "agent.knowledge.sqlite:SqliteIndex",
@@ -169,6 +167,18 @@ class Embedder(Protocol):
         ...
 
 
+class Questions(Protocol):
+    """The questions of a call as vectors; without one, documents are found by their words alone."""
+
+    async def embed(self, question: str) -> NDArray[np.float32] | None:
+        """The question as a vector of length 1, None if there is none in time."""
+        ...
+
+    def fits(self, manifest: IndexManifest, vector: NDArray[np.float32]) -> bool:
+        """Whether the index was made with this model; a warning says once if it was not."""
+        ...
+
+
 class Knowledge(Protocol):
     """An index that is open."""
 
@@ -200,7 +210,7 @@ class Index(Protocol):
 
     shared: bool
 
-    def open(self, questions: QuestionEmbedder) -> AbstractAsyncContextManager[Knowledge]:
+    def open(self, questions: Questions) -> AbstractAsyncContextManager[Knowledge]:
         """Search until it is closed. Opening never blocks: the first search finds what is wrong."""
         ...
 

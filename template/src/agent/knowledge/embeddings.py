@@ -122,7 +122,7 @@ class HttpEmbedder:
 
 
 class QuestionEmbedder:
-    """Questions of a call as vectors; without one, documents are found by their words alone."""
+    """The `Questions` of a call."""
 
     def __init__(self, embedder: Embedder | None, settings: Settings, journal: Journal) -> None:
         self._embedder, self._journal = embedder, journal
@@ -132,7 +132,6 @@ class QuestionEmbedder:
         self._asking: set[asyncio.Task[NDArray[np.float32]]] = set()
 
     async def embed(self, question: str) -> NDArray[np.float32] | None:
-        """The question as a vector of length 1, None if there is none in time."""
         if (embedder := self._embedder) is None:
             return None
         try:
@@ -160,7 +159,6 @@ class QuestionEmbedder:
             asking.exception()
 
     def fits(self, manifest: IndexManifest, vector: NDArray[np.float32]) -> bool:
-        """Whether the index was made with this model; a warning says once if it was not."""
         assert self._embedder is not None
         model, dimension = self._embedder.model, len(vector)
         if (manifest.model, manifest.dimension) == (model, dimension):

@@ -17,8 +17,14 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, Passage, Writer
-from agent.knowledge.embeddings import QuestionEmbedder
+from agent.knowledge import (
+    IndexManifest,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    Questions,
+    Writer,
+)
 from agent.knowledge.ranking import CANDIDATES, TITLE_WEIGHT, Candidate, phrase_of, rank, words_of
 from agent.settings import Settings
 
@@ -82,7 +88,7 @@ class PgvectorIndex:
         self._seen: int | None = None  # the revision that `about` told
 
     @asynccontextmanager
-    async def open(self, questions: QuestionEmbedder) -> AsyncIterator[Knowledge]:
+    async def open(self, questions: Questions) -> AsyncIterator[Knowledge]:
         """Yield the searchable index at once; it connects meanwhile, and its connections are dropped on exit."""
         connections = _Connections(
             self._database, max(ANSWER_SECONDS, self._settings.knowledge_seconds)
@@ -141,9 +147,7 @@ class PgvectorIndex:
 class PgvectorKnowledge:
     """Searches by words and by meaning in one statement, so that it sees one index whatever an ingest does."""
 
-    def __init__(
-        self, database: _Database, connections: _Connections, meaning: QuestionEmbedder
-    ) -> None:
+    def __init__(self, database: _Database, connections: _Connections, meaning: Questions) -> None:
         self._database, self._connections, self._meaning = database, connections, meaning
         self._made: _Made | None = None  # from; as of the last search
 

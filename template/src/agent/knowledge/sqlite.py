@@ -16,9 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, Passage, Writer
+from agent.knowledge import (
+    IndexManifest,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    Questions,
+    Writer,
+)
 from agent.knowledge.bm25 import TOKENIZE, WORD_TABLE, scores_of, write_words
-from agent.knowledge.embeddings import QuestionEmbedder
 from agent.knowledge.ranking import CANDIDATES, Candidate, phrase_of, rank, words_of
 from agent.settings import Settings
 from agent.sqlite_thread import SqliteThread
@@ -50,7 +56,7 @@ class SqliteIndex:
         return self.settings.data / "knowledge.db"
 
     @asynccontextmanager
-    async def open(self, questions: QuestionEmbedder) -> AsyncIterator[Knowledge]:
+    async def open(self, questions: Questions) -> AsyncIterator[Knowledge]:
         """Yield the index at once, and read it while the call begins; its thread ends on exit."""
         thread = SqliteThread(self.path, self._connect)
         knowledge = SqliteKnowledge(self.path, thread, questions)
@@ -176,7 +182,7 @@ class SqliteWriter:
 class SqliteKnowledge:
     """Searches the index in its own thread; a new index is used as soon as it is there."""
 
-    def __init__(self, path: Path, thread: SqliteThread, questions: QuestionEmbedder) -> None:
+    def __init__(self, path: Path, thread: SqliteThread, questions: Questions) -> None:
         self._path, self._thread, self._questions = path, thread, questions
         # a connection, and what was read from it
         self._opened: tuple[sqlite3.Connection, _Opened] | None = None
