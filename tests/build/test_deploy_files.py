@@ -96,9 +96,10 @@ def test_an_issue_form_is_one_that_github_shows(form: Path) -> None:
 
 def test_containers_may_stop_as_long_as_calls_may_take_to_end(default_project: Project) -> None:
     code = (
-        "import json; from agent import lifecycle as l; from agent.settings import Settings; s = Settings();"
-        "calls_end = s.goodbye_seconds + s.close_seconds + l.HANG_UP_SECONDS + l.UNWIND_SECONDS;"
-        "print(json.dumps([s.drain_seconds, calls_end + l.EXIT_SECONDS + l.SDK_KILL_SECONDS]))"
+        "import json; from agent.lifecycle import timeouts as t; from agent.settings import Settings;"
+        "s = Settings();"
+        "calls_end = s.goodbye_seconds + s.close_seconds + t.END_ROOM_SECONDS + t.UNWIND_SECONDS;"
+        "print(json.dumps([s.drain_seconds, calls_end + t.EXIT_SECONDS + t.SDK_KILL_SECONDS]))"
     )
     drain, end = json.loads(default_project.run("uv", "run", "python", "-c", code).stdout)
 
@@ -156,8 +157,9 @@ def test_documents_in_postgresql_are_ingested_before_the_agent_starts(project: P
 
 
 def test_compose_agent_has_the_keys_of_its_server(project: Project) -> None:
-    environment = compose(project)["agent"]["environment"]
-    server = yaml.safe_load(project.read("deploy/livekit.yaml"))
+    services = compose(project)
+    environment = services["agent"]["environment"]
+    server = yaml.safe_load(services["livekit"]["environment"]["LIVEKIT_CONFIG"])
 
     assert server["keys"] == {environment["LIVEKIT_API_KEY"]: environment["LIVEKIT_API_SECRET"]}
     assert environment["LIVEKIT_URL"] == f"ws://127.0.0.1:{server['port']}"

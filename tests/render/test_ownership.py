@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -94,3 +95,13 @@ def test_what_has_moved_is_gone_from_where_it_was_and_there_where_it_is(
         moved = project.ownership()["moved"]
         files = project.files()
         assert moved == {path: now for path, now in MOVED.items() if now in files}
+
+
+def test_the_owners_formatter_leaves_the_templates_files_alone(both_tools: BothTools) -> None:
+    project = both_tools.copied(COMBINATIONS[0])
+    ruff = tomllib.loads(project.read("pyproject.toml"))["tool"]["ruff"]
+    excluded = {Path(name) for name in ruff["extend-exclude"]}
+    for name in [name for name in project.files() if name.endswith(".py")]:
+        path = Path(name)
+        is_excluded = path in excluded or not excluded.isdisjoint(path.parents)
+        assert is_excluded == (name in project.ownership()["template"]), name

@@ -31,8 +31,8 @@ def stores_for(project: Project) -> dict[str, str]:
     environment: dict[str, str] = {}
     if project.chosen.memory == "redis":
         url = f"{valkey_url()}/{CALLED.index(project.chosen)}"
-        environment |= {"AGENT_MEMORY_URL": url, "AGENT_TEST_REDIS_URL": url}
+        environment["AGENT_MEMORY_URL"] = url
     if project.chosen.knowledge == "pgvector":
         url = database_of(project.chosen)
-        environment |= {"AGENT_KNOWLEDGE_URL": url, "AGENT_TEST_POSTGRES_URL": url}
+        environment["AGENT_KNOWLEDGE_URL"] = url
     return environment
