@@ -22,12 +22,13 @@ from typing import Any
 
 import psutil
 
-from agent.knowledge import knowledge_of, ranking
-from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge import local_embedder, ranking
 from agent.knowledge.evaluate import Question, evaluate
 from agent.knowledge.ingest import ingest
+from agent.knowledge.lookup import open_index
 from agent.knowledge.pgvector import schema_of
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 from benchmarks.report import Progress, describe, finish, has_server, machine, report, workshop
 from benchmarks.retrieval.corpus import pairs, unanswerable, write_answers, write_filler
 from tests.support.embedding import minilm
@@ -93,15 +94,15 @@ async def measure_quality(scratch: Path) -> dict[str, Any]:
     ):
         settings = settings_of(home, embeddings)
         ranking.MEANING = meaning
-        async with local_embedder(settings, wait=True, alone=True):
-            await ingest(settings)
+        async with local_embedder(settings, wait=True, alone=True) as inside:
+            await ingest(inside)
             for half in ("tune", "report"):
-                figures = (await evaluate(settings, questions(half))).figures
+                figures = (await evaluate(inside, questions(half))).figures
                 found[f"{name} {half}"] = {
                     key: getattr(figures, key)
                     for key in ("n", "recall_at_1", "recall_at_3", "recall_at_5", "mrr")
                 }
-            found[f"{name} floor"] = await measure_floor(settings)
+            found[f"{name} floor"] = await measure_floor(inside)
         ranking.MEANING = both
     return found
 
@@ -109,8 +110,7 @@ async def measure_quality(scratch: Path) -> dict[str, Any]:
 async def measure_floor(settings: Settings) -> list[dict[str, float]]:
     """By floor: the share of right first passages that it keeps, and of those for unanswerable questions it drops."""
     patient = settings.model_copy(update={"knowledge_seconds": 60.0})
-    async with knowledge_of(patient) as knowledge:
-        assert knowledge is not None
+    async with open_index(patient, LogJournal()) as knowledge:
         right = []
         for question in questions("report"):
             best = await knowledge.search(question.question, 1)
@@ -174,13 +174,12 @@ async def measure_size(
         )
         run["one changed"] = run_ingest(settings)
         run["index_mb"] = index_mb(settings, postgres, database)
-        async with local_embedder(settings, wait=True):
-            figures = (await evaluate(settings, questions("report"))).figures
+        async with local_embedder(settings, wait=True) as inside:
+            figures = (await evaluate(inside, questions("report"))).figures
             run |= {"p50_ms": figures.p50_ms, "p95_ms": figures.p95_ms}
             tell("memory of a call")
-            run["call_mb"] = await asyncio.to_thread(
-                measure_memory, settings
-            )  # the embedder is watched meanwhile
+            # in a thread, because the embedder is watched meanwhile
+            run["call_mb"] = await asyncio.to_thread(measure_memory, inside)
         found[kind] = run
     return found
 
@@ -199,14 +198,19 @@ def index_mb(settings: Settings, postgres: Postgres, database: str) -> float:
 MEMORY_PROBE = """
 import asyncio, gc, psutil
 from agent import entrypoint
-from agent.knowledge import knowledge_of, ranking
-from agent.settings import load_settings
+from agent.knowledge import open_knowledge
+from agent.settings import Settings, load_settings
+from agent.telemetry import LogJournal
+QUESTIONS = "What does it cost?", "How do I change my password?", "Where is my data?"
 async def main():
-    me = psutil.Process()
-    async with knowledge_of(load_settings()) as knowledge:
-        for question in ("What does it cost?", "How do I change my password?", "Where is my data?") * 3:
-            if knowledge is not None:
+    me, settings = psutil.Process(), load_settings().model_copy(update={"embeddings": %r})
+    if (opening := open_knowledge(settings, LogJournal())) is not None:
+        async with opening as knowledge:
+            for question in QUESTIONS * 3:
                 await knowledge.search(question)
+            gc.collect()
+            print(me.memory_full_info().uss)
+    else:
         gc.collect()
         print(me.memory_full_info().uss)
 asyncio.run(main())
@@ -219,9 +223,9 @@ def measure_memory(settings: Settings, rounds: int = 3) -> dict[str, list[float]
     for _ in range(rounds):
         for name, knowledge in (("with", settings.knowledge), ("without", "none")):
             env = {**environment(settings), "AGENT_KNOWLEDGE": knowledge}
-            probed = subprocess.run(
-                [sys.executable, "-c", MEMORY_PROBE], env=env, capture_output=True, text=True
-            )
+            del env["AGENT_EMBEDDINGS"]
+            probe = [sys.executable, "-c", MEMORY_PROBE % settings.embeddings]
+            probed = subprocess.run(probe, env=env, capture_output=True, text=True)
             found[name].append(round(int(probed.stdout.split()[-1]) / 1e6, 1))
     return found
 

@@ -20,8 +20,10 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from agent.memory import CallMemory, Turn, open_memory_of
+from agent.memory import Turn, open_store
+from agent.memory.call_memory import StoredCallMemory, opened
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 from benchmarks.report import Progress, describe, finish, has_server, machine, report, workshop
 from tests.support.redis import RedisServer
 from tests.support.templates import WORK_TREE
@@ -67,27 +69,27 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
     took: list[float] = []
     async with AsyncExitStack() as stack:
         memories = [
-            await stack.enter_async_context(CallMemory.open(settings)) for _ in range(CALLERS)
+            await stack.enter_async_context(opened(settings, LogJournal())) for _ in range(CALLERS)
         ]
         for caller, memory in enumerate(memories):
             memory.identify(caller_of(number, process, caller))
-        await asyncio.gather(
-            *(memory.recall() for memory in memories)
-        )  # as before every greeting; it connects
+        # as before every greeting; it connects
+        await asyncio.gather(*(memory.recall() for memory in memories))
 
-        async def talk(caller: int, memory: CallMemory) -> None:
+        async def talk(caller: int, memory: StoredCallMemory) -> None:
             for at in range(TURNS):
                 began = time.perf_counter()
                 memory.add_turn(turn_of(f"call-{caller_of(number, process, caller)}", at))
                 async with asyncio.timeout(PATIENCE):
-                    await memory._written.wait()  # `flush` would hurry what is tried again
+                    # `flush` would hurry what is tried again
+                    await memory.queue._written.wait()
                 took.append(round(time.perf_counter() - began, 5))
 
         await asyncio.to_thread(barrier.wait, PATIENCE)
         began = time.time()
         await asyncio.gather(*(talk(caller, memory) for caller, memory in enumerate(memories)))
         ended = time.time()
-        lost = sum(memory.lost for memory in memories)
+        lost = sum(memory.queue.lost for memory in memories)
     return {"began": began, "ended": ended, "seconds": took, "given up": lost}
 
 
@@ -111,7 +113,7 @@ def work(
 async def remembered(settings: Settings, number: int) -> dict[str, int]:
     """How many turns of a round the store does not have, and how many it has more than once or out of order."""
     lost = doubled = misplaced = 0
-    async with open_memory_of(settings) as memory:
+    async with open_store(settings) as memory:
         assert memory is not None
         for process in range(PROCESSES):
             for caller in range(CALLERS):

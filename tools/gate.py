@@ -81,6 +81,7 @@ PUBLIC = {
             "still_there",
             "sorry",
             "cannot_hear",
+            "remembered_as",
             "tools",
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
@@ -330,7 +331,7 @@ def broken_updates(
 ) -> list[str]:
     """What goes wrong when an untouched project of a release is updated to the newest version."""
     newest, *between = reversed(versions_since(template, old))
-    case = "-".join(answers.values())
+    config, case = configuration(template, newest), "-".join(answers.values())
     project = template.copy(folder / "project", old, **answers)
     project.commit()
     before, owners = project.files(), project.ownership()
@@ -352,7 +353,7 @@ def broken_updates(
     for name in sorted(before):
         was = owner_of(name, owners)
         if name not in expected:
-            if was != "template":
+            if was != "template" and not comes_once(config, name):
                 found.append(
                     f"{name} is {was} and is gone: an owner's lines would go with it;"
                     " leave it where it is"
@@ -372,10 +373,16 @@ def broken_updates(
     if changes := project.changes():
         found.append(f"a second update changes {changes}")
     if by_steps and between:
-        found += differences(
-            project, through(template, old, [*reversed(between), newest], answers, folder / "steps")
-        )
+        steps = through(template, old, [*reversed(between), newest], answers, folder / "steps")
+        found += differences(project, steps, config)
     return [f"{old} ({case}): {complaint}" for complaint in found]
+
+
+def comes_once(config: Config, name: str) -> bool:
+    """Whether a file comes with the first copy alone, so that no update takes it away."""
+    prefix, suffix = "{% if _copier_operation == 'update' %}/", "{% endif %}"
+    once = [entry.removeprefix(prefix) for entry in config["_exclude"] if entry.startswith(prefix)]
+    return name in [path.removesuffix(suffix) for path in once]
 
 
 def versions_since(template: Template, old: str) -> list[str]:
@@ -395,13 +402,13 @@ def through(
     return project
 
 
-def differences(direct: Project, by_steps: Project) -> list[str]:
-    """The files that depend on the way an update took."""
+def differences(direct: Project, by_steps: Project, config: Config) -> list[str]:
+    """The files that depend on the way an update took, but for what comes with the first copy."""
     one, other = direct.files(), by_steps.files()
     return [
         f"{name} depends on whether one updates step by step"
         for name in sorted(one.keys() | other.keys())
-        if one.get(name) != other.get(name)
+        if one.get(name) != other.get(name) and not comes_once(config, name)
     ]
 
 

@@ -24,9 +24,10 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Step, timeouts
-from agent.memory import CallRecord, Profile, Turn
+from agent.memory import CallRecord, Note, Profile, Turn
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
+from agent.telemetry import Journal
 from tests.ends import ENDS, End, ends, proven_in
 
 from .fake_transport import FakeTransport
@@ -38,26 +39,33 @@ FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=
 # ---------------------------------------------------------------------- parts that make trouble
 
 
-class Store:
-    """A store of callers in memory."""
+class Remembered:
+    """A `CallMemory` of strangers; it is there also in a project that was made without memory."""
 
     def __init__(self) -> None:
+        self.key: str | None = None
         self.turns: list[Turn] = []
         self.records: list[CallRecord] = []
 
-    async def check(self) -> None: ...
+    def key_of(self, identity: str, kind: str, attributes: Mapping[str, str]) -> str | None:
+        return identity if kind == "standard" else None
 
-    async def recall(self, caller: str) -> Profile | None:
+    def identify(self, key: str | None) -> None:
+        self.key = key
+
+    async def recall(self) -> Profile | None:
         return None
 
-    async def remember(self, caller: str, turn: Turn) -> None:
-        self.turns.append(turn)
+    def add_turn(self, turn: Turn) -> None:
+        if self.key is not None:
+            self.turns.append(turn)
 
-    async def record(self, caller: str, call: CallRecord) -> None:
-        self.records.append(call)
+    def add_note(self, note: Note) -> bool:
+        return False
 
-    async def forget(self, caller: str) -> int:
-        return 0
+    def add_call(self, record: CallRecord) -> None:
+        if self.key is not None:
+            self.records.append(record)
 
 
 class TroubledLLM(ScriptedLLM):
@@ -188,12 +196,12 @@ class Scene:
     def __init__(
         self, end: End, patch: pytest.MonkeyPatch, *, connects: bool = True, **changes: object
     ) -> None:
-        self.end, self.store, self.transport = end, Store(), FakeTransport(connects=connects)
+        self.end, self.memory, self.transport = end, Remembered(), FakeTransport(connects=connects)
         self.agent: Troubled
 
         @asynccontextmanager
-        async def open_store(settings: Settings) -> AsyncIterator[Store]:
-            yield self.store
+        async def open_memory(settings: Settings, journal: Journal) -> AsyncIterator[Remembered]:
+            yield self.memory
 
         async def open_resources(call: Call) -> None:
             await call.open("pool", pool(end.name), open_seconds=0.2, close_seconds=0.2)
@@ -202,13 +210,11 @@ class Scene:
             self.agent = Troubled(call, end.name)
             return self.agent
 
-        patch.setattr("agent.memory.call_memory.open_memory_of", open_store)
+        patch.setattr(entrypoint, "open_memory", open_memory)
         patch.setattr(entrypoint, "open_resources", open_resources)
         patch.setattr(entrypoint, "build_persona", build_persona)
         quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
-        self.call = Call(
-            self.transport, load_settings().model_copy(update={"memory_url": "sqlite", **quick})
-        )
+        self.call = Call(self.transport, load_settings().model_copy(update=quick))
 
     async def begin(self, caller: str | None = "ann") -> None:
         """The call begins, with a caller or without."""
@@ -258,9 +264,9 @@ class Scene:
         known = (
             self.call.caller is not None and self.call.caller.kind == "standard"
         )  # phones only if the owner says so
-        assert len(self.store.turns) == (self.call.turns if known else 0)
+        assert len(self.memory.turns) == (self.call.turns if known else 0)
         if "memory" in opened and known:
-            assert [(record.reason, record.turns) for record in self.store.records] == [
+            assert [(record.reason, record.turns) for record in self.memory.records] == [
                 (self.end.reason, self.call.turns)
             ]
         nobody_is_left = {
@@ -382,8 +388,8 @@ async def test_the_worker_is_killed(end: End, monkeypatch: pytest.MonkeyPatch) -
     await asyncio.gather(*tasks, return_exceptions=True)
     assert scene.call.reason == end.reason
     assert (scene.transport.connected, scene.transport.rooms_ended) == (False, 1)
-    assert len(scene.store.turns) == scene.call.turns == 3
-    assert [record.reason for record in scene.store.records] == [end.reason]
+    assert len(scene.memory.turns) == scene.call.turns == 3
+    assert [record.reason for record in scene.memory.records] == [end.reason]
 
 
 # ---------------------------------------------------------------------- something fails or hangs

@@ -1,7 +1,8 @@
-"""What has failed is left alone for a while by all of a machine, and never for longer."""
+"""What fails is left alone for a while by a whole machine, and no question waits for ever."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent import circuit_breaker
-from agent.circuit_breaker import CircuitBreaker
+from agent.circuit_breaker import CircuitBreaker, Late, LeftAlone, Unanswered, within
 
 
 @pytest.fixture
@@ -18,13 +19,90 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "data" / "store.outage"
 
 
+@pytest.fixture
+def breaker(file: Path) -> CircuitBreaker:
+    return CircuitBreaker("the store", file, opened_by=(ConnectionError,))
+
+
 def age(file: Path, seconds: float) -> None:
     """Let the failure be so long ago."""
     os.utime(file, (time.time() - seconds,) * 2)
 
 
-def test_what_has_failed_is_left_alone_until_its_seconds_are_over(file: Path) -> None:
-    breaker = CircuitBreaker(file, 5)
+# ---------------------------------------------------------------------- asking
+
+
+async def answer() -> str:
+    return "an answer"
+
+
+async def silence() -> str:
+    await asyncio.Event().wait()
+    return ""
+
+
+async def gives_up() -> str:
+    """As a library does whose own future is cancelled."""
+    raise asyncio.CancelledError
+
+
+def test_an_answer_is_passed_on(breaker: CircuitBreaker) -> None:
+    assert asyncio.run(breaker.ask(answer, 5)) == "an answer"
+    assert not breaker.open
+
+
+async def test_what_is_late_is_left_alone_until_it_works_again(
+    breaker: CircuitBreaker, file: Path
+) -> None:
+    with pytest.raises(Late, match=r"no answer from the store within 0\.01 s"):
+        await breaker.ask(silence, 0.01)
+    with pytest.raises(LeftAlone, match="the store did not answer a moment ago"):
+        await breaker.ask(answer, 5)
+
+    age(file, 6)
+    assert await breaker.ask(answer, 5) == "an answer"
+    assert not breaker.open
+
+
+async def test_only_the_errors_that_cost_time_open_it(breaker: CircuitBreaker) -> None:
+    async def raises(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="a mistake"):
+        await breaker.ask(lambda: raises(ValueError("a mistake")), 5)
+    assert not breaker.open
+    with pytest.raises(ConnectionRefusedError):
+        await breaker.ask(lambda: raises(ConnectionRefusedError()), 5)
+    assert breaker.open
+
+
+async def test_an_answer_that_a_library_cancels_is_none() -> None:
+    with pytest.raises(Unanswered, match="the store cancelled its own answer"):
+        await within(5, gives_up(), "the store")
+
+
+async def test_whoever_asks_can_be_cancelled(breaker: CircuitBreaker) -> None:
+    asking = asyncio.create_task(breaker.ask(silence, 5))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not breaker.open
+
+
+async def test_without_a_file_nothing_is_left_alone() -> None:
+    breaker = CircuitBreaker("the store", None)
+    with pytest.raises(Late):
+        await breaker.ask(silence, 0.01)
+    assert await breaker.ask(answer, 5) == "an answer"
+
+
+# ---------------------------------------------------------------------- leaving alone
+
+
+def test_what_has_failed_is_left_alone_until_its_seconds_are_over(
+    breaker: CircuitBreaker, file: Path
+) -> None:
     assert not breaker.open
 
     breaker.failed()
@@ -38,8 +116,8 @@ def test_what_has_failed_is_left_alone_until_its_seconds_are_over(file: Path) ->
     assert breaker.open
 
 
-def test_what_one_has_found_to_fail_or_to_work_all_know(file: Path) -> None:
-    one, other = CircuitBreaker(file), CircuitBreaker(file)
+def test_what_one_finds_to_fail_or_to_work_all_know(file: Path) -> None:
+    one, other = CircuitBreaker("the store", file), CircuitBreaker("the store", file)
 
     one.failed()
 
@@ -49,8 +127,7 @@ def test_what_one_has_found_to_fail_or_to_work_all_know(file: Path) -> None:
     assert not file.exists()
 
 
-def test_what_works_again_and_fails_again_is_left_alone_again(file: Path) -> None:
-    breaker = CircuitBreaker(file)
+def test_what_works_again_and_fails_again_is_left_alone_again(breaker: CircuitBreaker) -> None:
     for _ in range(2):
         breaker.failed()
         assert breaker.open
@@ -58,8 +135,7 @@ def test_what_works_again_and_fails_again_is_left_alone_again(file: Path) -> Non
         assert not breaker.open
 
 
-def test_nothing_is_left_alone_that_never_failed(file: Path) -> None:
-    breaker = CircuitBreaker(file)
+def test_nothing_is_left_alone_that_never_failed(breaker: CircuitBreaker, file: Path) -> None:
     breaker.worked()
     assert not breaker.open
     assert not file.parent.exists()
@@ -71,7 +147,7 @@ def test_a_folder_that_cannot_be_written_leaves_it_alone_in_this_process(
     file.parent.write_text("a file where the folder should be", encoding="utf-8")
     now = 1000.0
     monkeypatch.setattr(circuit_breaker, "time", SimpleNamespace(time=lambda: now))
-    one, other = CircuitBreaker(file, 5), CircuitBreaker(file, 5)
+    one, other = CircuitBreaker("the store", file), CircuitBreaker("the store", file)
 
     one.failed()
 
@@ -86,9 +162,10 @@ def test_a_folder_that_cannot_be_written_leaves_it_alone_in_this_process(
     assert not one.open
 
 
-def test_a_date_in_the_future_leaves_nothing_alone_for_ever(file: Path) -> None:
+def test_a_date_in_the_future_leaves_nothing_alone_for_ever(
+    breaker: CircuitBreaker, file: Path
+) -> None:
     """As after a clock that was set back."""
-    breaker = CircuitBreaker(file)
     breaker.failed()
     age(file, -3600)
     assert not breaker.open

@@ -50,18 +50,32 @@ def parsed(project: Project) -> dict[str, Any]:
     }
 
 
-def excluded_paths(case: dict[str, str]) -> list[str]:
-    """What DESIGN says an option leaves out, said again rather than read from copier.yml."""
-    left_out = []
-    if case["knowledge"] == "none":
-        left_out += ["knowledge", "src/agent/knowledge/formats.py"]
-    if case["knowledge"] != "sqlite":
-        left_out += ["src/agent/knowledge/bm25.py"]
-    for knowledge in {"sqlite", "pgvector"} - {case["knowledge"]}:
-        left_out += [f"src/agent/knowledge/{knowledge}.py"]
-    for memory in {"sqlite", "redis"} - {case["memory"]}:
-        left_out += [f"src/agent/memory/{memory}.py"]
-    return left_out
+STORES = {
+    "sqlite": ["knowledge/sqlite.py", "knowledge/bm25.py"],
+    "pgvector": ["knowledge/pgvector.py"],
+}
+MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory/redis_errors.py"]}
+
+
+def is_left_out(name: str, case: dict[str, str]) -> bool:
+    """Whether an option leaves a file out: said again rather than read from copier.yml."""
+    knowledge, memory = case["knowledge"], case["memory"]
+    module = name.removeprefix("src/agent/")
+    for chosen, every in (knowledge, STORES), (memory, MEMORIES):
+        if any(module in files for store, files in every.items() if store != chosen):
+            return True
+    if knowledge == "none":
+        below = name.startswith("knowledge/") or module.startswith("knowledge/")
+        others = {"cli/documents.py", "docs/agent/knowledge.md", "tests/yours/test_knowledge.py"}
+        if (below and module != "knowledge/__init__.py") or module in others:
+            return True
+    if memory == "none":
+        below, others = module.startswith("memory/"), {"cli/forget.py", "docs/agent/memory.md"}
+        if (below and module != "memory/__init__.py") or module in others:
+            return True
+    if module == "sqlite_thread.py":
+        return "sqlite" not in (knowledge, memory)
+    return module == "circuit_breaker.py" and knowledge == memory == "none"
 
 
 def test_every_file_parses_and_no_template_syntax_is_left(
@@ -81,17 +95,12 @@ def test_every_file_parses_and_no_template_syntax_is_left(
 def test_what_an_option_leaves_out_is_not_there_and_all_else_is(
     template: Template, project: Project, case: dict[str, str]
 ) -> None:
-    root, left_out = template.path / "template", excluded_paths(case)
+    root = template.path / "template"
     sources = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
     names = {
         source.removesuffix(".jinja").replace(ANSWERS, ".copier-answers.yml") for source in sources
     }
-    expected = {
-        name
-        for name in names
-        if not any(name == path or name.startswith(f"{path}/") for path in left_out)
-    }
-    assert project.files().keys() == expected
+    assert project.files().keys() == {name for name in names if not is_left_out(name, case)}
     assert not [
         folder for folder in project.folders() if not any((project.path / folder).iterdir())
     ]
@@ -165,7 +174,25 @@ def test_a_project_without_pgvector_has_no_trace_of_it(
             ".copier-answers.yml",
         }
     else:
-        assert with_postgres == {".env.example"}, "settings are the same in every project"
+        # a setting of whoever looks things up, which may name another store
+        assert with_postgres == ({".env.example"} if case["knowledge"] == "sqlite" else set())
+
+
+def test_an_option_takes_its_settings_away(project: Project, case: dict[str, str]) -> None:
+    settings = {
+        "knowledge": r"AGENT_(KNOWLEDGE|EMBEDDINGS)",
+        "memory": r"AGENT_(MEMORY|REMEMBER|KEEP_TRANSCRIPTS|RESUME)",
+    }
+    for option, pattern in settings.items():
+        speak = {
+            name
+            for name, (content, _) in project.files().items()
+            if re.search(pattern, content.decode()) and not name.startswith(("docs/", "src/"))
+        }
+        if case[option] == "none":
+            assert speak == set()
+        else:
+            assert ".env.example" in speak
 
 
 def test_values_reach_the_package(project: Project, case: dict[str, str]) -> None:

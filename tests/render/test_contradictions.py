@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from typer.main import get_command
 
-from agent.__main__ import app
+from agent.cli import build_app
 from agent.reasons import Reason
 from agent.settings import Settings
 from tests.support import quick
@@ -37,7 +37,7 @@ MADE = {
     "uv.lock",
     ".env.local",
 }
-COMMANDS: dict[str, click.Command] = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, click.Command] = get_command(build_app()).commands  # type: ignore[attr-defined]
 
 
 def load(project: Project, name: str) -> Any:

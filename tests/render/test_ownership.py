@@ -64,8 +64,12 @@ def test_what_comes_once_is_the_owners(both_tools: BothTools) -> None:
         for entry in CONFIG["_exclude"]
         if entry.startswith(UPDATE_ONLY)
     ]
-    assert once == ["/knowledge{% endif %}", "/README.md{% endif %}"]
-    assert {"knowledge/**", "README.md"} <= set(owners["owner"])
+    assert once == [
+        "/knowledge{% endif %}",
+        "/README.md{% endif %}",
+        "/tests/yours/test_knowledge.py{% endif %}",
+    ]
+    assert {"knowledge/**", "README.md", "tests/yours/**"} <= set(owners["owner"])
 
 
 def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(

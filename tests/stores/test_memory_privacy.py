@@ -26,22 +26,23 @@ from hypothesis import strategies as st
 
 from agent.memory import (
     STORES,
-    CallMemory,
     CallRecord,
+    Item,
     Memory,
     MemoryUnavailable,
     Note,
     Profile,
     Turn,
     call_memory,
-    keys_of,
-    open_memory_of,
-    remembered_as,
+    open_store,
     spool,
+    write_queue,
 )
-from agent.memory.redis import open_memory as open_redis
-from agent.memory.sqlite import open_memory as open_sqlite
+from agent.memory.identity import key_of, keys_of
+from agent.memory.redis import open_store as open_redis
+from agent.memory.sqlite import open_store as open_sqlite
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 
 # ---------------------------------------------------------------------- who calls
 
@@ -170,14 +171,8 @@ class Unreliable:
     async def recall(self, caller: str) -> Profile | None:
         return await self._up().recall(caller)
 
-    async def remember(self, caller: str, turn: Turn) -> None:
-        await self._up().remember(caller, turn)
-
-    async def record(self, caller: str, call: CallRecord) -> None:
-        await self._up().record(caller, call)
-
-    async def note(self, caller: str, note: Note) -> None:
-        await self._up().note(caller, note)
+    async def write(self, caller: str, item: Item) -> None:
+        await self._up().write(caller, item)
 
     async def forget(self, caller: str) -> int:
         return await self._up().forget(caller)
@@ -208,9 +203,9 @@ class Town:
     forgotten: set[str] = field(default_factory=set)
 
     def key(self, caller: Caller) -> str | None:
-        return remembered_as(
-            caller.identity, caller.kind, {"sip.phoneNumber": caller.number}, self.settings
-        )
+        phones = self.settings.remember_phone_numbers
+        attributes = {"sip.phoneNumber": caller.number}
+        return key_of(caller.identity, caller.kind, attributes, phones=phones)
 
     async def take(self, step: Step) -> None:
         match step:
@@ -232,14 +227,15 @@ class Town:
         number = next(self.numbers)
         person = step.caller.person or f"stranger-{number}"
         mine = self.said.setdefault(person, [])
-        call_memory.breaker_of(self.settings).worked()  # time passes between calls
-        async with CallMemory.open(self.settings) as memory:
+        # time passes between calls
+        spool.breaker_of(self.settings).worked()
+        async with call_memory.opened(self.settings, LogJournal()) as memory:
             memory.identify(self.key(step.caller))
             self.check(await memory.recall(), person)
             turns = 0
             for place, what in enumerate(step.says):
                 if place == step.fails_after:
-                    await memory.flush(1)
+                    await memory.queue.flush(1)
                     Switch.down = True
                 words, at = f"{person}|{what} {next(self.numbers)}", time.time()
                 if what == "words":
@@ -264,7 +260,7 @@ class Town:
         spool.forget(self.settings, keys_of(key))
         self.unsure.add(person)
         with suppress(MemoryUnavailable):
-            async with open_memory_of(self.settings) as store:
+            async with open_store(self.settings) as store:
                 assert store is not None
                 for one in keys_of(key):
                     await store.forget(one)
@@ -290,7 +286,7 @@ class Town:
         Switch.down = False
         await spool.deliver(self.settings)
         assert spool.waiting(self.settings) == []
-        async with open_memory_of(self.settings) as store:
+        async with open_store(self.settings) as store:
             assert store is not None
             for person in self.said.keys() | set(NAMED):
                 phone = person.startswith("+")
@@ -373,8 +369,8 @@ def test_no_history_shows_a_caller_what_is_anothers_or_forgotten(
 ) -> None:
     url = request.getfixturevalue("redis_url") if store == "redis" else "sqlite"
     monkeypatch.setitem(STORES, store, f"{__name__}:open_unreliable")
-    monkeypatch.setattr(call_memory, "LAST_SECONDS_IN_OUTAGE", 0.002)
-    monkeypatch.setattr(call_memory, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(write_queue, "LAST_SECONDS_IN_OUTAGE", 0.002)
+    monkeypatch.setattr(write_queue, "FIRST_PAUSE", 0.001)
 
     ann = FAMILIAR[0]
     whole, again = (

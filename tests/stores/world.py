@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli.chat import Chat
-from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge import local_embedder
 from agent.knowledge.ingest import ingest
-from agent.memory import open_memory_of
-from agent.memory.delivery import deliver
+from agent.memory import open_store
+from agent.memory.spool import deliver
 from agent.settings import Settings
 from agent.transport import Caller
 
@@ -105,7 +105,7 @@ class Desk:
         """Call, ask, have it break and ask again, have it mended and ask again, hang up."""
         before = len(self._records())
         chat = Chat(settings, Caller("ann", ""))
-        said = Said(await chat.begin(), [], [])
+        said = Said(await chat.start(), [], [])
         said.answers.append(await chat.say(QUESTION))
         for act in (cause, heal):
             if act is not None:
@@ -115,14 +115,15 @@ class Desk:
         said.warnings = [
             record
             for record in self._records()[before:]
-            if record.levelno >= logging.WARNING and record.module != "beside"  # the worker's own
+            if record.levelno >= logging.WARNING
+            and record.module != "embedder_process"  # the worker's own
         ]
         return said
 
     async def ingest(self) -> None:
         """What `agent ingest` does."""
-        async with local_embedder(self.settings, wait=True, alone=True):
-            await ingest(self.settings)
+        async with local_embedder(self.settings, wait=True, alone=True) as inside:
+            await ingest(inside)
 
     async def later(self) -> None:
         """What the worker does between calls, once the breakers' few seconds are over."""
@@ -132,7 +133,7 @@ class Desk:
 
     async def remembered(self) -> list[str]:
         """The words of all turns in the memory, oldest first."""
-        async with open_memory_of(self.settings) as memory:
+        async with open_store(self.settings) as memory:
             assert memory is not None
             profile = await memory.recall("ann")
         return [turn.text for turn in profile.turns] if profile else []

@@ -228,7 +228,7 @@ def test_what_is_deprecated_warns_whoever_uses_it(own_template: Template, tmp_pa
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("template/Dockerfile", "Dockerfile is shared and is gone"),
+        ("template/Dockerfile.jinja", "Dockerfile is shared and is gone"),
         ("template/src/agent/resources.py", "src/agent/resources.py is owner and is gone"),
     ],
 )

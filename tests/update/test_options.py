@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,10 +48,10 @@ def test_an_option_goes_round_with_everything_of_the_owners_in_place(
             owned(template, tmp_path / value, base | {question: value}).files(),
             project.files(),
         )
-        # documents come with the first copy only, and are never taken away
-        theirs = {name for name in before if name.startswith(("data/", "knowledge/"))}
-        rest = after.keys() | expected.keys()
-        rest = {name for name in rest if not name.startswith(("data/", "knowledge/"))}
+        # documents and their test come with the first copy only, and are never taken away
+        once = ("data/", "knowledge/", "tests/yours/test_knowledge.py")
+        theirs = {name for name in before if name.startswith(once)}
+        rest = {name for name in after.keys() | expected.keys() if not name.startswith(once)}
         assert {name for name in rest if after.get(name) != expected.get(name)} == set()
         assert {name for name in theirs if after.get(name) != before[name]} == set()
         project.commit()
@@ -65,3 +70,34 @@ def test_documents_outlive_an_agent_that_looks_nothing_up(
     project.update(WORK_TREE, knowledge="none")
     assert not (project.path / "src/agent/knowledge/sqlite.py").exists()
     assert {name: project.files().get(name) for name in documents} == documents
+
+
+@pytest.mark.parametrize(("version", "knowledge"), [("v0.4.0", "none"), ("v0.4.0", "sqlite")])
+def test_the_owners_test_of_the_documents_outlives_them(
+    template: Template, version: str, knowledge: str, tmp_path: Path
+) -> None:
+    """It imports what is no longer there, so the project's own tests and types leave it out."""
+    name = "tests/yours/test_knowledge.py"
+    project = template.copy(tmp_path / "project", version, knowledge=knowledge)
+    project.write(name, f"{project.read(name)}\n\n# The owner's.\n")
+    project.commit()
+    mine = project.read(name)
+
+    project.update(WORK_TREE, knowledge="none")
+
+    assert (project.read(name), project.conflicts()) == (mine, [])
+    assert not (project.path / "src/agent/knowledge/evaluate.py").exists()
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests"]
+    found = subprocess.run(
+        collect,
+        cwd=project.path,
+        env={**os.environ, "PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "tests/yours/test_persona.py" in found
+    assert name not in found
+    metadata = tomllib.loads(project.read("pyproject.toml"))
+    assert any(re.search(one, name) for one in metadata["tool"]["mypy"]["exclude"])
+    assert not (template.copy(tmp_path / "fresh", knowledge="none").path / name).exists()

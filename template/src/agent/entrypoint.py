@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from agent.conversation import CallAgent
 from agent.conversation.session import build_session, conversation
-from agent.knowledge import knowledge_of
+from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
 from agent.lifecycle.resource import OpenFailed
-from agent.memory import CallMemory, Profile
+from agent.memory import Profile, open_memory
 from agent.models import models_of
 
 log = logging.getLogger("agent.call")
@@ -47,14 +47,18 @@ async def run_call(call: Call) -> None:
 async def open_infrastructure(call: Call) -> None:
     """Open memory and knowledge, which a call can do without, and the owner's resources."""
     call.memory, call.knowledge, call.resources = await asyncio.gather(
-        open_optional(call, "memory", CallMemory.open(call.settings)),
-        open_optional(call, "knowledge", knowledge_of(call.settings)),
+        open_optional(call, "memory", open_memory(call.settings, call.journal)),
+        open_optional(call, "knowledge", open_knowledge(call.settings, call.journal)),
         open_resources(call),
     )
 
 
-async def open_optional(call: Call, name: str, part: AbstractAsyncContextManager[T]) -> T | None:
-    """Open a part that makes a call better but may never cost one."""
+async def open_optional(
+    call: Call, name: str, part: AbstractAsyncContextManager[T] | None
+) -> T | None:
+    """Open a part that makes a call better but may never cost one; None if it is not chosen."""
+    if part is None:
+        return None
     try:
         return await call.open(name, part)
     except OpenFailed as error:

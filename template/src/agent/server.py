@@ -16,15 +16,13 @@ from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption
 
-from agent import telemetry
+from agent import knowledge, memory, telemetry
 from agent.entrypoint import run_call
 from agent.errors import one_line
-from agent.knowledge import KnowledgeUnavailable, index_of
-from agent.knowledge.embedder_process import local_embedder
+from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
-from agent.memory import MemoryUnavailable, opener_of
-from agent.memory.delivery import keep_delivering
+from agent.memory import MemoryUnavailable, keep_delivering
 from agent.models import ModelsUnavailable, models_of
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
@@ -72,8 +70,9 @@ class Server(AgentServer):
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
         telemetry.format_root(readable=readable, level=settings.log_level)
         try:
-            # before there is a job, which learns from the environment where it is
-            async with local_embedder(settings):
+            # before there is a job, which learns from its settings where it is
+            async with local_embedder(settings) as inside:
+                self.configure(inside)
                 await super().run(devmode=devmode, unregistered=unregistered)
         except Exception:
             self.failed = True
@@ -123,8 +122,8 @@ def prewarm(settings: Settings, process: JobProcess) -> None:
             importlib.import_module(name)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
         models_of(settings)
-        opener_of(settings)
-        index_of(settings)
+        memory.load(settings)
+        knowledge.load(settings)
 
 
 server = Server(load_settings())

@@ -20,9 +20,10 @@ CLOSING_SECONDS = 1.0
 class SqliteThread:
     """Runs work on the file that is at `path` now, one piece at a time.
 
-    `connect` opens the file at the first use, and again when another one has taken its place.
-    Not the loop's executor: that one is joined at the end of the process, however long a query takes. This thread is
-    a daemon, a cancelled `run` interrupts its query, and closing waits a second at most.
+    `connect` opens the file at the first use, and again when another one has replaced it. This is
+    not the loop's executor, which is joined at the end of the process however long a query takes:
+    the thread is a daemon, a cancelled `run` interrupts its query, and closing waits a second at
+    most.
     """
 
     def __init__(self, path: Path, connect: Callable[[], sqlite3.Connection]) -> None:
@@ -31,9 +32,11 @@ class SqliteThread:
             tuple[Future[Any], Callable[[sqlite3.Connection], Any]] | None
         ]()
         self._closed = False
-        self._lock = threading.Lock()  # so that an interrupt cannot hit the next piece of work
+        # so that an interrupt cannot hit the next piece of work
+        self._lock = threading.Lock()
         self._running: Future[Any] | None = None
-        self._abandoned = False  # nobody waits for what is running
+        # whether nobody waits for what is running
+        self._abandoned = False
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._ended: Future[None] = Future()
@@ -41,7 +44,7 @@ class SqliteThread:
         self._thread.start()
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` returns or raises, in the thread; cancelling interrupts it, or leaves it out if it waits."""
+        """What `work` returns or raises, in the thread; cancelling interrupts it, or drops it."""
         if self._closed:
             raise RuntimeError(f"{self._thread.name} is closed")
         job: Future[T] = Future()
@@ -53,14 +56,14 @@ class SqliteThread:
             raise
 
     async def aclose(self) -> None:
-        """End the thread and close the file; what still runs is interrupted, and left behind if it does not heed it."""
+        """End the thread and close the file; work that no interrupt reaches is left behind."""
         self._closed = True
         self._jobs.put(None)
         self._interrupt(self._running)
         await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=CLOSING_SECONDS)
 
     def disconnect(self) -> None:
-        """Close the file, so that the next piece of work opens it anew; only for work itself, in the thread."""
+        """Close the file, so that the next work reopens it; only for work itself, in the thread."""
         with self._lock:
             connection, self._connection = self._connection, None
         if connection is not None:
@@ -70,9 +73,8 @@ class SqliteThread:
     def _interrupt(self, job: Future[Any] | None) -> None:
         with self._lock:
             if job is not None and self._running is job:
-                self._abandoned = (
-                    True  # for a statement that has not begun yet, which an interrupt would miss
-                )
+                # for a statement that has not begun yet, which an interrupt would miss
+                self._abandoned = True
                 if self._connection is not None:
                     self._connection.interrupt()
 
@@ -108,7 +110,8 @@ class SqliteThread:
                 failure = error
             with self._lock:
                 self._running = None
-            with suppress(RuntimeError):  # the loop that asked is gone
+            # raised when the loop that asked is gone
+            with suppress(RuntimeError):
                 if failure is None:
                     job.set_result(result)
                 else:

@@ -14,7 +14,8 @@ from livekit.agents.metrics import STTMetrics
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Reason, Step
-from agent.memory import CallMemory, CallRecord, Profile, Turn
+from agent.memory import CallRecord, Profile, Turn
+from agent.memory.call_memory import StoredCallMemory
 from agent.settings import Settings, load_settings
 from template.tests.fake_transport import FakeTransport
 from template.tests.talk import talk
@@ -211,11 +212,11 @@ async def test_a_part_that_fails_to_open_costs_no_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @asynccontextmanager
-    async def broken(settings: Settings) -> AsyncIterator[None]:
+    async def broken(settings: Settings, journal: object) -> AsyncIterator[None]:
         raise OSError("no such disk")
         yield
 
-    monkeypatch.setattr(entrypoint, "knowledge_of", broken)
+    monkeypatch.setattr(entrypoint, "open_knowledge", broken)
     async with talk() as call:
         assert call.said
     assert "this call goes on without knowledge" in caplog.text
@@ -282,7 +283,7 @@ async def test_every_finished_turn_of_either_side_is_counted() -> None:
     async with talk() as call:
         await call.say("hello")
         assert call.call.turns == 3  # the greeting, the question, the answer
-        assert isinstance(call.call.memory, CallMemory)
+        assert isinstance(call.call.memory, StoredCallMemory)
 
 
 async def test_what_a_known_caller_said_before_is_in_the_models_context(cast: Cast) -> None:
@@ -417,8 +418,8 @@ async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
 ) -> None:
     async with talk() as first:
         await first.say("I want a table for two.")
-        assert first.call.memory is not None
-        assert await first.call.memory.flush(5)
+        assert isinstance(first.call.memory, StoredCallMemory)
+        assert await first.call.memory.queue.flush(5)
         agents = cast(Slow)
         async with talk() as second:
             assert second.said == [
@@ -435,8 +436,8 @@ async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
                 (second, "It is parked outside."),
             ):
                 await call.say(text)
-                assert call.call.memory is not None
-                assert await call.call.memory.flush(5)
+                assert isinstance(call.call.memory, StoredCallMemory)
+                assert await call.call.memory.queue.flush(5)
             agents = cast(Slow)
             async with talk():
                 messages = [
@@ -475,7 +476,7 @@ async def test_the_record_of_a_call_counts_its_goodbye_whatever_was_opened_after
 
     cast(Opens)
     records: list[CallRecord] = []
-    monkeypatch.setattr(CallMemory, "add_call", lambda self, record: records.append(record))
+    monkeypatch.setattr(StoredCallMemory, "add_call", lambda self, record: records.append(record))
     async with talk() as call:
         await call.say("/tool open_late {}")
         await call.call.hang_up()
@@ -488,7 +489,7 @@ async def test_the_record_of_a_call_says_what_its_models_were_used_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     records: list[CallRecord] = []
-    monkeypatch.setattr(CallMemory, "add_call", lambda self, record: records.append(record))
+    monkeypatch.setattr(StoredCallMemory, "add_call", lambda self, record: records.append(record))
     async with talk() as call:
         await call.say("hello")
         session = call.call.session

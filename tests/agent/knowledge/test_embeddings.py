@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
 import signal
@@ -13,17 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.knowledge import KnowledgeUnavailable, knowledge_of
-from agent.knowledge.embedder_process import local_embedder
-from agent.knowledge.embeddings import SOCKET, embedder_of
+from agent.knowledge import KnowledgeUnavailable, local_embedder
+from agent.knowledge.embeddings import UNIX, embedder_of
 from agent.knowledge.ingest import ingest, stale
+from agent.knowledge.lookup import open_index
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
-
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
 
 DOCUMENTS = {
     "visit.md": "# Parking\n\nTwelve spaces behind the house.\n\n# Dogs\n\nDogs are welcome if they are quiet.\n",
@@ -55,8 +50,7 @@ def settings(tmp_path: Path, server: EmbeddingsServer) -> Settings:
 
 
 async def titles(settings: Settings, *questions: str) -> list[list[str]]:
-    async with knowledge_of(settings) as knowledge:
-        assert knowledge is not None
+    async with open_index(settings, LogJournal()) as knowledge:
         return [
             [passage.title for passage in await knowledge.search(question)]
             for question in questions
@@ -66,7 +60,6 @@ async def titles(settings: Settings, *questions: str) -> list[list[str]]:
 # ---------------------------------------------------------------------- by meaning
 
 
-@needs_index
 async def test_a_passage_that_shares_no_word_with_the_question_is_found(settings: Settings) -> None:
     await ingest(settings)
 
@@ -75,7 +68,6 @@ async def test_a_passage_that_shares_no_word_with_the_question_is_found(settings
     assert found[0] == "Dogs"
 
 
-@needs_index
 async def test_the_words_of_a_question_count_beside_its_meaning(settings: Settings) -> None:
     (settings.documents / "b.md").write_text(
         "# Hounds\n\nA hound sleeps.\n\n# Basset\n\nThe hound Basil sleeps.\n"
@@ -101,7 +93,6 @@ async def test_the_server_gets_the_key_and_vectors_in_any_order_are_put_right(
     assert server.keys == ["Bearer sk-secret"]
 
 
-@needs_index
 async def test_only_documents_that_have_changed_are_embedded_again(
     settings: Settings, server: EmbeddingsServer
 ) -> None:
@@ -121,7 +112,6 @@ async def test_only_documents_that_have_changed_are_embedded_again(
     assert not await stale(settings)
 
 
-@needs_index
 async def test_a_document_that_could_not_be_read_is_skipped_every_time(settings: Settings) -> None:
     (settings.documents / "scan.pdf").write_bytes(b"%PDF-1.7 nothing")
     for change in ("", "\n\nMore."):
@@ -134,7 +124,6 @@ async def test_a_document_that_could_not_be_read_is_skipped_every_time(settings:
         )
 
 
-@needs_index
 async def test_documents_that_were_given_are_not_replaced_because_their_disk_is_away(
     settings: Settings, tmp_path: Path
 ) -> None:
@@ -152,7 +141,6 @@ async def test_documents_that_were_given_are_not_replaced_because_their_disk_is_
     assert (await titles(settings, "roses"))[0] == ["Garden"]
 
 
-@needs_index
 async def test_a_server_that_has_had_enough_for_a_moment_costs_no_ingest(
     settings: Settings, server: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +150,6 @@ async def test_a_server_that_has_had_enough_for_a_moment_costs_no_ingest(
     assert (await ingest(settings)).passages == 3
 
 
-@needs_index
 async def test_a_document_that_is_gone_is_no_longer_found(settings: Settings) -> None:
     await ingest(settings)
     (settings.documents / "visit.md").unlink()
@@ -176,7 +163,6 @@ async def test_a_document_that_is_gone_is_no_longer_found(settings: Settings) ->
     ]
 
 
-@needs_index
 async def test_many_passages_are_embedded_a_few_at_a_time(
     settings: Settings, server: EmbeddingsServer
 ) -> None:
@@ -194,7 +180,6 @@ async def test_many_passages_are_embedded_a_few_at_a_time(
     assert len(server.keys) >= (43 + 72) / 16
 
 
-@needs_index
 async def test_an_ingest_that_nothing_embeds_leaves_the_old_index(
     settings: Settings, server: EmbeddingsServer
 ) -> None:
@@ -212,7 +197,6 @@ async def test_an_ingest_that_nothing_embeds_leaves_the_old_index(
 # ---------------------------------------------------------------------- by words alone
 
 
-@needs_index
 async def test_an_embedder_that_stalls_costs_a_share_of_one_deadline_and_one_warning(
     settings: Settings, server: EmbeddingsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,7 +214,6 @@ async def test_an_embedder_that_stalls_costs_a_share_of_one_deadline_and_one_war
     assert warning.__dict__["fields"] == {"degraded": "embedder"}
 
 
-@needs_index
 async def test_an_embedder_is_asked_again_a_while_after_it_failed(
     settings: Settings, server: EmbeddingsServer
 ) -> None:
@@ -248,7 +231,6 @@ async def test_an_embedder_is_asked_again_a_while_after_it_failed(
     assert not outage.exists()
 
 
-@needs_index
 async def test_an_index_of_another_model_is_searched_by_words_and_says_what_to_do(
     settings: Settings, server: EmbeddingsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,14 +276,13 @@ async def test_no_server_at_all_is_one_sentence_without_the_password(settings: S
     assert "pa55word" not in str(raised.value)
 
 
-@needs_index
 async def test_the_connection_is_made_before_the_first_question(
     settings: Settings, server: EmbeddingsServer
 ) -> None:
     await ingest(settings)
     server.texts.clear()
     server.asked.clear()
-    async with knowledge_of(settings):
+    async with open_index(settings, LogJournal()):
         await server.asked.wait()
     assert server.texts == ["Hello"]
 
@@ -364,14 +345,18 @@ async def answering(settings: Settings) -> None:
                 return
 
 
-def process_of(socket: str) -> int:
-    """The process that serves the socket: whichever has it among its arguments."""
+def socket_of(inside: Settings) -> Path:
+    return Path(inside.embeddings.removeprefix(UNIX))
+
+
+def process_of(socket: Path) -> int:
+    """The process that serves the socket: the one that has it among its arguments."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if socket.encode() in arguments:
+        if str(socket).encode() in arguments:
             return int(entry.parent.name)
     raise AssertionError(f"nothing serves {socket}")
 
@@ -402,13 +387,25 @@ needs_proc = pytest.mark.skipif(
 
 
 async def test_the_process_serves_whoever_asks_while_it_is_open(local: Settings) -> None:
-    async with local_embedder(local, wait=True):
-        assert (await numbers(local))[0] == pytest.approx([1 / 17**0.5, 4 / 17**0.5])
-        folder = os.listdir(os.path.dirname(os.environ[SOCKET]))
-    assert folder == ["embedder.sock"]
-    assert SOCKET not in os.environ
+    async with local_embedder(local, wait=True) as inside:
+        assert (await numbers(inside))[0] == pytest.approx([1 / 17**0.5, 4 / 17**0.5])
+        folder = socket_of(inside).parent
+        assert [path.name for path in folder.iterdir()] == ["embedder.sock"]
+    assert not folder.exists()
+    with pytest.raises(KnowledgeUnavailable, match="AGENT_EMBEDDINGS"):
+        await numbers(inside)
     with pytest.raises(KnowledgeUnavailable, match="not running"):
         await numbers(local)
+
+
+async def test_only_the_outermost_starts_a_process(local: Settings) -> None:
+    async with local_embedder(local, wait=True) as inside, local_embedder(inside) as same:
+        assert same is inside
+    served = local.model_copy(update={"embeddings": "http://127.0.0.1:1/v1"})
+    without = local.model_copy(update={"knowledge": "none"})
+    for settings in (served, without):
+        async with local_embedder(settings, wait=True) as same:
+            assert same is settings
 
 
 @needs_proc
@@ -418,12 +415,12 @@ async def test_a_process_that_dies_or_hangs_is_started_again(
 ) -> None:
     monkeypatch.setattr("agent.knowledge.embedder_process.SILENT_SECONDS", 0.5)
     monkeypatch.setattr("agent.knowledge.embedder_process.LOOK_SECONDS", 0.1)
-    async with local_embedder(local, wait=True):
-        first = process_of(os.environ[SOCKET])
+    async with local_embedder(local, wait=True) as inside:
+        first = process_of(socket_of(inside))
         os.kill(first, how)
         await gone(first)
-        await answering(local)
-        assert process_of(os.environ[SOCKET]) != first
+        await answering(inside)
+        assert process_of(socket_of(inside)) != first
 
 
 @needs_proc
@@ -431,13 +428,12 @@ async def test_the_process_ends_with_its_worker_however_that_ends(
     local: Settings, tmp_path: Path
 ) -> None:
     worker = """
-import asyncio, os, sys
-from agent.knowledge.embedder_process import local_embedder
-from agent.knowledge.embeddings import SOCKET
+import asyncio
+from agent.knowledge import local_embedder
 from agent.settings import load_settings
 async def main():
-    async with local_embedder(load_settings(), wait=True):
-        print(os.environ[SOCKET], flush=True)
+    async with local_embedder(load_settings(), wait=True) as inside:
+        print(inside.embeddings.removeprefix("unix:"), flush=True)
         await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -453,7 +449,7 @@ asyncio.run(main())
     )
     assert process.stdout is not None
     socket = (await process.stdout.readline()).decode().strip()
-    embedder = process_of(socket)
+    embedder = process_of(Path(socket))
     process.kill()
     await process.wait()
     await gone(embedder)
@@ -461,12 +457,12 @@ asyncio.run(main())
 
 @needs_proc
 async def test_signals_for_the_worker_are_not_for_the_process(local: Settings) -> None:
-    async with local_embedder(local, wait=True):
-        process = process_of(os.environ[SOCKET])
+    async with local_embedder(local, wait=True) as inside:
+        process = process_of(socket_of(inside))
         for one in (signal.SIGINT, signal.SIGTERM):
             os.kill(process, one)
-        await numbers(local)
-        assert process_of(os.environ[SOCKET]) == process
+        await numbers(inside)
+        assert process_of(socket_of(inside)) == process
 
 
 async def test_a_model_that_is_not_there_is_one_sentence(local: Settings) -> None:
@@ -486,6 +482,7 @@ async def test_a_library_that_is_not_there_is_one_sentence(local: Settings, tmp_
 
 
 async def test_calls_need_not_wait_for_the_process(local: Settings) -> None:
-    async with local_embedder(local.model_copy(update={"embeddings_model": "missing"})):
+    missing = local.model_copy(update={"embeddings_model": "missing"})
+    async with local_embedder(missing) as inside:
         with pytest.raises(KnowledgeUnavailable):
-            await numbers(local)
+            await numbers(inside)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from agent.knowledge import Knowledge, Passage, evaluate
 from agent.knowledge.evaluate import Question, questions_in
 from agent.settings import Settings, SettingsError
+from agent.telemetry import Journal
 
 
 class Ranked:
@@ -22,14 +25,11 @@ class Ranked:
 async def test_recall_and_reciprocal_rank_count_the_first_passage_of_the_source(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from contextlib import asynccontextmanager
-
     @asynccontextmanager
-    async def ranked(settings: Settings):  # type: ignore[no-untyped-def]
-        made: Knowledge = Ranked()
-        yield made
+    async def ranked(settings: Settings, journal: Journal) -> AsyncIterator[Knowledge]:
+        yield Ranked()
 
-    monkeypatch.setattr(evaluate, "knowledge_of", ranked)
+    monkeypatch.setattr(evaluate, "open_index", ranked)
     questions = [
         Question("a a b", "a"),
         Question("b c a a", "a"),

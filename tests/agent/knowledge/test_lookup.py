@@ -1,20 +1,30 @@
-"""What the documents say reaches the reply in time and only if it is relevant; a reply never waits for them in vain."""
+"""What the documents say reaches the reply in time, only if relevant, and never at its cost."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from agent import entrypoint
-from agent.knowledge import Knowledge, KnowledgeUnavailable, Passage
-from agent.knowledge.lookup import FOUND, NOTHING_FOUND, question_of
+from agent.knowledge import (
+    FOUND,
+    NOTHING_FOUND,
+    STORES,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    load,
+    open_knowledge,
+)
+from agent.knowledge.embeddings import QuestionEmbedder
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 from template.tests.talk import talk
 
 HOURS = Passage("hours.md", "Opening hours", "On Saturday we open at ten.", 1.0, 0.9)
@@ -39,16 +49,26 @@ class Shelf:
         return self.passages
 
 
-@pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    made = Shelf()
+SHELVES: list[Shelf] = []
+
+
+class ShelfIndex:
+    """An `Index` that is only searched."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.shelf = SHELVES[-1]
 
     @asynccontextmanager
-    async def opened(settings: Settings) -> AsyncIterator[Knowledge]:
-        yield made
+    async def open(self, questions: QuestionEmbedder) -> AsyncIterator[Knowledge]:
+        yield self.shelf
 
-    monkeypatch.setattr(entrypoint, "knowledge_of", opened)
-    return made
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    SHELVES.append(Shelf())
+    for store in ("sqlite", "pgvector"):
+        monkeypatch.setitem(STORES, store, f"{__name__}:ShelfIndex")
+    return SHELVES[-1]
 
 
 def looked_up(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -62,12 +82,9 @@ async def test_a_question_is_answered_from_the_documents_without_a_second_pass(
     caplog.set_level(logging.INFO, logger="agent.knowledge")
     async with talk() as call:
         answer = await call.say("When do you open on Saturday?")
-        tools = (
-            [tool.id for tool in call.call.session.current_agent.tools] if call.call.session else []
-        )
-        history = (
-            [item.type for item in call.call.session.history.items] if call.call.session else []
-        )
+        assert call.call.session is not None
+        tools = [tool.id for tool in call.call.session.current_agent.tools]
+        history = [item.type for item in call.call.session.history.items]
 
     assert "ten" in answer
     assert shelf.asked == ["When do you open on Saturday?"]
@@ -96,17 +113,20 @@ async def test_words_too_few_to_look_up_are_looked_up_with_those_before(shelf: S
 
 
 @pytest.mark.parametrize(
-    ("said", "question"),
+    ("question", "before"),
     [
-        (
-            ["Do you have parking for coaches?", "How much is a ticket for children?"],
-            "How much is a ticket for children?",
-        ),
-        (["Thanks"], "Thanks"),
+        ("How much is a ticket for children?", "Do you have parking for coaches?"),
+        ("Thanks", ""),
     ],
 )
-def test_a_question_that_says_enough_stands_alone(said: list[str], question: str) -> None:
-    assert question_of(said) == question
+async def test_a_question_that_says_enough_stands_alone(
+    shelf: Shelf, question: str, before: str
+) -> None:
+    opening = open_knowledge(Settings(), LogJournal())
+    assert opening is not None
+    async with opening as knowledge:
+        await knowledge.look_up(question, before)
+    assert shelf.asked == [question]
 
 
 async def test_a_passage_that_is_not_relevant_is_not_used(shelf: Shelf) -> None:
@@ -130,7 +150,7 @@ def fails(shelf: Shelf) -> None:
 
 
 def breaks(shelf: Shelf) -> None:
-    shelf.error = ZeroDivisionError("not ours")
+    shelf.error = ZeroDivisionError("of the owner's store")
 
 
 @pytest.mark.parametrize(
@@ -148,28 +168,25 @@ async def test_a_reply_goes_on_without_documents_that_do_not_answer_and_says_so(
             assert await call.say("When do you open?") == "I cannot look that up at the moment."
         shelf.answers.set()
         shelf.error = None
-        for outage in call.call.settings.data.glob(
-            "*.outage"
-        ):  # which is left alone for a few seconds
+        # which is left alone for a few seconds
+        for outage in call.call.settings.data.glob("*.outage"):
             os.utime(outage, (outage.stat().st_mtime - 60,) * 2)
         assert "ten" in await call.say("When do you open on Saturday?")
 
     assert [record["outcome"] for record in looked_up(caplog)] == [outcome, "error", "ok"]
-    assert len(shelf.asked) == (
-        2 if outcome == "late" else 3
-    )  # what was late is not waited for again
+    # what was late is not waited for again
+    assert len(shelf.asked) == (2 if outcome == "late" else 3)
     warned = [
         record
         for record in caplog.records
         if (record.name, record.levelname) == ("agent.knowledge", "WARNING")
     ]
-    warnings = [record.__dict__["fields"] for record in warned]
-    assert [fields.get("degraded") for fields in warnings] == [
-        "knowledge"
-    ]  # one warning, which is counted
+    # one warning, which is counted
+    counted = [record.__dict__["fields"].get("degraded") for record in warned]
+    assert counted == ["knowledge"]
 
 
-async def test_an_index_of_this_machines_own_that_was_late_is_asked_again_at_once(
+async def test_an_index_of_this_machine_that_was_late_is_asked_again_at_once(
     shelf: Shelf,
 ) -> None:
     async with talk(knowledge_seconds=0.05, knowledge="sqlite") as call:
@@ -184,3 +201,25 @@ async def test_where_the_model_asks_itself_it_has_a_tool(shelf: Shelf) -> None:
         assert "ten" in await call.say("When do you open on Saturday?")
         assert call.tool_output("search_knowledge").startswith(FOUND)
     assert shelf.asked == ["When do you open on Saturday?"]
+
+
+# ---------------------------------------------------------------------- options
+
+
+def test_a_call_without_documents_has_none() -> None:
+    without = Settings(knowledge="none")
+    load(without)
+    assert open_knowledge(without, LogJournal()) is None
+
+
+async def test_a_project_that_was_made_without_documents_says_how_to_add_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "agent.knowledge.lookup", None)
+    with pytest.raises(KnowledgeUnavailable, match="agent update -d knowledge=sqlite"):
+        load(Settings(knowledge="sqlite"))
+    opening = open_knowledge(Settings(knowledge="sqlite"), LogJournal())
+    assert opening is not None
+    with pytest.raises(KnowledgeUnavailable, match="agent update -d knowledge=sqlite"):
+        async with opening:
+            pass

@@ -29,9 +29,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agent.knowledge import About, Knowledge, KnowledgeUnavailable, index_of, pgvector
+from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, index_of, pgvector
+from agent.knowledge.embeddings import QuestionEmbedder
 from agent.knowledge.pgvector import PgvectorIndex, schema_of
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 
 psutil: Any = importlib.import_module("psutil")  # comes with livekit-agents, its types do not
 
@@ -230,7 +232,9 @@ async def ingest(
     """Ingest these documents; how many passages each one of `keep` has."""
     digests = dict.fromkeys([*documents, *keep], "digest")
     model, dimension = (embedder.model, embedder.dimension) if embedder else ("", 0)
-    async with index.rebuild(About(1, model, dimension, ("/documents",), digests)) as writer:
+    async with index.rebuild(
+        IndexManifest(1, model, dimension, ("/documents",), digests)
+    ) as writer:
         kept = [await writer.keep(source) for source in keep]
         for source, passages in documents.items():
             vectors = (
@@ -242,6 +246,16 @@ async def ingest(
     return kept
 
 
+@asynccontextmanager
+async def searching(
+    index: PgvectorIndex, embedder: Hashed | None = None
+) -> AsyncIterator[Knowledge]:
+    """The open index; the journal is that of a command."""
+    questions = QuestionEmbedder(embedder, Settings(), LogJournal())
+    async with index.open(questions) as knowledge:
+        yield knowledge
+
+
 async def titles(knowledge: Knowledge, question: str, limit: int = 10) -> list[str]:
     return [passage.title for passage in await knowledge.search(question, limit)]
 
@@ -249,7 +263,7 @@ async def titles(knowledge: Knowledge, question: str, limit: int = 10) -> list[s
 async def found_by(
     index: PgvectorIndex, question: str, embedder: Hashed | None = None
 ) -> list[str]:
-    async with index.open(embedder) as knowledge:
+    async with searching(index, embedder) as knowledge:
         return await titles(knowledge, question)
 
 
@@ -274,7 +288,7 @@ async def test_a_spoken_question_finds_its_passage(
     passage: tuple[str, str],
 ) -> None:
     await ingest(index, embedder=embedder)
-    async with index.open(embedder) as knowledge:
+    async with searching(index, embedder) as knowledge:
         best, *rest = await knowledge.search(question)
     assert (best.source, best.title, best.text) == (source, *passage)
     assert [passage.score for passage in rest] == sorted(
@@ -306,7 +320,7 @@ async def test_a_passage_with_the_rare_word_comes_first(index: PgvectorIndex) ->
 
 async def test_no_more_passages_come_back_than_were_asked_for(index: PgvectorIndex) -> None:
     await ingest(index, embedder=Hashed())
-    async with index.open(Hashed()) as knowledge:
+    async with searching(index, Hashed()) as knowledge:
         assert len(await knowledge.search("house", 10)) == 4
         assert len(await knowledge.search("house", 2)) == 2
 
@@ -346,7 +360,7 @@ async def test_a_dead_embedder_leaves_the_words_and_one_warning(
     await ingest(index, embedder=Hashed())
     broken = Hashed()
     broken.fails = True
-    async with index.open(broken) as knowledge:
+    async with searching(index, broken) as knowledge:
         for _ in range(3):
             assert (await titles(knowledge, "parking"))[0] == PARKING[0]
     assert [
@@ -363,7 +377,7 @@ async def test_an_index_of_another_model_is_searched_by_words_and_says_so(
     index: PgvectorIndex, other: Hashed, caplog: pytest.LogCaptureFixture
 ) -> None:
     await ingest(index, embedder=Hashed())
-    async with index.open(other) as knowledge:
+    async with searching(index, other) as knowledge:
         assert (await titles(knowledge, "parking"))[0] == PARKING[0]
         assert await titles(knowledge, "puppy") == []
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
@@ -372,7 +386,7 @@ async def test_an_index_of_another_model_is_searched_by_words_and_says_so(
 
 async def test_a_cancelled_search_leaves_the_next_one_alone(index: PgvectorIndex) -> None:
     await ingest(index)
-    async with index.open(None) as knowledge:
+    async with searching(index) as knowledge:
         asked = [asyncio.create_task(knowledge.search("parking")) for _ in range(5)]
         await asyncio.sleep(0)
         for one in asked[:4]:
@@ -384,9 +398,9 @@ async def test_a_cancelled_search_leaves_the_next_one_alone(index: PgvectorIndex
 
 
 async def test_an_index_says_what_it_is_made_from(index: PgvectorIndex) -> None:
-    assert await index.about() is None
+    assert await index.manifest() is None
     await ingest(index, embedder=Hashed())
-    assert await index.about() == About(
+    assert await index.manifest() == IndexManifest(
         1, "hashed", 64, ("/documents",), dict.fromkeys(DOCUMENTS, "digest")
     )
 
@@ -395,7 +409,7 @@ async def test_what_is_kept_is_not_touched_and_what_is_not_named_is_gone(
     settings: Settings, index: PgvectorIndex
 ) -> None:
     await ingest(index, embedder=Hashed())
-    await index.about()
+    await index.manifest()
     before = await rows(settings, "visit.md")
     new = {"zoo.md": [("Zoo", "The giraffe eats at noon.")]}
 
@@ -403,7 +417,7 @@ async def test_what_is_kept_is_not_touched_and_what_is_not_named_is_gone(
     assert await rows(settings, "visit.md") == before
     assert await found_by(index, "giraffe") == ["Zoo"]
     assert await found_by(index, "refund") == []
-    about = await index.about()
+    about = await index.manifest()
     assert about is not None
     assert set(about.digests) == {"visit.md", "zoo.md"}
 
@@ -428,7 +442,7 @@ async def test_nothing_is_kept_of_an_index_that_another_ingest_changed(
     settings: Settings, index: PgvectorIndex
 ) -> None:
     await ingest(index)
-    await index.about()
+    await index.manifest()
     await ingest(PgvectorIndex(settings), {"visit.md": [("Other", "Other words.")]})
     assert await ingest(index, {}, keep=["visit.md"]) == [0]
 
@@ -442,9 +456,9 @@ async def test_another_model_makes_every_passage_anew(
     settings: Settings, index: PgvectorIndex, then: Hashed | None
 ) -> None:
     await ingest(index, embedder=Hashed())
-    async with index.open(then) as knowledge:
+    async with searching(index, then) as knowledge:
         assert (await titles(knowledge, "parking"))[0] == PARKING[0]
-        await index.about()
+        await index.manifest()
         await ingest(index, embedder=then)
         assert (await titles(knowledge, "dog"))[0] == DOGS[0]
         assert ((await titles(knowledge, "puppy"))[:1] == [DOGS[0]]) is (then is not None)
@@ -466,12 +480,12 @@ async def test_many_new_passages_are_sorted_anew_beside_those_that_are_kept(
 ) -> None:
     pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
     await ingest(index, {**DOCUMENTS, **pages}, embedder)
-    await index.about()
+    await index.manifest()
     assert await ingest(index, pages, embedder, keep=["visit.md"]) == [2]
 
     assert (await found_by(index, "parking", embedder))[0] == PARKING[0]
     assert "Tickets" not in str(await found_by(index, "refund", embedder))
-    about = await index.about()
+    about = await index.manifest()
     assert about is not None
     assert len(about.digests) == 31
     async with raw(settings.knowledge_url.get_secret_value()) as connection:
@@ -498,7 +512,7 @@ async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(
 
     async def read() -> None:
         nonlocal slowest
-        async with PgvectorIndex(settings).open(Hashed()) as knowledge:
+        async with searching(PgvectorIndex(settings), Hashed()) as knowledge:
             while not done.is_set():
                 began = time.monotonic()
                 found = await titles(knowledge, "parking", 50)
@@ -524,8 +538,8 @@ async def test_an_ingest_that_fails_or_is_killed_leaves_the_old_index(
     settings: Settings, index: PgvectorIndex
 ) -> None:
     await ingest(index, embedder=Hashed())
-    before = await index.about()
-    about = About(2, "another", 8, (), {})
+    before = await index.manifest()
+    about = IndexManifest(2, "another", 8, (), {})
 
     async def broken_off(*, by_the_server: bool) -> None:
         async with index.rebuild(about) as writer:
@@ -541,7 +555,7 @@ async def test_an_ingest_that_fails_or_is_killed_leaves_the_old_index(
         await broken_off(by_the_server=False)
     with pytest.raises(KnowledgeUnavailable, match="no connection"):
         await broken_off(by_the_server=True)
-    assert await index.about() == before
+    assert await index.manifest() == before
     assert await found_by(index, "giraffe") == []
     assert (await found_by(index, "puppy", Hashed()))[0] == DOGS[0]
 
@@ -555,7 +569,7 @@ async def test_a_second_ingest_that_waits_too_long_says_so(
     settings: Settings, index: PgvectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pgvector, "LOCK_SECONDS", 0.2)
-    async with index.rebuild(About(1, "", 0, (), {})):
+    async with index.rebuild(IndexManifest(1, "", 0, (), {})):
         with pytest.raises(KnowledgeUnavailable, match=r"is being ingested into for 0\.2 s"):
             await ingest(PgvectorIndex(settings))
 
@@ -596,7 +610,7 @@ async def test_an_index_of_a_newer_version_is_not_touched(
 async def test_a_missing_index_is_one_sentence_until_it_is_there(
     settings: Settings, index: PgvectorIndex
 ) -> None:
-    async with index.open(None) as knowledge:
+    async with searching(index) as knowledge:
         for _ in range(2):
             with pytest.raises(
                 KnowledgeUnavailable, match=r"there is no index .* run `agent ingest`"
@@ -669,7 +683,7 @@ async def test_too_many_connections_are_one_sentence_until_there_are_fewer(serve
         with suppress(asyncpg.TooManyConnectionsError):
             while True:
                 taken.append(await asyncpg.connect(server.url))
-        async with index.open(None) as knowledge:
+        async with searching(index) as knowledge:
             with pytest.raises(KnowledgeUnavailable, match="takes no more connections"):
                 await knowledge.search("parking")
             for connection in taken:
@@ -737,7 +751,7 @@ async def test_a_killed_server_is_one_sentence_and_found_again_when_it_is_back(
 ) -> None:
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index, embedder=Hashed())
-    async with index.open(Hashed()) as knowledge:
+    async with searching(index, Hashed()) as knowledge:
         assert (await titles(knowledge, "puppy"))[0] == DOGS[0]
         server.kill()
         try:
@@ -757,7 +771,7 @@ async def test_a_server_that_was_started_anew_between_two_questions_is_not_notic
 ) -> None:
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index)
-    async with index.open(None) as knowledge:
+    async with searching(index) as knowledge:
         assert await titles(knowledge, "parking") == [PARKING[0]]
         server.kill()
         server.start()
@@ -767,7 +781,7 @@ async def test_a_server_that_was_started_anew_between_two_questions_is_not_notic
 async def test_connections_that_the_server_ends_are_not_noticed(server: Server) -> None:
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index)
-    async with index.open(None) as knowledge, raw(server.url) as connection:
+    async with searching(index) as knowledge, raw(server.url) as connection:
         for _ in range(3):
             assert await titles(knowledge, "parking") == [PARKING[0]]
             await connection.execute(
@@ -782,7 +796,7 @@ async def test_a_stalled_server_is_one_sentence_and_closing_waits_for_nothing(
     monkeypatch.setattr(pgvector, "ANSWER_SECONDS", 0.3)
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index)
-    async with index.open(None) as knowledge:
+    async with searching(index) as knowledge:
         assert await titles(knowledge, "parking") == [PARKING[0]]
         server.stall()
         try:
@@ -808,7 +822,7 @@ async def test_opening_and_closing_wait_for_nothing_while_the_server_is_stalled(
     server.stall()
     try:
         began = time.monotonic()
-        async with index.open(None) as knowledge:
+        async with searching(index) as knowledge:
             asked = asyncio.create_task(knowledge.search("parking"))
             await asyncio.sleep(0.05)
         assert time.monotonic() - began < 0.5
@@ -822,7 +836,7 @@ async def test_no_connection_is_left_behind(server: Server) -> None:
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index)
     async with raw(server.url) as connection:
-        async with index.open(None) as knowledge:
+        async with searching(index) as knowledge:
             await asyncio.gather(*(titles(knowledge, "parking") for _ in range(20)))
             assert await connections(connection) <= 2
         for _ in range(100):

@@ -8,15 +8,16 @@ import random
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from agent.knowledge import STORES, Knowledge, KnowledgeUnavailable, index_of, knowledge_of, sqlite
-from agent.knowledge.chunks import OVERLAP, WORDS, chunk, sections_of
+from agent.knowledge import STORES, Knowledge, KnowledgeUnavailable, index_of, sqlite
+from agent.knowledge.evaluate import Question, evaluate
 from agent.knowledge.ingest import ingest, stale
+from agent.knowledge.lookup import open_index
 from agent.settings import Settings
+from agent.telemetry import LogJournal
 
 DOCUMENTS = {
     "visit.md": """# Visiting us
@@ -57,8 +58,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 async def knowledge(settings: Settings) -> AsyncIterator[Knowledge]:
     await ingest(settings)
-    async with knowledge_of(settings) as opened:
-        assert opened is not None
+    async with open_index(settings, LogJournal()) as opened:
         yield opened
 
 
@@ -135,8 +135,7 @@ async def test_a_word_in_a_heading_counts_more(settings: Settings) -> None:
         "# Lamps\n\nEvery lantern is lit at dusk by the keeper.\n\n# Lantern\n\nIt is lit at dusk by hand.",
     )
     await ingest(settings)
-    async with knowledge_of(settings) as knowledge:
-        assert knowledge is not None
+    async with open_index(settings, LogJournal()) as knowledge:
         assert await titles(knowledge, "lantern") == ["Lantern", "Lamps"]
 
 
@@ -293,8 +292,7 @@ async def test_a_new_index_is_used_without_opening_it_again(
 
 
 async def test_a_missing_index_is_one_sentence_until_it_is_there(settings: Settings) -> None:
-    async with knowledge_of(settings) as knowledge:
-        assert knowledge is not None
+    async with open_index(settings, LogJournal()) as knowledge:
         with pytest.raises(KnowledgeUnavailable, match="run `agent ingest`"):
             await knowledge.search("parking")
         await ingest(settings)
@@ -309,8 +307,7 @@ async def test_a_damaged_index_is_one_sentence_and_built_anew(
     damage(index_file(settings), passages_only)
 
     assert await stale(settings)
-    async with knowledge_of(settings) as knowledge:
-        assert knowledge is not None
+    async with open_index(settings, LogJournal()) as knowledge:
         with pytest.raises(KnowledgeUnavailable, match="run `agent ingest`"):
             await knowledge.search("parking")
         await ingest(settings)
@@ -395,11 +392,10 @@ async def test_an_index_of_another_version_is_stale(
 
 async def test_an_agent_without_knowledge_opens_none(settings: Settings) -> None:
     without = settings.model_copy(update={"knowledge": "none"})
-    async with knowledge_of(without) as knowledge:
-        assert knowledge is None
     assert not await stale(without)
-    with pytest.raises(KnowledgeUnavailable, match="AGENT_KNOWLEDGE=none"):
-        await ingest(without)
+    for use in (ingest(without), evaluate(without, [Question("When?", "hours.md")])):
+        with pytest.raises(KnowledgeUnavailable, match="AGENT_KNOWLEDGE=none"):
+            await use
 
 
 async def test_a_store_that_the_project_was_made_without_is_one_sentence(
@@ -408,71 +404,6 @@ async def test_a_store_that_the_project_was_made_without_is_one_sentence(
     monkeypatch.setitem(STORES, "sqlite", "agent.knowledge.left_out:SqliteIndex")
     with pytest.raises(KnowledgeUnavailable, match="agent update -d knowledge=sqlite"):
         index_of(settings)
-
-
-# ---------------------------------------------------------------------- passages
-
-
-async def test_passages_follow_the_headings() -> None:
-    text = "Before.\n\n# One\n\nFirst.\n\n### Deep #\n\nDeeper.\n\n## Two\n\nSecond.\n\n# Next\n\nLast."
-    assert list(chunk("a/opening-hours_2.md", list(sections_of(text)))) == [
-        ("Opening hours 2", "Before."),
-        ("One", "First."),
-        ("One > Deep", "Deeper."),
-        ("One > Two", "Second."),
-        ("Next", "Last."),
-    ]
-
-
-async def test_underlined_headings_are_headings_and_rules_are_not() -> None:
-    text = "One\n===\n\nFirst.\n\n---\n\nStill first.\n\nTwo\n---\n\n- a list\n---\nSecond."
-    assert list(chunk("a.md", list(sections_of(text)))) == [
-        ("One", "First.\n\n---\n\nStill first."),
-        ("One > Two", "- a list\n---\nSecond."),
-    ]
-
-
-@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
-async def test_a_comment_in_a_code_block_is_no_heading(fence: str) -> None:
-    code = f"{fence}sh\n# no heading\nls ```\n{fence}"
-    assert list(
-        chunk("a.md", list(sections_of(f"# Code\n\nLook:\n\n{code}\n\n# After\n\nText.")))
-    ) == [
-        ("Code", f"Look:\n\n{code}"),
-        ("After", "Text."),
-    ]
-
-
-async def test_front_matter_is_not_spoken() -> None:
-    assert list(chunk("a.md", list(sections_of("---\ntitle: Secret\n---\n# One\n\nFirst.")))) == [
-        ("One", "First.")
-    ]
-
-
-async def test_a_heading_that_says_it_all_is_a_passage() -> None:
-    assert list(
-        chunk("a.md", list(sections_of("# Hours\n\n## Closed on Mondays\n\n## Open\n\nElse.")))
-    ) == [
-        ("Hours > Closed on Mondays", "Closed on Mondays"),
-        ("Hours > Open", "Else."),
-    ]
-
-
-async def test_a_long_section_is_cut_into_overlapping_passages_that_lose_nothing() -> None:
-    words = [f"w{number}" for number in range(1000)]
-    passages = [
-        text.split()
-        for _, text in chunk("a.md", list(sections_of("# Long\n\n" + " \n".join(words))))
-    ]
-
-    assert all(len(passage) <= WORDS for passage in passages)
-    assert all(a[-OVERLAP:] == b[:OVERLAP] for a, b in pairwise(passages))
-    assert passages[0] + [word for passage in passages[1:] for word in passage[OVERLAP:]] == words
-
-
-async def test_a_text_without_spaces_is_cut_too() -> None:
-    passages = [text for _, text in chunk("a.md", list(sections_of("# 長\n\n" + "字" * 20_000)))]
-    assert max(map(len, passages)) <= WORDS * 24
 
 
 async def test_the_index_is_read_before_the_first_question(
@@ -486,14 +417,13 @@ async def test_the_index_is_read_before_the_first_question(
         return load(index)
 
     monkeypatch.setattr(sqlite, "_Opened", opened)
-    async with knowledge_of(settings):
+    async with open_index(settings, LogJournal()):
         assert await asyncio.to_thread(read.wait, 10)
 
 
 async def test_an_index_that_cannot_be_read_is_told_by_a_question_and_not_by_opening_it(
     settings: Settings,
 ) -> None:
-    async with knowledge_of(settings) as knowledge:
-        assert knowledge is not None
+    async with open_index(settings, LogJournal()) as knowledge:
         with pytest.raises(KnowledgeUnavailable, match="there is no index"):
             await knowledge.search("Dogs?")

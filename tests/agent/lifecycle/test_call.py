@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from agent.conversation.fallback import StreamTimeout, with_timeout
 from agent.lifecycle import Call, Reason, Step, timeouts
 from agent.lifecycle.journal import CallOver
 from agent.lifecycle.resource import OpenFailed
-from agent.memory import CallMemory, CallRecord, Turn
+from agent.memory import CallMemory, CallRecord, Item, Note, Profile, Turn, open_memory
 from agent.settings import Settings
 from agent.transport import Caller
 from template.tests.fake_transport import FakeTransport
@@ -423,10 +423,9 @@ class Store:
 
     async def recall(self, caller: str) -> None: ...
 
-    async def remember(self, caller: str, turn: Turn) -> None: ...
-
-    async def record(self, caller: str, call: CallRecord) -> None:
-        self.records.append(call)
+    async def write(self, caller: str, item: Item) -> None:
+        if isinstance(item, CallRecord):
+            self.records.append(item)
 
     async def forget(self, caller: str) -> int:
         return 0
@@ -441,9 +440,11 @@ async def test_memory_gets_the_record_of_the_call_before_it_is_closed(
     async def open_store(settings: Settings) -> AsyncIterator[Store]:
         yield store
 
-    monkeypatch.setattr("agent.memory.call_memory.open_memory_of", open_store)
+    monkeypatch.setattr("agent.memory.call_memory.open_store", open_store)
     call = await in_conversation(line)
-    call.memory = await call.open("memory", CallMemory.open(call.settings))
+    opening = open_memory(call.settings, call.journal)
+    assert opening is not None
+    call.memory = await call.open("memory", opening)
     call.memory.identify("ann")
     line.leave()
     await closed(call)
@@ -1051,11 +1052,25 @@ class Records(CallMemory):
     """A memory that keeps nothing but the records of calls."""
 
     def __init__(self) -> None:
-        super().__init__(None, 0.0)
         self.records: list[CallRecord] = []
 
-    def add_call(self, call: CallRecord) -> None:
-        self.records.append(call)
+    def key_of(self, identity: str, kind: str, attributes: Mapping[str, str]) -> str | None:
+        return None
+
+    def identify(self, key: str | None) -> None:
+        return
+
+    async def recall(self) -> Profile | None:
+        return None
+
+    def add_turn(self, turn: Turn) -> None:
+        return
+
+    def add_note(self, note: Note) -> bool:
+        return False
+
+    def add_call(self, record: CallRecord) -> None:
+        self.records.append(record)
 
 
 async def killed(call: Call) -> None:

@@ -28,15 +28,16 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from agent.memory import CallMemory, MemoryUnavailable, Profile, open_memory_of, redis
+from agent.memory import MemoryUnavailable, Profile, open_store, redis
 from agent.memory.redis import RedisMemory
 from agent.settings import Settings
-from tests.agent.memory.test_call_memory import (
+from tests.agent.memory.stores import (
     SECRET,
     StoreContract,
+    calling,
     ended,
-    kept,
     note,
+    spooled,
     turn,
     warnings,
 )
@@ -142,7 +143,7 @@ def settings(url: str) -> Settings:
 
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[RedisMemory]:
-    async with open_memory_of(settings) as opened:
+    async with open_store(settings) as opened:
         assert isinstance(opened, RedisMemory)
         yield opened
 
@@ -169,9 +170,9 @@ async def test_the_keys_of_a_caller_stay_together_and_name_nobody(
     store: RedisMemory, settings: Settings, raw: Redis
 ) -> None:
     for caller in ("ann{lee}", "bob"):
-        await store.note(caller, note(1, name="Ada", fact="Likes tea."))
-        await store.remember(caller, turn(1))
-        await store.record(caller, ended())
+        await store.write(caller, note(1, name="Ada", fact="Likes tea."))
+        await store.write(caller, turn(1))
+        await store.write(caller, ended())
 
     tags = [key.split("{")[1].split("}")[0] for key in await keys(raw, settings)]
     assert sorted(tags.count(tag) for tag in set(tags)) == [6, 6]
@@ -181,12 +182,12 @@ async def test_the_keys_of_a_caller_stay_together_and_name_nobody(
 async def test_everything_expires_and_each_call_puts_it_off(
     store: RedisMemory, settings: Settings, raw: Redis
 ) -> None:
-    await store.remember("ann", turn(1))
-    await store.record("ann", ended())
-    await store.note("ann", note(1, name="Ada", fact="Likes tea."))
+    await store.write("ann", turn(1))
+    await store.write("ann", ended())
+    await store.write("ann", note(1, name="Ada", fact="Likes tea."))
     for key in await keys(raw, settings):
         await raw.expire(key, 60)
-    await store.remember("ann", turn(2))
+    await store.write("ann", turn(2))
 
     days = [round(await raw.ttl(key) / 86400, 2) for key in await keys(raw, settings)]
     assert days == [settings.memory_days] * 6
@@ -195,7 +196,7 @@ async def test_everything_expires_and_each_call_puts_it_off(
 async def test_a_record_holds_what_the_models_were_used_for(
     store: RedisMemory, settings: Settings, raw: Redis
 ) -> None:
-    await store.record("ann", replace(ended(), usage={"llm_input_tokens": 7}))
+    await store.write("ann", replace(ended(), usage={"llm_input_tokens": 7}))
 
     (records,) = [key for key in await keys(raw, settings) if key.endswith(":records")]
     assert json.loads((await raw.hgetall(records))["call-1"])["usage"] == {"llm_input_tokens": 7}
@@ -220,16 +221,15 @@ async def test_what_the_first_release_has_written_is_read(
 async def test_two_agents_on_one_server_share_no_caller(
     store: RedisMemory, settings: Settings, raw: Redis
 ) -> None:
-    await store.remember("ann", turn(1))
-    async with open_memory_of(settings_for(settings.memory_url)) as other:
+    await store.write("ann", turn(1))
+    async with open_store(settings_for(settings.memory_url)) as other:
         assert other is not None
         assert await other.recall("ann") is None
 
 
 async def test_closing_leaves_no_connection(settings: Settings, raw: Redis) -> None:
     before = {client["id"] for client in await raw.client_list()}
-    async with CallMemory.open(settings) as memory:
-        memory.identify("ann")
+    async with calling(settings) as memory:
         await memory.recall()
         assert {client["id"] for client in await raw.client_list()} > before
     assert {client["id"] for client in await raw.client_list()} <= before
@@ -242,16 +242,15 @@ async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(server.url)
-    async with CallMemory.open(settings) as memory:
-        memory.identify("ann")
+    async with calling(settings) as memory:
         memory.add_turn(turn(1))
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         server.kill()
         memory.add_turn(turn(2, text=SECRET))
         assert await memory.recall() is None
         memory.add_call(ended())
 
-    assert (memory.lost, kept(settings)) == (0, [turn(2, text=SECRET), ended()])
+    assert (memory.queue.lost, spooled(settings)) == (0, [turn(2, text=SECRET), ended()])
     assert len(warnings(caplog)) == 1
     assert SECRET not in caplog.text
 
@@ -259,15 +258,14 @@ async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
 async def test_turns_of_an_outage_are_written_in_order_when_the_server_is_back(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with CallMemory.open(settings_for(server.url)) as memory:
-        memory.identify("ann")
+    async with calling(settings_for(server.url)) as memory:
         assert await memory.recall() is None
         server.kill()
         memory.add_turn(turn(1))
         memory.add_turn(turn(2))
         assert await memory.recall() is None
         server.start()
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
     (said,) = warnings(caplog)
@@ -277,10 +275,9 @@ async def test_turns_of_an_outage_are_written_in_order_when_the_server_is_back(
 async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with CallMemory.open(settings_for(server.url)) as memory:
-        memory.identify("ann")
+    async with calling(settings_for(server.url)) as memory:
         memory.add_turn(turn(1))
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         server.stall()
         memory.add_turn(turn(2))
         async with asyncio.timeout(
@@ -288,7 +285,7 @@ async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
         ):  # only a deadline of ours ends this: the server says nothing, ever
             assert await memory.recall() is None
         server.go_on()
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
     assert len(warnings(caplog)) == 1
@@ -297,8 +294,8 @@ async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
 async def test_a_stalled_server_is_one_sentence(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis, "ANSWER_SECONDS", 0.2)
-    async with open_memory_of(settings_for(server.url)) as store:
+    monkeypatch.setattr(redis, "COMMAND_SECONDS", 0.2)
+    async with open_store(settings_for(server.url)) as store:
         assert store is not None
         await store.check()
         server.stall()
@@ -314,23 +311,22 @@ async def test_a_call_ends_while_the_server_is_stalled(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(server.url)
-    async with asyncio.timeout(30), CallMemory.open(settings) as memory:
-        memory.identify("ann")
+    async with asyncio.timeout(30), calling(settings) as memory:
         server.stall()
         assert await memory.recall() is None
         memory.add_turn(turn(1))
 
-    assert (memory.lost, kept(settings)) == (0, [turn(1)])
+    assert (memory.queue.lost, spooled(settings)) == (0, [turn(1)])
     assert len(warnings(caplog)) == 1
 
 
 @asynccontextmanager
 async def refused(url: str, sentence: str) -> AsyncIterator[None]:
     """Whatever a call asks of the store at `url`, it gets this one sentence, without words and passwords."""
-    async with open_memory_of(settings_for(url)) as store:
+    async with open_store(settings_for(url)) as store:
         assert store is not None
         asked: list[Callable[[], Awaitable[object]]]
-        asked = [store.check, lambda: store.remember("ann", turn(1, text=SECRET))]
+        asked = [store.check, lambda: store.write("ann", turn(1, text=SECRET))]
         for question in asked:
             with pytest.raises(MemoryUnavailable, match=sentence) as said:
                 await question()
@@ -357,11 +353,11 @@ async def test_a_user_with_a_password_is_let_in_and_another_is_one_sentence(
     ]
     server = Server(binary, tmp_path, *users, "+@all", "--user", "default", "off")
     try:
-        async with open_memory_of(
+        async with open_store(
             settings_for(server.url.replace("//", f"//ada:{PASSWORD}@"))
         ) as store:
             assert store is not None
-            await store.remember("ann", turn(1))
+            await store.write("ann", turn(1))
             assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
         for user in (f":{PASSWORD}@", f"eve:{PASSWORD}@", "ada:wrong@", ""):
             async with refused(
@@ -405,17 +401,16 @@ async def test_a_full_server_still_tells_who_calls_and_is_written_when_it_has_ro
 ) -> None:
     async with (
         Redis.from_url(server.url) as client,
-        CallMemory.open(settings_for(server.url)) as memory,
+        calling(settings_for(server.url)) as memory,
     ):
-        memory.identify("ann")
         memory.add_turn(turn(1))
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         await client.config_set("maxmemory", 1)
         memory.add_turn(turn(2))
-        assert not await memory.flush(0.3)
+        assert not await memory.queue.flush(0.3)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1)])
         await client.config_set("maxmemory", 0)
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
     (said,) = warnings(caplog)
@@ -517,9 +512,9 @@ async def test_tls_is_spoken_with_a_server_whose_certificate_is_known(
     try:
         async with tls_before(server.url, certificate) as url:
             known = url.replace("//", f"//:{PASSWORD}@") + f"?ssl_ca_certs={certificate}"
-            async with open_memory_of(settings_for(known)) as store:
+            async with open_store(settings_for(known)) as store:
                 assert store is not None
-                await store.remember("ann", turn(1))
+                await store.write("ann", turn(1))
                 assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
             async with refused(
                 url,
@@ -564,8 +559,7 @@ async def test_tls_with_a_port_that_has_none_is_one_sentence(server: Server) -> 
 async def test_an_address_that_is_none_is_one_sentence_without_the_password(
     address: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with CallMemory.open(settings_for(address)) as memory:
-        memory.identify("ann")
+    async with calling(settings_for(address)) as memory:
         assert await memory.recall() is None
 
     (said,) = warnings(caplog)

@@ -14,10 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from agent.memory import CallMemory, MemoryUnavailable, Profile, open_memory_of
+from agent.memory import MemoryUnavailable, Profile, open_store
 from agent.memory.sqlite import SqliteMemory
 from agent.settings import Settings
-from tests.agent.memory.test_call_memory import SECRET, StoreContract, ended, note, turn, warnings
+from tests.agent.memory.stores import (
+    SECRET,
+    StoreContract,
+    calling,
+    ended,
+    note,
+    turn,
+    warnings,
+)
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def path(settings: Settings) -> Path:
 
 @pytest.fixture
 async def store(settings: Settings) -> AsyncIterator[SqliteMemory]:
-    async with open_memory_of(settings) as opened:
+    async with open_store(settings) as opened:
         assert isinstance(opened, SqliteMemory)
         yield opened
 
@@ -68,10 +76,10 @@ class TestSqlite(StoreContract):
 
 
 async def test_callers_are_known_again_by_another_process(settings: Settings) -> None:
-    async with open_memory_of(settings) as first:
+    async with open_store(settings) as first:
         assert first is not None
-        await first.remember("ann", turn(1))
-    async with open_memory_of(settings) as second:
+        await first.write("ann", turn(1))
+    async with open_store(settings) as second:
         assert second is not None
         assert await second.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 
@@ -80,29 +88,29 @@ async def test_a_caller_whose_time_is_over_is_unknown_and_begins_anew(
     store: SqliteMemory, path: Path
 ) -> None:
     for caller in ("ann", "bob"):
-        await store.remember(caller, turn(1))
+        await store.write(caller, turn(1))
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE callers SET seen = seen - 31 * 86400")
 
     assert await store.recall("ann") is None
-    await store.remember("ann", turn(2))
+    await store.write("ann", turn(2))
     assert await store.recall("ann") == Profile("ann", 1, 1002.0, [turn(2)])
 
 
 async def test_who_never_calls_again_is_deleted_with_somebodys_next_call(
     store: SqliteMemory, path: Path
 ) -> None:
-    await store.remember("ann", turn(1))
+    await store.write("ann", turn(1))
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("UPDATE callers SET seen = seen - 31 * 86400")
-    await store.record("bob", ended())
+    await store.write("bob", ended())
 
     assert await store.forget("ann") == 0
 
 
 async def test_what_is_forgotten_is_overwritten(store: SqliteMemory, path: Path) -> None:
-    await store.remember("ann", turn(1, text=SECRET))
-    await store.remember("bob", turn(1))
+    await store.write("ann", turn(1, text=SECRET))
+    await store.write("bob", turn(1))
     await store.forget("ann")
 
     assert [name for name, content in files(path).items() if SECRET.encode() in content] == []
@@ -114,7 +122,7 @@ async def test_a_file_that_is_no_database_is_moved_aside(
     overwrite(path, b"no database at all, " * 500)
 
     assert await store.recall("ann") is None
-    await store.remember("ann", turn(1))
+    await store.write("ann", turn(1))
     assert await store.recall("ann") is not None
     ((aside, content),) = moved_aside(path)
     assert content == b"no database at all, " * 500
@@ -127,9 +135,9 @@ async def test_of_processes_that_meet_a_damaged_file_one_moves_it_aside(
 ) -> None:
     overwrite(path, b"no database at all, " * 500)
     async with AsyncExitStack() as stack:
-        stores = [await stack.enter_async_context(open_memory_of(settings)) for _ in range(8)]
+        stores = [await stack.enter_async_context(open_store(settings)) for _ in range(8)]
         await asyncio.gather(
-            *[store.remember("ann", turn(n)) for n, store in enumerate(stores) if store]
+            *[store.write("ann", turn(n)) for n, store in enumerate(stores) if store]
         )
         assert stores[0] is not None
         assert await stores[0].forget("ann") == 8 + 1
@@ -139,27 +147,27 @@ async def test_of_processes_that_meet_a_damaged_file_one_moves_it_aside(
 async def test_a_file_that_turns_out_to_be_damaged_is_moved_aside(
     settings: Settings, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_memory_of(settings) as store:
+    async with open_store(settings) as store:
         assert store is not None
         for number in range(100):
-            await store.remember("ann", turn(number, text="words " * 50))
+            await store.write("ann", turn(number, text="words " * 50))
     whole = files(path)[path.name]
     damaged = whole[:4096] + b"\xa5" * (len(whole) - 4096)
     overwrite(path, damaged)
 
-    async with open_memory_of(settings) as store:
+    async with open_store(settings) as store:
         assert store is not None
         assert await store.recall("ann") is None
-        await store.remember("ann", turn(1))
+        await store.write("ann", turn(1))
         assert await store.recall("ann") is not None
     assert [content for _, content in moved_aside(path)] == [damaged]
     assert len(warnings(caplog)) == 1
 
 
 async def test_a_file_deleted_in_mid_call_is_made_anew(store: SqliteMemory, path: Path) -> None:
-    await store.remember("ann", turn(1))
+    await store.write("ann", turn(1))
     delete(path)
-    await store.remember("ann", turn(2))
+    await store.write("ann", turn(2))
 
     assert await store.recall("ann") == Profile("ann", 1, 1002.0, [turn(2)])
     assert path.name in files(path)
@@ -205,8 +213,8 @@ async def test_a_file_of_the_first_release_keeps_what_it_holds_and_its_writers(
         old.executescript(V1)
         before = turn(1, call="call-0")
         assert await store.recall("ann") == Profile("ann", 1, 990.0, [before])
-        await store.note("ann", note(1, name="Ada", fact="Likes tea."))
-        await store.record("ann", replace(ended(at=2000.0), usage={"llm_input_tokens": 7}))
+        await store.write("ann", note(1, name="Ada", fact="Likes tea."))
+        await store.write("ann", replace(ended(at=2000.0), usage={"llm_input_tokens": 7}))
         old.execute(HEARD_BY_V1)
         old.execute(RECORDED_BY_V1)
 
@@ -236,7 +244,7 @@ async def test_a_migration_that_is_interrupted_leaves_the_file_as_it_was(
 async def test_a_record_holds_what_the_models_were_used_for(
     store: SqliteMemory, path: Path
 ) -> None:
-    await store.record("ann", replace(ended(), usage={"llm_input_tokens": 7}))
+    await store.write("ann", replace(ended(), usage={"llm_input_tokens": 7}))
 
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT usage FROM calls").fetchall() == [('{"llm_input_tokens": 7}',)]
@@ -245,23 +253,23 @@ async def test_a_record_holds_what_the_models_were_used_for(
 async def test_a_full_disk_is_one_sentence_and_stops_no_recall(
     store: SqliteMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await store.remember("ann", turn(1))
+    await store.write("ann", turn(1))
     await store._thread.run(
         lambda db: db.execute("PRAGMA max_page_count = 1").fetchall()
     )  # as good as a full disk
     long = turn(2, text="x" * 100_000)
     with pytest.raises(MemoryUnavailable, match="its disk is full: make room there"):
-        await store.remember("ann", long)
+        await store.write("ann", long)
     assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 
-    await store.remember("ann", long)  # there is room again
+    await store.write("ann", long)  # there is room again
     assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), long])
 
 
 async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(
     store: SqliteMemory, path: Path
 ) -> None:
-    await store.remember("ann", turn(1))
+    await store.write("ann", turn(1))
     await store._thread.run(
         lambda db: db.execute("PRAGMA query_only = ON")
     )  # what no root can have by a file's mode
@@ -269,9 +277,9 @@ async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(
         MemoryUnavailable,
         match=r"memory\.db \(attempt to write a readonly database\): let this user",
     ):
-        await store.remember("ann", turn(2))
+        await store.write("ann", turn(2))
 
-    await store.remember("ann", turn(2))
+    await store.write("ann", turn(2))
     assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
 
@@ -288,22 +296,22 @@ async def test_a_folder_that_is_none_is_one_sentence(
 async def test_a_folder_that_may_be_written_again_is(settings: Settings, path: Path) -> None:
     settings.data.mkdir()
     settings.data.chmod(0o500)
-    async with open_memory_of(settings) as store:
+    async with open_store(settings) as store:
         assert store is not None
         for _ in range(2):
             with pytest.raises(MemoryUnavailable, match="let this user write"):
-                await store.remember("ann", turn(1))
+                await store.write("ann", turn(1))
         settings.data.chmod(0o700)
-        await store.remember("ann", turn(1))
+        await store.write("ann", turn(1))
         for file in path.parent.iterdir():
             file.chmod(0o400)
-    async with open_memory_of(settings) as store:
+    async with open_store(settings) as store:
         assert store is not None
         with pytest.raises(MemoryUnavailable, match="let this user write"):
-            await store.remember("ann", turn(2))
+            await store.write("ann", turn(2))
         for file in path.parent.iterdir():
             file.chmod(0o600)
-        await store.remember("ann", turn(2))
+        await store.write("ann", turn(2))
         assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
 
@@ -320,17 +328,16 @@ async def test_a_folder_that_cannot_be_written_is_one_sentence(
 async def test_another_process_that_holds_the_file_stops_no_recall_and_loses_no_turn(
     settings: Settings, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with CallMemory.open(settings) as memory:
-        memory.identify("ann")
+    async with calling(settings) as memory:
         memory.add_turn(turn(1))
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             memory.add_turn(turn(2))
-            assert not await memory.flush(0.5)
+            assert not await memory.queue.flush(0.5)
             assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1)])
             other.execute("ROLLBACK")
-        assert await memory.flush(30)
+        assert await memory.queue.flush(30)
         assert await memory.recall() == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
 
     (said,) = warnings(caplog)
@@ -341,11 +348,10 @@ def write_and_die(settings: Settings, process: int) -> None:
     """A worker's process that is killed right after its turns were written."""
 
     async def write() -> None:
-        async with CallMemory.open(settings) as memory:
-            memory.identify("ann")
+        async with calling(settings) as memory:
             for number in range(20):
                 memory.add_turn(turn(number, call=f"call-{process}"))
-            os._exit(0 if await memory.flush(60) else 1)
+            os._exit(0 if await memory.queue.flush(60) else 1)
 
     logging.disable()
     asyncio.run(write())

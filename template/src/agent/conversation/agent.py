@@ -27,9 +27,9 @@ from livekit.agents.types import FlushSentinel
 from agent.conversation.fallback import StreamTimeout, busy_tones, with_timeout
 from agent.conversation.tools import ToolGuard, tools_of
 from agent.errors import one_line
-from agent.knowledge.lookup import look_up, question_of
+from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
-from agent.memory import Profile, remembered_as
+from agent.memory import Profile
 from agent.transport import Caller
 
 log = logging.getLogger("agent.call")
@@ -135,8 +135,9 @@ class CallAgent(Agent):
 
         Two people must never share a key. The default is docs/agent/memory.md's.
         """
-        settings = self.call.settings
-        return remembered_as(caller.identity, caller.kind, caller.attributes, settings)
+        if (memory := self.call.memory) is None:
+            return None
+        return memory.key_of(caller.identity, caller.kind, caller.attributes)
 
     async def welcome(self, profile: Profile | None) -> None:
         """Greet with what is known of the caller, and answer what was written before."""
@@ -178,8 +179,9 @@ class CallAgent(Agent):
         self, chat_ctx: ChatContext, tools: list[Tool], model_settings: ModelSettings
     ) -> AsyncGenerator[ChatChunk | str | FlushSentinel, None]:
         """The model's reply, or what there is of it and an apology."""
-        if self.call.knowledge is not None and self.call.settings.knowledge_lookup == "before":
-            chat_ctx = await self._with_passages(chat_ctx)
+        knowledge = self.call.knowledge
+        if knowledge is not None and self.call.settings.knowledge_lookup == "before":
+            chat_ctx = await self._with_passages(chat_ctx, knowledge)
         reply = Agent.default.llm_node(self, chat_ctx, tools, model_settings)
         try:
             async for chunk in with_timeout(reply, StreamTimeout(self.call.settings.reply_seconds)):
@@ -211,7 +213,7 @@ class CallAgent(Agent):
             for frame in busy_tones():
                 yield frame
 
-    async def _with_passages(self, chat_ctx: ChatContext) -> ChatContext:
+    async def _with_passages(self, chat_ctx: ChatContext, knowledge: CallKnowledge) -> ChatContext:
         """The conversation with what the documents say before the caller's last words.
 
         It is for one reply only, so that the history does not grow.
@@ -219,12 +221,14 @@ class CallAgent(Agent):
         said = [message for message in chat_ctx.messages() if message.role == "user"]
         if not said:
             return chat_ctx
-        if self._looked_up[0] != said[-1].id:  # after a tool the same words are answered once more
-            question = question_of([message.text_content or "" for message in said[-2:]])
-            self._looked_up = said[-1].id, await look_up(self.call, question)
+        # after a tool the same words are answered once more
+        if self._looked_up[0] != said[-1].id:
+            *before, words = [message.text_content or "" for message in said[-2:]]
+            found = await knowledge.look_up(words, " ".join(before))
+            self._looked_up = said[-1].id, found
         informed = chat_ctx.copy()
-        before = [item.id for item in informed.items].index(said[-1].id)
-        informed.items.insert(before, ChatMessage(role="system", content=[self._looked_up[1]]))
+        at = [item.id for item in informed.items].index(said[-1].id)
+        informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
 
     def _failed(self, model: str, error: Exception) -> bool:

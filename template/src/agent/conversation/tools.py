@@ -12,7 +12,6 @@ from livekit.agents import RunContext, StopResponse, function_tool
 from livekit.agents.llm import FunctionTool, RawFunctionTool, Tool, ToolError, Toolset
 from livekit.agents.llm.async_toolset import AsyncToolset
 
-from agent.knowledge.lookup import look_up
 from agent.lifecycle import Call
 from agent.memory import Note
 
@@ -121,7 +120,8 @@ def tools_of(call: Call) -> list[FunctionTool[Any, Any]]:
 
 
 def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
-    if call.knowledge is None or call.settings.knowledge_lookup != "tool":
+    knowledge = call.knowledge
+    if knowledge is None or call.settings.knowledge_lookup != "tool":
         return []
 
     @function_tool
@@ -133,7 +133,7 @@ def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         Args:
             question: What the caller wants to know, in their own words.
         """
-        return await look_up(call, question)
+        return await knowledge.look_up(question)
 
     return [search_knowledge]
 

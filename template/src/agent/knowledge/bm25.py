@@ -1,7 +1,8 @@
-"""BM25 over the words of an FTS5 table, its weights worked out when the index is made.
+"""BM25 over the words of an FTS5 table, its weights computed when the index is made.
 
-FTS5 cuts and stems the words, but works out every weight anew for every question: 5 ms at 10,000 passages, a third of
-which share a word with it. Here a word is two arrays, and a question a few additions.
+FTS5 cuts and stems the words, but computes every weight again for every question: 5 ms among 10,000
+passages, a third of which share a word with it. Here a word is two arrays, and a question a few
+additions.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from agent.knowledge.ranking import FUNCTION_WORDS, TITLE_WEIGHT
 
 TOKENIZE = "porter unicode61"
-SATURATION, LENGTH = 1.2, 0.75  # k1 and b of BM25, as everybody has them
+# the usual k1 and b of BM25
+SATURATION, LENGTH = 1.2, 0.75
 
-TABLES = """
-CREATE TABLE words(term TEXT PRIMARY KEY, weight REAL NOT NULL, passages BLOB NOT NULL, scores BLOB NOT NULL);
+WORD_TABLE = """
+CREATE TABLE words(
+    term TEXT PRIMARY KEY, weight REAL NOT NULL, passages BLOB NOT NULL, scores BLOB NOT NULL
+);
 """
 
 
@@ -29,7 +33,8 @@ def write_words(index: sqlite3.Connection, passages: int) -> None:
     lengths = np.zeros(passages + 1, np.float32)
     postings: dict[str, tuple[array[int], array[float]]] = {}
     found = index.execute(
-        "SELECT term, doc, sum(CASE col WHEN 'title' THEN ? ELSE 1 END), count(*) FROM instances GROUP BY term, doc",
+        "SELECT term, doc, sum(CASE col WHEN 'title' THEN ? ELSE 1 END), count(*) FROM instances"
+        " GROUP BY term, doc",
         (TITLE_WEIGHT,),
     )
     skipped = terms_of(index, sorted(FUNCTION_WORDS))
@@ -39,15 +44,11 @@ def write_words(index: sqlite3.Connection, passages: int) -> None:
             rows, weights = postings.setdefault(term, (array("i"), array("f")))
             rows.append(row)
             weights.append(weight)
-    norm = SATURATION * (
-        1 - LENGTH + LENGTH * lengths / max(1e-6, float(lengths.sum()) / max(1, passages))
-    )
+    average = max(1e-6, float(lengths.sum()) / max(1, passages))
+    norm = SATURATION * (1 - LENGTH + LENGTH * lengths / average)
     for term, (rows, weights) in postings.items():
-        at, frequency, rarity = (
-            np.array(rows, "<i4"),
-            np.array(weights, np.float32),
-            rarity_of(len(rows), passages),
-        )
+        at, frequency = np.array(rows, "<i4"), np.array(weights, np.float32)
+        rarity = rarity_of(len(rows), passages)
         scores = rarity * frequency * (SATURATION + 1) / (frequency + norm[at])
         index.execute(
             "INSERT INTO words VALUES(?, ?, ?, ?)",
@@ -57,7 +58,7 @@ def write_words(index: sqlite3.Connection, passages: int) -> None:
 
 
 def rarity_of(having: int, passages: int) -> float:
-    """What a word weighs that so many of the passages have."""
+    """The weight of a word that so many of the passages have."""
     return math.log(1 + (passages - having + 0.5) / (having + 0.5))
 
 
@@ -77,7 +78,7 @@ def terms_of(index: sqlite3.Connection, words: list[str]) -> set[str]:
 def scores_of(
     index: sqlite3.Connection, words: list[str], passages: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """BM25 of every passage, and the share of the question's words that it has; that of row 1 comes first."""
+    """BM25 of every passage by row, and the share of the question's words that it has."""
     terms = terms_of(index, words)
     scores, covered = np.zeros(passages + 1, np.float32), np.zeros(passages + 1, np.float32)
     total = len(terms) * rarity_of(0, passages)

@@ -1,7 +1,8 @@
-"""The local embedding model: a process of its own that speaks OpenAI's `/v1/embeddings` on a Unix socket.
+"""The local embedding model: a process that serves OpenAI's `/v1/embeddings` on a Unix socket.
 
-`python -m agent.knowledge.embedder SOCKET MODEL HOME THREADS`; it ends when its standard input does, and so with the
-worker, however that ends. Signals to the worker's group are not for it: calls that are still answered need it.
+`python -m agent.knowledge.embedder SOCKET MODEL HOME THREADS`; it ends when its standard input
+does, and so with the worker, however that ends. It ignores signals to the worker's group: calls
+that are still answered need it.
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ from aiohttp import web
 
 from agent.knowledge import KnowledgeUnavailable
 
-BATCH = 1  # fastest on a CPU, 19 ms a passage of 150 words: 16 take 110 ms each, the library's own 256 take 6 GB
-LONGEST_SECONDS = 30.0  # a batch that takes longer hangs, and so does the process
+# texts that the model takes at once: one is fastest on a CPU, with 19 ms a passage of 150 words; of
+# 16 each takes 110 ms, and the library's own 256 take 6 GB
+MODEL_BATCH = 1
+# a request that takes longer hangs, and so does the process
+LONGEST_SECONDS = 30.0
 
 
 def load(name: str, home: Path, *, threads: int = 1, download: bool = False) -> Any:
-    """The model, a folder or one that was fetched; raises KnowledgeUnavailable with what to do."""
+    """The model, a folder or one that was downloaded; raises KnowledgeUnavailable."""
     try:
         fastembed = import_module("fastembed")
         description = import_module("fastembed.common.model_description")
-        with suppress(ModuleNotFoundError):  # its attempts are not news, its failure is told below
+        # its failure is reported below, its attempts need not be
+        with suppress(ModuleNotFoundError):
             import_module("loguru").logger.disable("fastembed")
     except ModuleNotFoundError as error:
         raise KnowledgeUnavailable(
-            f"AGENT_EMBEDDINGS=local, but {error.name} is not installed: run `uv sync --group local`"
+            f"AGENT_EMBEDDINGS=local, but {error.name} is not installed: "
+            "run `uv sync --group local`"
         ) from error
     folder = Path(name).expanduser()
     folder = folder if folder.is_absolute() else home / folder
@@ -56,12 +62,11 @@ def load(name: str, home: Path, *, threads: int = 1, download: bool = False) -> 
         )
     except KnowledgeUnavailable:
         raise
-    except Exception as error:  # the library, its hub and the runtime raise whatever they like
-        cure = (
-            "check the network and the name in AGENT_EMBEDDINGS_MODEL"
-            if download
-            else "run `agent download-files`"
-        )
+    except Exception as error:
+        # the library, its hub and the runtime raise errors of many kinds
+        cure = "run `agent download-files`"
+        if download:
+            cure = "check the network and the name in AGENT_EMBEDDINGS_MODEL"
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise KnowledgeUnavailable(
             f"the embedding model {name} cannot be loaded ({said}): {cure}"
@@ -88,22 +93,21 @@ def _described(folder: Path) -> tuple[int, str, str]:
         return size, "CLS" if cls else "MEAN", files[0].relative_to(folder).as_posix()
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise KnowledgeUnavailable(
-            f"{folder} is no folder of a model: it needs an .onnx file, config.json with hidden_size, tokenizer.json, "
-            "tokenizer_config.json and special_tokens_map.json"
+            f"{folder} does not hold a model: it needs an .onnx file, config.json with "
+            "hidden_size, tokenizer.json, tokenizer_config.json and special_tokens_map.json"
         ) from error
 
 
 class _Server:
     def __init__(self, model: Any, name: str) -> None:
         self._model, self._name = model, name
-        self._thread = ThreadPoolExecutor(
-            max_workers=1
-        )  # one batch after another: more at once are not faster
+        # one request after another: several at once are not faster
+        self._thread = ThreadPoolExecutor(max_workers=1)
         self._since: float | None = None
 
     async def embeddings(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        texts = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+        given = (await request.json())["input"]
+        texts = given if isinstance(given, list) else [given]
         vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, texts)
         data = [
             {"object": "embedding", "index": at, "embedding": vector}
@@ -114,7 +118,7 @@ class _Server:
     def _embed(self, texts: list[str]) -> list[list[float]]:
         self._since = time.monotonic()
         try:
-            return [vector.tolist() for vector in self._model.embed(texts, batch_size=BATCH)]
+            return [vector.tolist() for vector in self._model.embed(texts, batch_size=MODEL_BATCH)]
         finally:
             self._since = None
 
@@ -133,7 +137,8 @@ async def serve(socket: str, name: str, home: Path, threads: int) -> None:
     await runner.setup()
     await web.UnixSite(runner, socket).start()
     await asyncio.to_thread(sys.stdin.buffer.read)
-    os._exit(0)  # a batch that is still running is nobody's any more
+    # nobody waits for a request that is still being answered
+    os._exit(0)
 
 
 def main() -> None:
@@ -141,7 +146,8 @@ def main() -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
     socket, name, home, threads = sys.argv[1:]
-    Path(socket).unlink(missing_ok=True)  # of one that was killed
+    # a process that was killed leaves it
+    Path(socket).unlink(missing_ok=True)
     try:
         asyncio.run(serve(socket, name, Path(home), int(threads)))
     except KnowledgeUnavailable as error:

@@ -15,53 +15,41 @@ from pathlib import Path
 import aiohttp
 
 from agent.knowledge import KnowledgeUnavailable
-from agent.knowledge.embeddings import SOCKET, model_of
+from agent.knowledge.embeddings import UNIX, model_of
 from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
 
-LOOK_SECONDS = 1.0  # between two looks at whether it answers
-SILENT_SECONDS = 3.0  # of no answer, after which it is taken to hang
-LOADING_SECONDS = 60.0  # for the model, from a slow disk
-MOST_THREADS = (
-    4  # a container has fewer cores than its machine, and no text is long enough for more
-)
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # before it is started again
+# between two looks at whether it answers; after so long without an answer it is taken to hang
+LOOK_SECONDS, SILENT_SECONDS = 1.0, 3.0
+# for the model, from a slow disk
+LOADING_SECONDS = 60.0
+# a container has fewer cores than its machine, and no text is long enough for more
+MOST_THREADS = 4
+# before it is started again
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
 
 @asynccontextmanager
-async def local_embedder(
-    settings: Settings, *, wait: bool = False, alone: bool = False
-) -> AsyncIterator[None]:
-    """Have the local embedder running while this is open, if the settings choose it.
-
-    Whatever opens `embedder_of` meanwhile, here or in a process started later, reaches it. With `wait` it is there
-    when this is entered, or KnowledgeUnavailable says why not; without, calls do without it until it is. `alone` gives
-    it all cores, else it leaves half of them to the calls.
-    """
-    if settings.knowledge == "none" or settings.embeddings != "local":
-        yield
-        return
-    folder = Path(
-        tempfile.mkdtemp(prefix="agent-")
-    )  # mode 0700, and short enough for the name of a socket
-    os.environ[SOCKET] = str(folder / "embedder.sock")
-    cores = min(
-        MOST_THREADS,
-        len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+async def running(settings: Settings, *, wait: bool, alone: bool) -> AsyncIterator[Settings]:
+    """Have it running while this is open: see `agent.knowledge.local_embedder`."""
+    # mode 0700, and short enough for the name of a socket
+    folder = Path(tempfile.mkdtemp(prefix="agent-"))
+    socket = folder / "embedder.sock"
+    on_linux = sys.platform == "linux"
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    threads = min(MOST_THREADS, cores)
+    process = EmbedderProcess(
+        socket, settings, threads if alone else max(1, threads // 2), awaited=wait
     )
-    keeper = EmbedderProcess(
-        folder / "embedder.sock", settings, cores if alone else max(1, cores // 2), awaited=wait
-    )
-    keeping = asyncio.create_task(keeper.keep(), name="embedder")
+    keeping = asyncio.create_task(process.keep_running(), name="embedder")
     try:
         if wait:
-            await keeper.ready()
-        yield
+            await process.first_answer()
+        yield settings.model_copy(update={"embeddings": f"{UNIX}{socket}"})
     finally:
         keeping.cancel()
         await asyncio.wait([keeping])
-        os.environ.pop(SOCKET, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -75,33 +63,34 @@ class EmbedderProcess:
             *(str(socket), model_of(settings), str(settings.home), str(threads)),
         ]
         self._answers = False
-        self._first: asyncio.Future[str] = (
-            asyncio.get_running_loop().create_future()
-        )  # empty once it answers
+        # why it failed before its first answer, empty once it has answered
+        self._first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def ready(self) -> None:
-        """Wait for the first answer; raises KnowledgeUnavailable if it failed first."""
+    async def first_answer(self) -> None:
+        """Wait for it; raises KnowledgeUnavailable if the process failed before."""
         if why := await self._first:
             raise KnowledgeUnavailable(why)
 
-    async def keep(self) -> None:
-        """Start it, and start it again whenever it has ended or hangs."""
+    async def keep_running(self) -> None:
+        """Start the process, and start it again whenever it has ended or hangs."""
         pause = FIRST_PAUSE
         while True:
             self._answers = False
             try:
                 why = await self._run()
-            except Exception as error:  # no process can be had, for a moment
+            except Exception as error:
+                # as where no process can be had for a moment
                 why = f"{type(error).__name__}: {error}"
             if self._answers:
                 pause = FIRST_PAUSE
-            if self._first.done() or not self._awaited:  # else whoever waits for it is told
+            # otherwise `first_answer` raises it
+            if self._first.done() or not self._awaited:
                 log.warning("the local embedder is started again in %g s: %s", pause, why)
-            self._heard(why)
+            self._settle(why)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _heard(self, why: str) -> None:
+    def _settle(self, why: str) -> None:
         if not self._first.done():
             self._first.set_result(why)
 
@@ -109,44 +98,40 @@ class EmbedderProcess:
         """One life of the process; why it is over."""
         process = await asyncio.create_subprocess_exec(
             *self._command,
-            stdin=asyncio.subprocess.PIPE,  # which ends with us, and the process with it
+            # the pipe ends with this process, and the embedder with the pipe
+            stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for the worker
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            },  # it finds what we find
+            # Ctrl-C is for the worker
+            start_new_session=True,
         )
         assert process.stderr is not None
-        said = asyncio.create_task(process.stderr.read())
+        stderr = asyncio.create_task(process.stderr.read())
         ended = asyncio.create_task(process.wait())
         try:
-            hung = await self._watch(ended)
-            if hung:
+            if hung := await self._watch(ended):
                 return hung
-            lines = (await said).decode(errors="replace").strip().splitlines()
+            lines = (await stderr).decode(errors="replace").strip().splitlines()
             return lines[-1] if lines else f"it ended with code {process.returncode}"
         finally:
             with suppress(ProcessLookupError):
                 process.kill()
             await asyncio.wait([ended])
-            said.cancel()
+            stderr.cancel()
 
     async def _watch(self, ended: asyncio.Task[int]) -> str:
-        """Until the process ends, or hangs: then what it is that it does not do."""
+        """Until the process ends (then nothing), or hangs: then what it does not do."""
         clock = asyncio.get_running_loop().time
-        patience = clock() + LOADING_SECONDS
-        async with aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self._socket))
-        ) as client:
+        deadline = clock() + LOADING_SECONDS
+        connector = aiohttp.UnixConnector(str(self._socket))
+        async with aiohttp.ClientSession(connector=connector) as client:
             while not ended.done():
                 if await _is_well(client):
                     if not self._answers:
                         log.info("the local embedder answers")
                     self._answers = True
-                    self._heard("")
-                    patience = clock() + SILENT_SECONDS
-                elif clock() > patience:
+                    self._settle("")
+                    deadline = clock() + SILENT_SECONDS
+                elif clock() > deadline:
                     return "it does not answer"
                 pause = LOOK_SECONDS if self._answers else 0.05
                 await asyncio.wait([ended], timeout=pause)
@@ -154,10 +139,9 @@ class EmbedderProcess:
 
 
 async def _is_well(client: aiohttp.ClientSession) -> bool:
+    timeout = aiohttp.ClientTimeout(total=SILENT_SECONDS)
     try:
-        async with client.get(
-            "http://embedder/health", timeout=aiohttp.ClientTimeout(total=SILENT_SECONDS)
-        ) as answer:
+        async with client.get("http://embedder/health", timeout=timeout) as answer:
             return answer.status == 200
     except (aiohttp.ClientError, TimeoutError, OSError):
         return False

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.knowledge import KnowledgeUnavailable, knowledge_of
 from agent.knowledge.ingest import Progress
+from agent.knowledge.lookup import open_index
 from agent.settings import Settings, SettingsError
+from agent.telemetry import LogJournal
 
-DEPTH = 10  # passages that are looked at for the mean reciprocal rank
+# passages that are looked at for the mean reciprocal rank
+DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Figures:
-    """Shares of the questions whose source is among the first 1, 3 and 5 passages, and how long a search takes."""
+    """Shares of the questions whose source is among the first passages, and how long searches take.
+
+    `mrr` is the mean of 1/rank of the first passage of the source, 0 below the tenth.
+    """
 
     n: int
     recall_at_1: float
     recall_at_3: float
     recall_at_5: float
-    mrr: float  # mean of 1/rank of the first passage of the source, 0 below the tenth
+    mrr: float
     p50_ms: float
     p95_ms: float
 
@@ -45,28 +50,21 @@ class Result:
 
 
 def questions_in(file: Path) -> list[Question]:
-    """The questions of a file, a JSON object with `question` and `source` a line; raises SettingsError."""
+    """The questions of a file of JSON objects with `question` and `source`, one a line.
+
+    Raises SettingsError.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            [f"{file} cannot be read ({error}): give a file of JSON lines"]
-        ) from error
+        problem = f"{file} cannot be read ({error}): give a file of JSON lines"
+        raise SettingsError([problem]) from error
     questions, problems = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            known = json.loads(line)
-            question, source = known["question"], known["source"]
-            if not (
-                isinstance(question, str)
-                and isinstance(source, str)
-                and question.strip()
-                and source
-            ):
-                raise TypeError
-            questions.append(Question(question, source))
+            questions.append(_question_in(line))
         except (ValueError, KeyError, TypeError):
             example = '{"question": "When are you open?", "source": "opening-hours.md"}'
             problems.append(f"{file}:{number} is no question: write {example}")
@@ -86,12 +84,9 @@ async def evaluate(
     ranks: list[int] = []
     took: list[float] = []
     patient = settings.model_copy(update={"knowledge_seconds": 60.0})
-    async with knowledge_of(patient) as knowledge:
-        if knowledge is None:
-            raise KnowledgeUnavailable("this agent looks nothing up (AGENT_KNOWLEDGE=none)")
-        await knowledge.search(
-            "warm up"
-        )  # a call has opened and loaded the index before it is asked
+    async with open_index(patient, LogJournal()) as knowledge:
+        # a call has opened and loaded the index before it is asked
+        await knowledge.search("warm up")
         for number, question in enumerate(questions, start=1):
             began = time.perf_counter()
             passages = await knowledge.search(question.question, DEPTH)
@@ -109,10 +104,18 @@ async def evaluate(
         p50_ms=_percentile(took, 0.50),
         p95_ms=_percentile(took, 0.95),
     )
-    return Result(
-        figures,
-        [question for question, rank in zip(questions, ranks, strict=True) if not 0 < rank <= 5],
-    )
+    pairs = zip(questions, ranks, strict=True)
+    return Result(figures, [question for question, rank in pairs if not 0 < rank <= 5])
+
+
+def _question_in(line: str) -> Question:
+    known = json.loads(line)
+    question, source = known["question"], known["source"]
+    if not (isinstance(question, str) and isinstance(source, str)):
+        raise TypeError
+    if not (question.strip() and source):
+        raise ValueError
+    return Question(question, source)
 
 
 def _share(ranks: Sequence[int], depth: int) -> float:

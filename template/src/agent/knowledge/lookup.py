@@ -1,78 +1,111 @@
-"""What a reply takes from the documents: in time, relevant, or an honest word that there is nothing."""
+"""What a reply takes from the documents: in time and relevant, or an honest word that it is not."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
-from agent.circuit_breaker import CircuitBreaker
+from agent.circuit_breaker import CircuitBreaker, Late, Unanswered
 from agent.errors import one_line
-from agent.knowledge import KnowledgeUnavailable, Passage
+from agent.knowledge import (
+    FOUND,
+    NOT_SEARCHED,
+    NOTHING_FOUND,
+    Embedder,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    index_of,
+)
+from agent.knowledge.embeddings import QuestionEmbedder, embedder_of
 from agent.knowledge.ranking import words_of
-from agent.lifecycle import Call
 from agent.settings import Settings
+from agent.telemetry import Journal
 
 log = logging.getLogger("agent.knowledge")
 
-FOUND = "From our documents, for what the caller has just said:"
-NOTHING_FOUND = "Nothing in the documents answers that."
-NOT_SEARCHED = "The documents cannot be searched at the moment: say so, and answer only what you know for certain."
 HONEST = "If it was a question about us, say honestly that you do not know."
-FEW_WORDS = 2  # "And on Sundays?" is understood from the question before it
+# "And on Sundays?" is understood from the question before it
+FEW_WORDS = 2
 
 
-async def look_up(call: Call, question: str) -> str:
-    """What the documents say, for a model; never raises, and never takes longer than `knowledge_seconds`."""
-    assert call.knowledge is not None
-    began, outcome, passages = time.time_ns(), "ok", list[Passage]()
-    breaker = _breaker_of(call.settings)
-    try:
-        if breaker and breaker.open:
-            raise KnowledgeUnavailable("the documents did not answer a moment ago")
-        async with asyncio.timeout(call.settings.knowledge_seconds):
-            found = await call.knowledge.search(question)
-        if breaker:
-            breaker.worked()
-        passages = [
-            passage for passage in found if passage.relevance >= call.settings.knowledge_floor
-        ]
-    except (
-        Exception
-    ) as error:  # a store of the owner's may raise anything, and the reply must not wait for it
-        outcome = "late" if isinstance(error, TimeoutError) else "error"
-        if breaker and outcome == "late":  # an error costs nobody any time
-            breaker.failed()
-        said = str(error) if isinstance(error, KnowledgeUnavailable) else one_line(error)
-        sentence = (
-            said if outcome == "error" else f"nothing within {call.settings.knowledge_seconds:g} s"
-        )
-        call.journal.warn_once("knowledge", log, f"answers go on without documents: {sentence}")
-    sources = [f"{passage.source} > {passage.title}" for passage in passages]
-    milliseconds = round((time.time_ns() - began) / 1e6)
-    log.info(
-        "looked up", extra=call.journal.fields(outcome=outcome, passages=sources, ms=milliseconds)
-    )
-    call.journal.took("look up", began, outcome=outcome, passages="; ".join(sources))
-    if outcome != "ok":
-        return f"{NOT_SEARCHED} {HONEST}"
-    if not passages:
-        return f"{NOTHING_FOUND} {HONEST}"
-    return "\n\n".join([FOUND, *(f"[{p.source}] {p.title}\n{p.text}" for p in passages)])
+@asynccontextmanager
+async def open_index(settings: Settings, journal: Journal) -> AsyncIterator[Knowledge]:
+    """Yield the index that the settings choose, searchable by words and by meaning.
+
+    Raises KnowledgeUnavailable if they choose none, or one whose module is missing.
+    """
+    index = index_of(settings)
+    async with (
+        embedder_of(settings) as embedder,
+        index.open(QuestionEmbedder(embedder, settings, journal)) as knowledge,
+    ):
+        # connecting to a server that is far away takes longer than a question may: it is done while
+        # nobody waits
+        warming = asyncio.create_task(_warm(embedder), name="embedder warm-up")
+        try:
+            yield knowledge
+        finally:
+            warming.cancel()
+            await asyncio.wait([warming])
 
 
-@cache
-def _breaker_of(settings: Settings) -> CircuitBreaker | None:
-    """Of a store that all calls share; one of this machine's own may be late for one call and none of the others."""
-    return (
-        CircuitBreaker(settings.data / "knowledge.outage")
-        if settings.knowledge == "pgvector"
-        else None
-    )
+async def _warm(embedder: Embedder | None) -> None:
+    if embedder is not None:
+        # the first question reports it
+        with suppress(KnowledgeUnavailable):
+            await embedder.embed(["Hello"])
 
 
-def question_of(said: Sequence[str]) -> str:
-    """The caller's last words; with those before them, if they are too few to look anything up by."""
-    return " ".join(said) if len(words_of(said[-1])) < FEW_WORDS else said[-1]
+@asynccontextmanager
+async def opened(settings: Settings, journal: Journal) -> AsyncIterator[Lookup]:
+    """Yield the documents for one call."""
+    async with open_index(settings, journal) as index:
+        yield Lookup(index, settings, journal)
+
+
+class Lookup:
+    """A `CallKnowledge` on an index."""
+
+    def __init__(self, index: Knowledge, settings: Settings, journal: Journal) -> None:
+        self.search = index.search
+        self._settings, self._journal = settings, journal
+        shared = settings.knowledge == "pgvector"
+        outage = settings.data / "knowledge.outage" if shared else None
+        # an error takes nobody's time, so only late answers open it
+        self._breaker = CircuitBreaker("the documents", outage)
+
+    async def look_up(self, question: str, before: str = "") -> str:
+        """Report what was looked up, and what it led to."""
+        if before and len(words_of(question)) < FEW_WORDS:
+            question = f"{before} {question}"
+        began = time.time_ns()
+        outcome, passages = await self._ask(question)
+        sources = [f"{passage.source} > {passage.title}" for passage in passages]
+        fields = {"outcome": outcome, "passages": sources}
+        took = round((time.time_ns() - began) / 1e6)
+        log.info("looked up", extra=self._journal.fields(**fields, ms=took))
+        self._journal.took("look up", began, outcome=outcome, passages="; ".join(sources))
+        if outcome != "ok":
+            return f"{NOT_SEARCHED} {HONEST}"
+        if not passages:
+            return f"{NOTHING_FOUND} {HONEST}"
+        return "\n\n".join([FOUND, *(f"[{p.source}] {p.title}\n{p.text}" for p in passages)])
+
+    async def _ask(self, question: str) -> tuple[str, list[Passage]]:
+        try:
+            found = await self._breaker.ask(
+                lambda: self.search(question), self._settings.knowledge_seconds
+            )
+        except Exception as error:
+            # any error: the store may be the owner's, and the reply must not wait for it
+            known = isinstance(error, KnowledgeUnavailable | Unanswered)
+            said = str(error) if known else one_line(error)
+            sentence = f"answers go on without documents: {said}"
+            self._journal.warn_once("knowledge", log, sentence)
+            return "late" if isinstance(error, Late) else "error", []
+        floor = self._settings.knowledge_floor
+        return "ok", [passage for passage in found if passage.relevance >= floor]

@@ -17,9 +17,15 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import About, Embedder, Knowledge, KnowledgeUnavailable, Passage, Writer
-from agent.knowledge.embeddings import Meaning
-from agent.knowledge.ranking import CANDIDATES, TITLE_WEIGHT, Found, phrase_of, rank, words_of
+from agent.knowledge import (
+    IndexManifest,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    Questions,
+    Writer,
+)
+from agent.knowledge.ranking import CANDIDATES, TITLE_WEIGHT, Candidate, phrase_of, rank, words_of
 from agent.settings import Settings
 
 T = TypeVar("T")
@@ -82,21 +88,19 @@ class PgvectorIndex:
         self._seen: int | None = None  # the revision that `about` told
 
     @asynccontextmanager
-    async def open(self, embedder: Embedder | None) -> AsyncIterator[Knowledge]:
+    async def open(self, questions: Questions) -> AsyncIterator[Knowledge]:
         """Yield the searchable index at once; it connects meanwhile, and its connections are dropped on exit."""
         connections = _Connections(
             self._database, max(ANSWER_SECONDS, self._settings.knowledge_seconds)
         )
-        knowledge = PgvectorKnowledge(
-            self._database, connections, Meaning(embedder, self._settings)
-        )
+        knowledge = PgvectorKnowledge(self._database, connections, questions)
         connections.begin(knowledge.prepare)
         try:
             yield knowledge
         finally:
             connections.close()
 
-    async def about(self) -> About | None:
+    async def manifest(self) -> IndexManifest | None:
         """Read it, and count the passages that should be there."""
         async with self._connected() as connection:
             with self._database.told(STEP_SECONDS):
@@ -112,10 +116,10 @@ class PgvectorIndex:
             return None
         self._seen = row["revision"]
         roots, digests = json.loads(row["roots"]), json.loads(row["digests"])
-        return About(row["schema"], row["model"], row["dimension"], tuple(roots), digests)
+        return IndexManifest(row["schema"], row["model"], row["dimension"], tuple(roots), digests)
 
     @asynccontextmanager
-    async def rebuild(self, about: About) -> AsyncIterator[Writer]:
+    async def rebuild(self, about: IndexManifest) -> AsyncIterator[Writer]:
         """Change the index in one transaction; what is left by an exception or killed changes nothing."""
         async with self._connected() as connection:
             with self._database.told(STEP_SECONDS):
@@ -143,7 +147,7 @@ class PgvectorIndex:
 class PgvectorKnowledge:
     """Searches by words and by meaning in one statement, so that it sees one index whatever an ingest does."""
 
-    def __init__(self, database: _Database, connections: _Connections, meaning: Meaning) -> None:
+    def __init__(self, database: _Database, connections: _Connections, meaning: Questions) -> None:
         self._database, self._connections, self._meaning = database, connections, meaning
         self._made: _Made | None = None  # from; as of the last search
 
@@ -154,7 +158,7 @@ class PgvectorKnowledge:
         )
         if row is None:
             raise KnowledgeUnavailable(self._database.no_index)
-        about = About(row["schema"], row["model"], row["dimension"], (), {})
+        about = IndexManifest(row["schema"], row["model"], row["dimension"], (), {})
         self._made = _Made(row["revision"], row["generation"], about)
         return self._made
 
@@ -163,7 +167,7 @@ class PgvectorKnowledge:
         words, phrase = words_of(question), phrase_of(question)
         with self._database.told(self._connections.seconds):
             made = await self._connections.run(self.prepare) if self._made is None else self._made
-            vector = await self._meaning.of(question)
+            vector = await self._meaning.embed(question)
             return await self._connections.run(
                 lambda connection: self._found(connection, made, words, phrase, vector, limit)
             )
@@ -188,7 +192,7 @@ class PgvectorKnowledge:
             made = await self.prepare(connection)  # an ingest was faster
         found = {row["id"]: row for row in rows if row["id"] is not None}
         candidates = {
-            key: Found(row["likeness"], row["covered"], row["meaning"])
+            key: Candidate(row["likeness"], row["covered"], row["meaning"])
             for key, row in found.items()
         }
         return [
@@ -201,7 +205,7 @@ class PgvectorKnowledge:
 class _Made:
     revision: int
     generation: int
-    about: About
+    about: IndexManifest
 
 
 def _query(
@@ -279,7 +283,10 @@ class PgvectorWriter:
     """A `Writer` inside a transaction. Another model or another way of cutting makes a new generation of passages."""
 
     def __init__(
-        self, connection: asyncpg.Connection[asyncpg.Record], database: _Database, about: About
+        self,
+        connection: asyncpg.Connection[asyncpg.Record],
+        database: _Database,
+        about: IndexManifest,
     ) -> None:
         self._connection, self._database, self._about = connection, database, about
         self._generation, self._moved = 1, False
@@ -295,7 +302,9 @@ class PgvectorWriter:
         )
         if old is None:
             return
-        fits = About(old["schema"], old["model"], old["dimension"], (), {}).fits(self._about)
+        fits = IndexManifest(old["schema"], old["model"], old["dimension"], (), {}).fits(
+            self._about
+        )
         self._generation = old["generation"] + (0 if fits else 1)
         self._moved = old["revision"] != seen
         rows = await self._connection.fetch(

@@ -1,4 +1,4 @@
-"""Passages in one SQLite file with full-text search and vectors: nothing to run, nothing to pay for."""
+"""Passages in one SQLite file with full-text search and vectors: no server to run or pay for."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge import About, Embedder, Knowledge, KnowledgeUnavailable, Passage, Writer
-from agent.knowledge.bm25 import TABLES as WORDS_TABLES
-from agent.knowledge.bm25 import TOKENIZE, scores_of, write_words
-from agent.knowledge.embeddings import Meaning
-from agent.knowledge.ranking import CANDIDATES, Found, phrase_of, rank, words_of
+from agent.knowledge import (
+    IndexManifest,
+    Knowledge,
+    KnowledgeUnavailable,
+    Passage,
+    Questions,
+    Writer,
+)
+from agent.knowledge.bm25 import TOKENIZE, WORD_TABLE, scores_of, write_words
+from agent.knowledge.ranking import CANDIDATES, Candidate, phrase_of, rank, words_of
 from agent.settings import Settings
 from agent.sqlite_thread import SqliteThread
 
-FORMAT = 3  # of the file; another one is built anew
-BLOCK = 512  # vectors that are compared at once: their numbers are bytes in the file, and four bytes while they are
+# of the file; an index of another format is built again
+FORMAT = 3
+# vectors that are compared at once: a number is a byte in the file, and four while it is compared
+BLOCK = 512
 
-TABLES = f"""
-{WORDS_TABLES}
+INDEX_TABLES = f"""
+{WORD_TABLE}
 CREATE VIRTUAL TABLE passages USING fts5(title, text, source UNINDEXED, tokenize = '{TOKENIZE}');
 CREATE TABLE documents(source TEXT PRIMARY KEY, first INTEGER NOT NULL, passages INTEGER NOT NULL);
 CREATE TABLE vectors(numbers BLOB NOT NULL, lengths BLOB NOT NULL);
@@ -38,7 +45,7 @@ CREATE TABLE about(format INTEGER NOT NULL, passages INTEGER NOT NULL, about TEX
 
 @dataclass(frozen=True)
 class SqliteIndex:
-    """The index in the data folder. It is never changed, only replaced: readers need no lock."""
+    """The index in the data folder, which is never changed, only replaced: readers need no lock."""
 
     settings: Settings
     shared = False
@@ -49,10 +56,10 @@ class SqliteIndex:
         return self.settings.data / "knowledge.db"
 
     @asynccontextmanager
-    async def open(self, embedder: Embedder | None) -> AsyncIterator[Knowledge]:
-        """Yield the searchable index, which is read while the call begins; its thread ends on exit."""
+    async def open(self, questions: Questions) -> AsyncIterator[Knowledge]:
+        """Yield the index at once, and read it while the call begins; its thread ends on exit."""
         thread = SqliteThread(self.path, self._connect)
-        knowledge = SqliteKnowledge(self.path, thread, Meaning(embedder, self.settings))
+        knowledge = SqliteKnowledge(self.path, thread, questions)
         loading = asyncio.create_task(knowledge.load(), name="load the index")
         try:
             yield knowledge
@@ -63,38 +70,34 @@ class SqliteIndex:
             finally:
                 await thread.aclose()
 
-    async def about(self) -> About | None:
-        """Read it, and look the file over for damage."""
+    async def manifest(self) -> IndexManifest | None:
+        """Read it, and check the file for damage."""
         try:
             with closing(self._connect()) as index:
                 if index.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     return None
-                return _about(index)[0]
+                return _manifest(index)[0]
         except (sqlite3.Error, KnowledgeUnavailable):
             return None
 
     @asynccontextmanager
-    async def rebuild(self, about: About) -> AsyncIterator[Writer]:
-        """Build the index aside and rename it: a search meanwhile, or an ingest that is killed, harms nothing."""
+    async def rebuild(self, manifest: IndexManifest) -> AsyncIterator[Writer]:
+        """Build the index aside, and rename it: killed ingests and searches meanwhile are safe."""
         data = self.settings.data
         aside = data / f".knowledge-{os.getpid()}-{secrets.token_hex(4)}.tmp"
         try:
             data.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(data)
-            with (
-                closing(sqlite3.connect(aside, isolation_level=None)) as index,
-                closing(
-                    self._connect() if self.path.is_file() else sqlite3.connect(":memory:")
-                ) as old,
-            ):
-                writer = SqliteWriter(index, about, old)
+            old = self._connect() if self.path.is_file() else sqlite3.connect(":memory:")
+            with closing(old), closing(sqlite3.connect(aside, isolation_level=None)) as index:
+                writer = SqliteWriter(index, manifest, old)
                 yield writer
                 writer.finish()
             os.replace(aside, self.path)
         except (OSError, sqlite3.Error) as error:
             raise KnowledgeUnavailable(
-                f"the index cannot be written to {data} ({_said(error)}): let this user write there, "
-                "or set AGENT_DATA_DIR to another folder"
+                f"the index cannot be written to {data} ({_said(error)}): let this user write "
+                "there, or set AGENT_DATA_DIR to another folder"
             ) from error
         finally:
             for left in (aside, aside.with_name(f"{aside.name}-journal")):
@@ -105,20 +108,21 @@ class SqliteIndex:
         if not self.path.is_file():
             raise KnowledgeUnavailable(f"there is no index at {self.path}: run `agent ingest`")
         index = sqlite3.connect(_readable(self.path), uri=True, isolation_level=None)
-        index.execute(
-            "PRAGMA temp_store = MEMORY"
-        )  # for the words of a question; there may be no disk to write to
+        # for the words of a question; there may be no disk to write to
+        index.execute("PRAGMA temp_store = MEMORY")
         return index
 
 
 class SqliteWriter:
     """A `Writer` into a file that nobody reads yet."""
 
-    def __init__(self, index: sqlite3.Connection, about: About, old: sqlite3.Connection) -> None:
-        self._index, self._about, self._old = index, about, old
+    def __init__(
+        self, index: sqlite3.Connection, manifest: IndexManifest, old: sqlite3.Connection
+    ) -> None:
+        self._index, self._manifest, self._old = index, manifest, old
         self._numbers, self._lengths, self._passages = bytearray(), bytearray(), 0
         index.execute("PRAGMA journal_mode = MEMORY")
-        index.executescript(f"BEGIN; {TABLES}")
+        index.executescript(f"BEGIN; {INDEX_TABLES}")
 
     async def keep(self, source: str) -> int:
         """Copy the passages and their vectors from the old file."""
@@ -126,7 +130,8 @@ class SqliteWriter:
         found = old.execute(
             "SELECT first, passages FROM documents WHERE source = ?", (source,)
         ).fetchone()
-        if found is None:  # it could not be read, and is not in the index
+        # it could not be read, and is not in the index
+        if found is None:
             return 0
         first, passages = found
         rows = old.execute(
@@ -134,32 +139,26 @@ class SqliteWriter:
             (first, first + passages - 1),
         )
         self._index.executemany("INSERT INTO passages(title, text, source) VALUES(?, ?, ?)", rows)
-        if dimension := self._about.dimension:
-            for column, size, into in (
-                ("numbers", dimension, self._numbers),
-                ("lengths", 4, self._lengths),
-            ):
-                with old.blobopen("vectors", column, 1, readonly=True) as blob:
-                    blob.seek((first - 1) * size)
-                    into += blob.read(passages * size)
+        if dimension := self._manifest.dimension:
+            self._numbers += _cut(old, "numbers", first - 1, passages, dimension)
+            self._lengths += _cut(old, "lengths", first - 1, passages, 4)
         self._end_document(source, passages)
         return int(passages)
 
     async def add(
         self, source: str, passages: Sequence[tuple[str, str]], vectors: NDArray[np.float32] | None
     ) -> None:
-        """Write the passages; a number of a vector is a byte, which costs no rank that matters."""
+        """Write the passages; that a number of a vector is a byte costs no rank that matters."""
         self._index.executemany(
             "INSERT INTO passages(title, text, source) VALUES(?, ?, ?)",
             [(title, text, source) for title, text in passages],
         )
-        if self._about.dimension and vectors is not None:
+        if self._manifest.dimension and vectors is not None:
             largest = np.maximum(np.abs(vectors).max(axis=1, keepdims=True, initial=0), 1e-12)
             numbers = np.rint(vectors / largest * 127).astype(np.int8)
+            lengths = np.linalg.norm(numbers.astype(np.float32), axis=1)
             self._numbers += numbers.tobytes()
-            self._lengths += (
-                np.linalg.norm(numbers.astype(np.float32), axis=1).astype("<f4").tobytes()
-            )
+            self._lengths += lengths.astype("<f4").tobytes()
         self._end_document(source, len(passages))
 
     def _end_document(self, source: str, passages: int) -> None:
@@ -173,7 +172,7 @@ class SqliteWriter:
         self._index.execute("INSERT INTO vectors VALUES(?, ?)", (self._numbers, self._lengths))
         self._index.execute(
             "INSERT INTO about VALUES(?, ?, ?)",
-            (FORMAT, self._passages, json.dumps(asdict(self._about))),
+            (FORMAT, self._passages, json.dumps(asdict(self._manifest))),
         )
         self._index.execute("INSERT INTO passages(passages) VALUES('optimize')")
         write_words(self._index, self._passages)
@@ -181,24 +180,22 @@ class SqliteWriter:
 
 
 class SqliteKnowledge:
-    """Searches the index in its own thread; a new one is used as soon as it has taken the old one's place."""
+    """Searches the index in its own thread; a new index is used as soon as it is there."""
 
-    def __init__(self, path: Path, thread: SqliteThread, meaning: Meaning) -> None:
-        self._path, self._thread, self._meaning = path, thread, meaning
-        self._opened: tuple[sqlite3.Connection, _Opened] | None = (
-            None  # what was read from this connection
-        )
+    def __init__(self, path: Path, thread: SqliteThread, questions: Questions) -> None:
+        self._path, self._thread, self._questions = path, thread, questions
+        # a connection, and what was read from it
+        self._opened: tuple[sqlite3.Connection, _Opened] | None = None
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
-        """Rank the passages that share a word with the question or are alike in meaning; cancelling interrupts."""
-        words, phrase, vector = (
-            words_of(question),
-            phrase_of(question),
-            await self._meaning.of(question),
-        )
+        """Rank the passages that share a word with the question, or are alike in meaning.
+
+        Cancelling interrupts the search.
+        """
+        vector = await self._questions.embed(question)
         try:
             return await self._thread.run(
-                lambda index: self._found(index, words, phrase, vector, limit)
+                lambda index: self._search(index, question, vector, limit)
             )
         except sqlite3.Error as error:
             raise KnowledgeUnavailable(
@@ -206,7 +203,8 @@ class SqliteKnowledge:
             ) from error
 
     async def load(self) -> None:
-        """Read what searching takes, so that the first question does not wait for it; a search tells what is wrong."""
+        """Read what searching takes, so that the first question does not wait for it."""
+        # the first search reports what is wrong
         with suppress(sqlite3.Error, KnowledgeUnavailable):
             await self._thread.run(self._open)
 
@@ -215,31 +213,30 @@ class SqliteKnowledge:
             self._opened = index, _Opened(index)
         return self._opened[1]
 
-    def _found(
+    def _search(
         self,
         index: sqlite3.Connection,
-        words: list[str],
-        phrase: str,
+        question: str,
         vector: NDArray[np.float32] | None,
         limit: int,
     ) -> list[Passage]:
         opened = self._open(index)
-        if words:
+        if words := words_of(question):
             scores, covered = scores_of(index, words, opened.passages)
         else:
-            scores = covered = _having(index, phrase, opened.passages)
-        meant = vector is not None and self._meaning.fits(opened.about, vector)
-        cosines = opened.cosines(vector) if meant and vector is not None else None
-        proposed = set(_best(scores)) | (set() if cosines is None else set(_best(cosines)))
-        candidates = {
-            row: Found(
-                float(scores[row]),
-                float(covered[row]),
-                None if cosines is None else float(cosines[row]),
-            )
-            for row in proposed
-            if cosines is not None or scores[row] > 0
-        }
+            scores = covered = _having(index, phrase_of(question), opened.passages)
+        if vector is not None and self._questions.fits(opened.manifest, vector):
+            cosines = opened.cosines(vector)
+            candidates = {
+                row: Candidate(float(scores[row]), float(covered[row]), float(cosines[row]))
+                for row in {*_best(scores), *_best(cosines)}
+            }
+        else:
+            candidates = {
+                row: Candidate(float(scores[row]), float(covered[row]))
+                for row in _best(scores)
+                if scores[row] > 0
+            }
         found = []
         for row, score, relevance in rank(candidates, limit):
             source, title, text = index.execute(
@@ -250,19 +247,20 @@ class SqliteKnowledge:
 
 
 class _Opened:
-    """What searching an index takes, in memory; a number of a vector is a byte: 4 MB for 10,000 passages of 384."""
+    """What searching takes, in memory: 4 MB for 10,000 vectors of 384 numbers, a byte each."""
 
     def __init__(self, index: sqlite3.Connection) -> None:
-        self.about, self.passages = _about(index)
+        self.manifest, self.passages = _manifest(index)
         numbers, lengths = index.execute("SELECT numbers, lengths FROM vectors").fetchone()
-        self._numbers = np.frombuffer(numbers, np.int8).reshape(-1, max(1, self.about.dimension))
+        self._numbers = np.frombuffer(numbers, np.int8).reshape(-1, max(1, self.manifest.dimension))
         self._lengths = np.frombuffer(lengths, "<f4")
 
     def cosines(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        blocks = range(0, len(self._numbers), BLOCK)
+        # not `@`: the threads of a BLAS go on spinning, and take the cores from the embedder
         products = [
-            # not `@`: the threads of a BLAS go on spinning, and take the cores from whatever embeds the next question
-            np.einsum("ij,j->i", self._numbers[start : start + BLOCK].astype(np.float32), vector)
-            for start in range(0, len(self._numbers), BLOCK)
+            np.einsum("ij,j->i", self._numbers[at : at + BLOCK].astype(np.float32), vector)
+            for at in blocks
         ]
         cosines: NDArray[np.float32] = np.concatenate([np.empty(0, np.float32), *products])
         cosines /= np.maximum(self._lengths, 1e-12)
@@ -270,16 +268,13 @@ class _Opened:
 
 
 def _best(scores: NDArray[np.float32]) -> list[int]:
-    best = (
-        np.argpartition(scores, -CANDIDATES)[-CANDIDATES:]
-        if len(scores) > CANDIDATES
-        else np.arange(len(scores))
-    )
-    return [int(row) for row in best]
+    if len(scores) <= CANDIDATES:
+        return list(range(len(scores)))
+    return [int(row) for row in np.argpartition(scores, -CANDIDATES)[-CANDIDATES:]]
 
 
 def _having(index: sqlite3.Connection, phrase: str, passages: int) -> NDArray[np.float32]:
-    """1 for the passages that say just this; what a caller says (AND, NEAR, quotes, stars) never becomes a query."""
+    """1 for passages with the phrase, whose words never become a query (AND, NEAR, quotes)."""
     scores = np.zeros(passages, np.float32)
     if phrase:
         for (row,) in index.execute(
@@ -289,22 +284,29 @@ def _having(index: sqlite3.Connection, phrase: str, passages: int) -> NDArray[np
     return scores
 
 
-def _about(index: sqlite3.Connection) -> tuple[About, int]:
+def _cut(index: sqlite3.Connection, column: str, first: int, passages: int, size: int) -> bytes:
+    """The bytes of some passages in a column of the vectors, each of this size."""
+    with index.blobopen("vectors", column, 1, readonly=True) as blob:
+        blob.seek(first * size)
+        return blob.read(passages * size)
+
+
+def _manifest(index: sqlite3.Connection) -> tuple[IndexManifest, int]:
     """What the index is made from, and how many passages it has."""
     written, passages, about = index.execute("SELECT format, passages, about FROM about").fetchone()
     if written != FORMAT:
         raise sqlite3.DatabaseError("it was made by another version of this agent")
     known = json.loads(about)
-    return About(**{**known, "roots": tuple(known["roots"])}), passages
+    return IndexManifest(**{**known, "roots": tuple(known["roots"])}), passages
 
 
 def _readable(path: Path) -> str:
-    """A file that is replaced is never written again, so reading it needs neither locks nor a writable folder."""
+    """A file that is never written again can be read without locks or a writable folder."""
     return f"{path.absolute().as_uri()}?mode=ro&immutable=1"
 
 
 def _remove_leftovers(data: Path) -> None:
-    """What an ingest that was killed an hour ago or more has left; a younger one may still be at work."""
+    """What an ingest left that was killed; one that began less than an hour ago may still run."""
     for left in data.glob(".knowledge-*.tmp*"):
         with suppress(FileNotFoundError):
             if left.stat().st_mtime < time.time() - 3600:

@@ -28,7 +28,7 @@ from agent.transport import Caller, Transport
 if TYPE_CHECKING:
     from livekit.agents import AgentSession
 
-    from agent.knowledge import Knowledge
+    from agent.knowledge import CallKnowledge
     from agent.memory import CallMemory
 
     # the owner's file, which may be missing
@@ -62,7 +62,7 @@ class Call:
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
         self.memory: CallMemory | None = None
-        self.knowledge: Knowledge | None = None
+        self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
         self.opened = ResourceStack(self)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None

@@ -1,6 +1,7 @@
 """Under which key a caller is remembered, if at all.
 
-Two people must never share a key: rather forget somebody than tell one caller about another.
+Two people must never share a key: it is better to forget somebody than to tell one caller about
+another. An owner who knows better overrides `CallAgent.remembered_as`.
 """
 
 from __future__ import annotations
@@ -9,36 +10,33 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 
-from agent.settings import Settings
-
-_PHONE = "tel:"  # in front of numbers, so that no identity in a token can name a phone caller
+# in front of numbers, so that no identity in a token can name a phone caller
+_PHONE = "tel:"
 _NUMBER = re.compile(r"\+?[0-9]{7,15}")
 # "anonymous", "restricted" and the like, typed on a keypad: what carriers send for withheld numbers
 _WITHHELD = {"266696687", "7378742883", "2562533", "8656696", "86282452253"}
 
-# what front ends, playgrounds and we ourselves call everybody or nobody, whatever follows
+# what front ends, playgrounds and this template call everybody or nobody, whatever follows
 _NOBODY = re.compile(
-    r"(?:anon\w*|guest\w*|identity|playground|voice_assistant_user\w*|unknown|undefined|null|none|nobody"
-    r"|withheld|private|restricted|unavailable|blocked|sip_.*|tel:.*)(?![^\W_])",
+    r"(?:anon\w*|guest\w*|identity|playground|voice_assistant_user\w*|unknown|undefined|null|none"
+    r"|nobody|withheld|private|restricted|unavailable|blocked|sip_.*|tel:.*)(?![^\W_])",
     re.IGNORECASE | re.DOTALL,
 )
-# what they call somebody: only a name behind it tells who
+# what they call somebody: only a name after it tells who
 _SOMEBODY = re.compile(
     r"(?:user|participant|client|visitor|caller|session|browser|web)[\W_]*(.*)", re.I | re.DOTALL
 )
 
 
-def remembered_as(
-    identity: str, kind: str, attributes: Mapping[str, str], settings: Settings
-) -> str | None:
-    """The key of a caller, or None for one who must not be remembered.
+def key_of(identity: str, kind: str, attributes: Mapping[str, str], *, phones: bool) -> str | None:
+    """The key of a participant, None for one who must not be remembered.
 
-    `kind` is the participant's: callers of kind "standard" are known by the identity in their token, callers of kind
-    "sip" by their number and only where the owner has opted in; nobody else is. Withheld numbers and identities that
-    are shared or look random are nobody's.
+    Callers of kind "standard" are known by the identity in their token, callers of kind "sip" by
+    their number, and only with `phones`; other kinds are not. Withheld numbers, and identities that
+    are shared or look random, belong to nobody.
     """
     if kind == "sip":
-        return _number_key(identity, attributes) if settings.remember_phone_numbers else None
+        return _number_key(identity, attributes) if phones else None
     if kind != "standard" or not identity.strip() or len(identity) > 256:
         return None
     if _NOBODY.match(identity) or (identity[0] == "+" and _number(identity)):
@@ -49,7 +47,7 @@ def remembered_as(
 
 
 def keys_of(caller: str) -> list[str]:
-    """Every key that a person may mean by `caller`, an identity or a phone number however it is written."""
+    """Every key that a person may mean by an identity, or by a phone number in any spelling."""
     keys = [caller]
     if number := _number(caller.removeprefix(_PHONE).removeprefix("sip_")):
         keys += [
@@ -66,13 +64,13 @@ def _number_key(identity: str, attributes: Mapping[str, str]) -> str | None:
 
 
 def _number(text: str) -> str:
-    """The number without its punctuation; empty if it is none."""
+    """The number without its punctuation; empty if the text is not a number."""
     number = re.sub(r"[\s().-]", "", text)
     return number if _NUMBER.fullmatch(number) else ""
 
 
 def _is_name(text: str) -> bool:
-    """Whether a person may have chosen it: front ends append digits and letters that cannot be spoken."""
+    """Whether a person may have chosen it; front ends append what nobody can pronounce."""
     return not re.search(r"\d", text) and bool(
         re.search(r"[aeiouy]|[^\W\d_a-zA-Z]", text, re.IGNORECASE)
     )
@@ -86,7 +84,7 @@ def _looks_random(identity: str) -> bool:
 
 
 def _is_random(part: str) -> bool:
-    """Whether it is a number as long as a clock's, or digits, letters and cases alternate as in no word."""
+    """Whether it is as long as a clock's number, or changes between digits and cases as no word."""
     if part.isdigit():
         return len(part) >= 13
     turns = sum(a.isdigit() != b.isdigit() for a, b in pairwise(part))

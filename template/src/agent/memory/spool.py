@@ -1,12 +1,14 @@
-"""What a store could not take before its call was over: kept in files, and delivered when the store is back.
+"""What a store could not take before its call was over waits in files, and is delivered later.
 
-A file holds what one call left unwritten, a JSON object a line. Writing is idempotent in every store, so a file that is
-delivered twice because a worker died in between doubles nothing; a file goes only when all of it is written.
-Whoever delivers or forgets holds a lock: else what is forgotten now could be written by a worker that has just read it.
+A file holds what one call left unwritten, one JSON object a line. Writing is idempotent in every
+store, so a file that is delivered twice, because a worker died in between, doubles nothing; a file
+is deleted only when all of it is written. Delivering and forgetting hold a lock: otherwise a worker
+could write what it read just before it was forgotten.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import json
@@ -19,22 +21,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from agent.memory.store import CallRecord, Memory, MemoryUnavailable, Note, Turn, open_memory_of
+from agent.circuit_breaker import CircuitBreaker, Unanswered
+from agent.memory import CallRecord, Item, Memory, MemoryUnavailable, Note, Turn, open_store
 from agent.settings import Settings
 
 log = logging.getLogger("agent.memory")
 
-Item = tuple[str, Turn | CallRecord | Note]  # the caller's key, and what belongs to them
-KINDS: dict[str, type[Turn] | type[CallRecord] | type[Note]] = {
+# a caller's key, and what belongs to them
+Entry = tuple[str, Item]
+ITEM_TYPES: dict[str, type[Turn] | type[CallRecord] | type[Note]] = {
     "turn": Turn,
     "record": CallRecord,
     "note": Note,
 }
 
-MOST_BYTES = 64_000_000  # of all files together; a call is rarely more than a hundred thousand
-DAY = 86_400.0  # seconds
-UNFINISHED_SECONDS = 60.0  # after which nobody finishes an unfinished file any more
-LOCK_SECONDS = 10.0  # how long forgetting waits for a delivery
+# of all files together; a call rarely has more than a hundred thousand
+MOST_BYTES = 64_000_000
+DAY = 86_400.0
+# after which no process is still writing an unfinished file
+UNFINISHED_SECONDS = 60.0
+# how long forgetting waits for a delivery
+FORGET_LOCK_SECONDS = 10.0
+# between two looks into the folder; while it is empty, the store is not asked
+DELIVERY_SECONDS = 5.0
 
 
 def folder_of(settings: Settings) -> Path:
@@ -42,12 +51,19 @@ def folder_of(settings: Settings) -> Path:
     return settings.data / "spool"
 
 
-def keep(folder: Path, items: Iterable[Item]) -> Path:
-    """Write the items to a file of their own, readable by nobody else, whole or not at all.
+def breaker_of(settings: Settings) -> CircuitBreaker:
+    """What lets the calls of this machine leave the store alone after one has waited in vain."""
+    shared = settings.memory != "sqlite"
+    file = settings.data / "memory.outage" if shared else None
+    return CircuitBreaker("the store", file, opened_by=(MemoryUnavailable, Unanswered))
 
-    Raises OSError, also when the files together would be more than MOST_BYTES.
+
+def keep(folder: Path, entries: Iterable[Entry]) -> Path:
+    """Write the entries to a file of their own, readable by this user only, whole or not at all.
+
+    Raises OSError, also when the files together would exceed MOST_BYTES.
     """
-    content = _lines(items)
+    content = _lines(entries)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if sum(_size(file) for file in folder.iterdir()) + len(content) > MOST_BYTES:
         raise OSError(errno.ENOSPC, f"it holds {MOST_BYTES / 1e6:g} MB already")
@@ -55,9 +71,8 @@ def keep(folder: Path, items: Iterable[Item]) -> Path:
     kept = Path(unfinished).with_suffix(".jsonl")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(
-                content
-            )  # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
+            # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
+            file.write(content)
         os.replace(unfinished, kept)
     except OSError:
         Path(unfinished).unlink(missing_ok=True)
@@ -69,74 +84,132 @@ def waiting(settings: Settings) -> list[Path]:
     """The files that wait, oldest first. Raises OSError."""
     found = []
     for file in folder_of(settings).glob("*.jsonl"):
-        with suppress(FileNotFoundError):  # delivered by another worker
+        # another worker may have delivered it
+        with suppress(FileNotFoundError):
             found.append((file.stat().st_mtime, file))
     return [file for _, file in sorted(found)]
 
 
-async def deliver(settings: Settings) -> int:
-    """Write what waits to the store; how many turns, facts and records that were.
+async def keep_delivering(settings: Settings) -> None:
+    """Deliver what waits, now and whenever the store may be back, until cancelled; raises nothing.
 
-    Another worker that is delivering is left to it. Raises MemoryUnavailable, OSError.
+    An outage is one warning.
     """
-    if not (files := _tidied(settings)):
-        return 0
+    level = logging.WARNING
+    while True:
+        try:
+            await deliver(settings)
+            level = logging.WARNING
+        except Exception as error:
+            known = isinstance(error, MemoryUnavailable | OSError)
+            why = error if known else type(error).__name__
+            log.log(level, "memory: what earlier calls left is not delivered yet: %s", why)
+            level = logging.DEBUG
+        await asyncio.sleep(DELIVERY_SECONDS)
+
+
+async def deliver(settings: Settings) -> int:
+    """Write what waits to the store; how many turns, notes and records that were.
+
+    Calls ask the store again if it takes them. What another worker is delivering is left to it.
+    Raises MemoryUnavailable, OSError.
+    """
     written = 0
-    async with open_memory_of(settings) as store:
+    if not (files := _tidied(settings)):
+        return written
+    async with open_store(settings) as store:
         if store is None:
-            return 0
-        for file in files:
-            with _locked(settings, seconds=0) as alone:
-                if not alone:
-                    break
-                written += await _deliver(file, store, transcripts=settings.keep_transcripts)
-                file.unlink(missing_ok=True)
+            return written
+        with suppress(Locked):
+            for file in files:
+                with locked(_lock_of(settings), seconds=0):
+                    written += await _write(file, store, settings.keep_transcripts)
+                    file.unlink(missing_ok=True)
+    if written:
+        breaker_of(settings).worked()
+        log.info("memory: %d turns and records of earlier calls have been delivered", written)
     return written
 
 
 def forget(settings: Settings, callers: Iterable[str]) -> int:
-    """Delete what waits for a caller, by every key of theirs; how many turns, facts and records that were.
+    """Delete what waits for a caller, by every key of theirs; how many items that were.
 
     Raises OSError, a TimeoutError if a delivery takes too long.
     """
     if not folder_of(settings).is_dir():
         return 0
     keys, gone = set(callers), 0
-    with _locked(settings, seconds=LOCK_SECONDS) as alone:
-        if not alone:
-            raise TimeoutError(errno.ETIMEDOUT, f"{folder_of(settings)} is being delivered")
+    with locked(_lock_of(settings), FORGET_LOCK_SECONDS):
         for file in _tidied(settings):
-            items = list(items_of(file))
-            others = [item for item in items if item[0] not in keys]
-            if len(others) < len(items):
+            entries = list(entries_of(file))
+            others = [entry for entry in entries if entry[0] not in keys]
+            if len(others) < len(entries):
                 _replace(file, others)
-                gone += len(items) - len(others)
+                gone += len(entries) - len(others)
     return gone
 
 
-async def _deliver(file: Path, store: Memory, *, transcripts: bool) -> int:
-    written = 0
-    for caller, item in items_of(file):
+def entries_of(file: Path) -> Iterator[Entry]:
+    """The entries of a file; a damaged line is left out and reported, without its words."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    for number, line in enumerate(lines, 1):
         try:
-            match item:
-                case Turn() if transcripts:  # they may have been switched off since
-                    await store.remember(caller, item)
-                case CallRecord():
-                    await store.record(caller, item)
-                case Note():
-                    await store.note(caller, item)
-                case _:
-                    continue
+            fields = json.loads(line)
+            (kind,) = fields.keys() & ITEM_TYPES.keys()
+            item = ITEM_TYPES[kind](**fields[kind])
+            caller = fields["caller"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            log.warning("memory: line %d of %s is damaged and was left out", number, file.name)
+            continue
+        yield caller, item
+
+
+class Locked(TimeoutError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def locked(file: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock file, which is made if need be; raises Locked after so many seconds."""
+    until = time.monotonic() + seconds
+    with file.open("a") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise Locked(errno.ETIMEDOUT, f"{file} is held") from None
+                time.sleep(0.01)
+        yield
+
+
+def _lock_of(settings: Settings) -> Path:
+    return folder_of(settings) / ".lock"
+
+
+async def _write(file: Path, store: Memory, transcripts: bool) -> int:
+    written = 0
+    for caller, item in entries_of(file):
+        # transcripts may have been switched off since
+        if isinstance(item, Turn) and not transcripts:
+            continue
+        try:
+            await store.write(caller, item)
             written += 1
         except MemoryUnavailable:
             raise
-        except Exception as error:  # of the item, not of the store: it must not hold up the others
-            log.warning("memory: a turn that was kept cannot be written (%s)", type(error).__name__)
+        except Exception as error:
+            # of this item, which must not hold up the others
+            log.warning("memory: a spooled turn cannot be written (%s)", type(error).__name__)
     return written
 
 
 def _tidied(settings: Settings) -> list[Path]:
-    """What waits, without what is older than `memory_days`, and without what a process that died was about to write."""
+    """What waits; files older than `memory_days`, and of processes that died writing, are gone."""
     now = time.time()
     for pattern, oldest in ("*.jsonl", settings.memory_days * DAY), ("*.part", UNFINISHED_SECONDS):
         for file in folder_of(settings).glob(pattern):
@@ -146,44 +219,26 @@ def _tidied(settings: Settings) -> list[Path]:
     return waiting(settings)
 
 
-def _replace(file: Path, items: list[Item]) -> None:
-    """Leave these in the file, as old as it is."""
-    if not items:
+def _replace(file: Path, entries: list[Entry]) -> None:
+    """Leave these in the file, which keeps its age."""
+    if not entries:
         file.unlink(missing_ok=True)
         return
     age = file.stat()
     unfinished = file.with_suffix(".part")
     unfinished.touch(mode=0o600)
-    unfinished.write_bytes(_lines(items))
+    unfinished.write_bytes(_lines(entries))
     os.replace(unfinished, file)
     os.utime(file, ns=(age.st_atime_ns, age.st_mtime_ns))
 
 
-def _lines(items: Iterable[Item]) -> bytes:
-    lines = [json.dumps({"caller": caller, _kind(item): asdict(item)}) for caller, item in items]
+def _lines(entries: Iterable[Entry]) -> bytes:
+    lines = [json.dumps({"caller": caller, _kind(item): asdict(item)}) for caller, item in entries]
     return ("\n".join(lines) + "\n").encode("ascii")
 
 
-def _kind(item: Turn | CallRecord | Note) -> str:
-    return next(name for name, kind in KINDS.items() if isinstance(item, kind))
-
-
-def items_of(file: Path) -> Iterator[Item]:
-    """The items of a file; what is none is left out and told, without its words."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
-        return
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = json.loads(line)
-            (kind,) = fields.keys() & KINDS.keys()
-            item = KINDS[kind](**fields[kind])
-            caller = fields["caller"]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            log.warning("memory: line %d of %s is damaged and was left out", number, file.name)
-            continue
-        yield caller, item
+def _kind(item: Item) -> str:
+    return next(name for name, kind in ITEM_TYPES.items() if isinstance(item, kind))
 
 
 def _size(file: Path) -> int:
@@ -191,21 +246,3 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-@contextmanager
-def _locked(settings: Settings, seconds: float) -> Iterator[bool]:
-    """Hold the folder's lock, if it is to be had within so many seconds; yields whether it is held."""
-    until = time.monotonic() + seconds
-    with (folder_of(settings) / ".lock").open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    yield False
-                    return
-                time.sleep(0.05)
-            else:
-                yield True
-                return

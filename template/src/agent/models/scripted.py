@@ -24,7 +24,7 @@ from livekit.agents.types import (
     NotGivenOr,
 )
 
-from agent.knowledge.lookup import FOUND, NOT_SEARCHED, NOTHING_FOUND
+from agent.knowledge import FOUND, NOT_SEARCHED, NOTHING_FOUND
 from agent.models import Models
 from agent.settings import Settings
 
