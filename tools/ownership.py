@@ -68,7 +68,8 @@ MOVED = {
     "src/agent/update.py": "src/agent/cli/update.py",
     "src/agent/usage.py": "src/agent/lifecycle/journal.py",
     "src/agent/worker.py": "src/agent/cli/run.py",
-    "tests/line.py": "tests/fake_transport.py",
+    "tests/ends.py": "tests/test_contract.py",
+    "tests/line.py": "tests/talk.py",
 }
 GONE = (
     # they prove the template, so they are run there

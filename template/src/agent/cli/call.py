@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 import typer
 
+from agent import one_line
 from agent.cli.chat import CallerName, Conversation, caller_identity, converse
 from agent.cli.checks import check_connection, require, server_api
 from agent.cli.terminal import busy, report
-from agent.errors import one_line
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:

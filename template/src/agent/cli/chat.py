@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from agent import telemetry
+from agent import one_line, telemetry
 from agent.cli.checks import check_models, load_calls, prepare_documents, require
 from agent.cli.terminal import interactive, make_console, read_line, report, unless
-from agent.errors import one_line
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
