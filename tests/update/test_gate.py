@@ -243,15 +243,15 @@ def test_a_file_with_lines_of_owners_stays_where_it_is(
 
 
 def test_a_file_of_the_template_moves_only_if_it_is_said_where_to(own_template: Template) -> None:
-    source = own_template.source("docs/agent/ends.md")
-    source.rename(source.with_name("endings.md"))
+    source = own_template.source("docs/agent/ownership.md")
+    source.rename(source.with_name("owners.md"))
     own_template.release(NEXT)
     (complaint,) = {said.partition(" of v")[0] for said in promises_broken(own_template)}
-    assert complaint == "docs/agent/ends.md"
+    assert complaint == "docs/agent/ownership.md"
 
     ownership = own_template.path / "template" / ".template.toml.jinja"
     with ownership.open("a", encoding="utf-8") as file:
-        file.write('"docs/agent/ends.md" = "docs/agent/endings.md"\n')
+        file.write('"docs/agent/ownership.md" = "docs/agent/owners.md"\n')
     git(own_template.path, "commit", "--quiet", "--all", "--message=moved")
     git(own_template.path, "tag", "--force", "--annotate", "--message=moved", NEXT)
     assert list(promises_broken(own_template)) == []
