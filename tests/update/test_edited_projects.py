@@ -126,7 +126,7 @@ def test_an_update_keeps_whatever_an_owner_did(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @given(st.sampled_from(VERSIONS), st.integers(0, 8), edits())
 @settings(ANY, max_examples=150)
 def test_an_update_keeps_whatever_any_owner_did(
@@ -190,7 +190,7 @@ def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
 @settings(ANY, max_examples=60)
 def test_any_change_of_a_file_that_has_moved_stops_the_update(
