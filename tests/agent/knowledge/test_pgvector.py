@@ -29,9 +29,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, index_of, pgvector
+from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, index_of
 from agent.knowledge.embeddings import QuestionEmbedder
-from agent.knowledge.pgvector import PgvectorIndex, schema_of
+from agent.knowledge.pgvector import PgvectorIndex, connection, errors, schema_of
 from agent.settings import Settings
 from agent.telemetry import LogJournal
 
@@ -531,7 +531,7 @@ async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(
     done.set()
     await asyncio.gather(*readers)
     assert seen == {"red", "blue"}
-    assert slowest < pgvector.ANSWER_SECONDS
+    assert slowest < connection.SEARCH_SECONDS
 
 
 async def test_an_ingest_that_fails_or_is_killed_leaves_the_old_index(
@@ -568,7 +568,7 @@ async def test_two_ingests_at_once_take_turns(settings: Settings) -> None:
 async def test_a_second_ingest_that_waits_too_long_says_so(
     settings: Settings, index: PgvectorIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgvector, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(errors, "LOCK_SECONDS", 0.2)
     async with index.rebuild(IndexManifest(1, "", 0, (), {})):
         with pytest.raises(KnowledgeUnavailable, match=r"is being ingested into for 0\.2 s"):
             await ingest(PgvectorIndex(settings))
@@ -793,7 +793,7 @@ async def test_connections_that_the_server_ends_are_not_noticed(server: Server) 
 async def test_a_stalled_server_is_one_sentence_and_closing_waits_for_nothing(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgvector, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "SEARCH_SECONDS", 0.3)
     index = PgvectorIndex(settings_for(server.url))
     await ingest(index)
     async with searching(index) as knowledge:
