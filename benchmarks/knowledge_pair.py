@@ -1,6 +1,6 @@
 """Documents in PostgreSQL: this checkout against another, question by question on one server.
 
-    PYTHONPATH=template/src python -m benchmarks.knowledge_pair [--against v0.4.0] [--passages 10000]
+    PYTHONPATH=template/src python -m benchmarks.knowledge_pair [--against v0.4.0]
 
 Both have the same passages and the same vectors, embedded once and kept in a cache; a question's
 vector is looked up, so what is timed is the search alone. Each question is asked of one and then

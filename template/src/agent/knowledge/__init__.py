@@ -215,7 +215,7 @@ class Index(Protocol):
         ...
 
     async def upgrade(self) -> None:
-        """Let an index that an earlier version has made be read by this one, if that is possible."""
+        """Let this version read an index that an earlier one has made, where that is possible."""
         ...
 
     async def manifest(self) -> IndexManifest | None:

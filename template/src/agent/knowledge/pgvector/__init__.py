@@ -105,7 +105,7 @@ class PgvectorIndex:
 
 
 def schema_of(agent: str) -> str:
-    """The PostgreSQL schema of an agent: what is readable of its name, and a digest of all of it."""
+    """The PostgreSQL schema of an agent: what can be read of its name, and a digest of it."""
     readable = re.sub(r"[^a-z0-9]+", "_", agent.lower()).strip("_")[:40]
     digest = hashlib.sha256(agent.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"agent_{readable}_{digest}"

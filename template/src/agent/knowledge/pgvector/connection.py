@@ -69,9 +69,10 @@ class Database:
     async def set_search_path(self, connection: Connection) -> None:
         """Have names mean the agent's own tables, and the extension's type wherever it is."""
         await connection.execute(
-            "SELECT set_config('search_path', concat_ws(', ', $1::text, (SELECT quote_ident(nspname)"
-            " FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace"
-            " WHERE extname = 'vector')), false)",
+            "SELECT set_config('search_path', concat_ws(', ', $1::text, ("
+            "SELECT quote_ident(nspname) FROM pg_extension"
+            " JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'vector'"
+            ")), false)",
             self.schema,
         )
 

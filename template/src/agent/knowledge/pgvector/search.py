@@ -61,7 +61,9 @@ TITLED = (
 BY_PHRASE = f"""
 by_words AS (SELECT id FROM passages WHERE {TITLED} ORDER BY length LIMIT {CANDIDATES})
 """
-PHRASE_LIKENESS = f"SELECT fits::float8 AS likeness, fits::float8 AS covered FROM (SELECT ({TITLED})::int) AS f(fits)"
+PHRASE_LIKENESS = f"""
+    SELECT fits AS likeness, fits AS covered FROM (SELECT ({TITLED})::int::float8) AS title(fits)
+"""
 
 
 class PgvectorKnowledge:
@@ -84,7 +86,7 @@ class PgvectorKnowledge:
         return self._snapshot
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
-        """Rank what words and meaning propose; a cancelled search goes on for a moment by itself."""
+        """Rank what words and meaning propose; a cancelled search ends by itself."""
         with self._database.translate_errors(self._connections.seconds):
             if (snapshot := self._snapshot) is None:
                 snapshot = await self._connections.run(self.prepare)

@@ -29,9 +29,9 @@ PENDING = 0
 
 # from words of a passage, those of the heading weighing more
 POSTINGS = f"""
-INSERT INTO postings(word, passage, times, length)
-SELECT lexeme, id, cardinality(weights) + {TITLE_WEIGHT - 1} * cardinality(array_positions(weights, 'A')),
-    length
+INSERT INTO postings(word, passage, length, times)
+SELECT lexeme, id, length,
+    cardinality(weights) + {TITLE_WEIGHT - 1} * cardinality(array_positions(weights, 'A'))
 FROM passages, unnest(words)
 """
 # One step a version; readers of the version before must be able to live with it, for they are still
@@ -62,7 +62,7 @@ LAYOUTS = (
     """,
     f"""
     CREATE TABLE postings(
-        word text NOT NULL, passage bigint NOT NULL, times real NOT NULL, length integer NOT NULL
+        word text NOT NULL, passage bigint NOT NULL, length integer NOT NULL, times real NOT NULL
     );
     {POSTINGS} ORDER BY lexeme, id;
     CREATE UNIQUE INDEX postings_words ON postings(word, passage) INCLUDE (times, length);
@@ -169,8 +169,9 @@ class PgvectorWriter:
             )
         await execute(
             "INSERT INTO about(revision, generation, schema, model, dimension, roots, digests,"
-            " passages, length) SELECT 1, $1, $2, $3, $4, $5, $6, count(*), coalesce(avg(length), 0)"
-            " FROM passages ON CONFLICT (one) DO UPDATE SET"
+            " passages, length)"
+            " SELECT 1, $1, $2, $3, $4, $5, $6, count(*), coalesce(avg(length), 0) FROM passages"
+            " ON CONFLICT (one) DO UPDATE SET"
             " (revision, generation, schema, model, dimension, roots, digests, passages, length)"
             " = (about.revision + 1, $1, $2, $3, $4, $5, $6, excluded.passages, excluded.length)",
             *(self._generation, manifest.schema, manifest.model, manifest.dimension),
