@@ -65,6 +65,9 @@ bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers re
 ownership: $(STAMP)  ## write template/.template.toml.jinja anew after files were added or removed
 	@$(PY) tools/ownership.py
 
+example: $(STAMP)  ## the default project of HEAD, on the branch example of this repository
+	@$(PY) tools/example.py
+
 history: $(STAMP)  ## DIR=folder: a git repository of every release, the work tree as v999.0.0
 	@$(PY) tools/history.py "$(DIR)"
 
@@ -79,4 +82,4 @@ constraints: $(UV)  ## resolve and pin the test environment anew
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo check test test-all canary bench bench-parts bench-long ownership history release constraints clean
+.PHONY: help env demo check test test-all canary bench bench-parts bench-long ownership example history release constraints clean

@@ -66,6 +66,9 @@ def main() -> int:
         ),
         partial(run, "format", "ruff", "format", "--check", "--quiet", "."),
         partial(run, "lint", "ruff", "check", "--quiet", "."),
+        partial(
+            run, "the agent's rooms", "lint-imports", "--no-cache", PYTHONPATH=here["PYTHONPATH"]
+        ),
         partial(run, "ownership is up to date", "python", "tools/ownership.py", "--check"),
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:

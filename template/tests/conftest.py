@@ -10,6 +10,14 @@ from pathlib import Path
 import pytest
 
 from agent import settings
+from agent.cli.checks import check_sdk
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say so, in one line, if the template was not proven with this version of LiveKit's SDK."""
+    if (sdk := check_sdk()).level != "ok":
+        terminalreporter.write_line(sdk.sentence, yellow=True)
+
 
 # the owner's test of the documents waits for a project that has some again
 has_documents = importlib.util.find_spec("agent.knowledge.evaluate") is not None

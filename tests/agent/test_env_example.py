@@ -1,4 +1,4 @@
-"""`.env.example` shows every setting with its description and the value that holds without it, and nothing else."""
+"""`.env.example` shows every setting, its description and its default, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import re
 
 import pytest
 from pydantic import SecretStr
-from pydantic.fields import FieldInfo
 
-from agent.settings import Settings
+from agent.settings import Settings, variables
 from tests.support import quick
 
 EXAMPLE = quick.render(".env.example", project_name="My Agent")[".env.example"]
+DESCRIPTIONS = {
+    variable: Settings.model_fields[name].description for name, variable in variables().items()
+}
 
 
 def shown() -> dict[str, tuple[str, str]]:
     """Every variable's description and value, as the file has them."""
-    variables = re.findall(r"^# (.+)\n(?:# )?([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
-    return {name: (description, value) for description, name, value in variables}
-
-
-def variable(name: str, field: FieldInfo) -> str:
-    return field.alias or f"AGENT_{name.upper()}"
+    lines = re.findall(r"^# (.+)\n(?:# )?([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
+    return {name: (description, value) for description, name, value in lines}
 
 
 def written(value: object) -> str:
@@ -38,35 +36,40 @@ def written(value: object) -> str:
 
 
 def test_every_setting_is_shown_with_its_description() -> None:
-    settings = {
-        variable(name, field): field.description for name, field in Settings.model_fields.items()
-    }
-
-    assert {name: description for name, (description, _) in shown().items()} == settings
+    assert {name: description for name, (description, _) in shown().items()} == DESCRIPTIONS
 
 
-def test_the_values_shown_are_those_that_hold_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_that_of_the_settings() -> None:
+    assert [*shown()] == [*DESCRIPTIONS]
+
+
+def test_expert_settings_are_the_last_of_their_group() -> None:
+    groups = [
+        re.findall(r"^# (.+)\n(?:# )?[A-Z_]+=", group, re.M) for group in EXAMPLE.split("\n\n")
+    ]
+    expert = [[line.startswith("Expert: ") for line in group] for group in groups]
+
+    assert sum(map(sum, expert)) == 4
+    assert all(group == sorted(group) for group in expert)
+
+
+def test_the_values_shown_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("AGENT_", "LIVEKIT_")):
             monkeypatch.delenv(name)
     settings = Settings.model_validate({})
-    found = {
-        name for name, field in Settings.model_fields.items() if field.default_factory
-    }  # not the same everywhere
-    values = {
-        variable(name, field): "" if name in found else written(getattr(settings, name))
-        for name, field in Settings.model_fields.items()
+    # not the same everywhere
+    found = {name for name, field in Settings.model_fields.items() if field.default_factory}
+    defaults = {
+        variable: "" if name in found else written(getattr(settings, name))
+        for name, variable in variables().items()
     }
 
-    assert {name: value for name, (_, value) in shown().items()} == values
+    assert {name: value for name, (_, value) in shown().items()} == defaults
 
 
 def test_keys_come_first_and_are_the_only_lines_to_fill_in() -> None:
-    lines = EXAMPLE.splitlines()
+    keys = ["LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"]
 
-    assert [line for line in lines if re.match("[A-Z]", line)] == [
-        "LIVEKIT_URL=",
-        "LIVEKIT_API_KEY=",
-        "LIVEKIT_API_SECRET=",
-    ]
-    assert list(shown())[:3] == ["LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"]
+    assert re.findall(r"^[A-Z].*$", EXAMPLE, re.MULTILINE) == [f"{key}=" for key in keys]
+    assert [*shown()][:3] == keys

@@ -1,15 +1,17 @@
-"""Settings: in-code < defaults.toml < .env.local < the environment, and every problem is said at once."""
+"""Settings: in-code < defaults.toml < .env.local < the environment; all problems are reported."""
 
 from __future__ import annotations
 
+import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from agent import settings
-from agent.settings import Settings, SettingsError, describe, load_settings
+from agent.settings import Settings, SettingsError, load_settings, settings_problems
 
 
 def write_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -74,7 +76,7 @@ def test_broken_defaults_are_one_clear_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_defaults(tmp_path, monkeypatch, "name = \n")
-    with pytest.raises(SettingsError, match="is no TOML"):
+    with pytest.raises(SettingsError, match="is not TOML"):
         load_settings()
 
 
@@ -86,7 +88,7 @@ def test_every_problem_is_said_at_once_and_named_as_the_environment_names_it(
     monkeypatch.setenv("AGENT_MEMORY_URL", "postgres://x")
     with pytest.raises(ValidationError) as caught:
         Settings.model_validate({})
-    problems = "\n".join(describe(caught.value))
+    problems = "\n".join(settings_problems(caught.value))
     assert {line.split(":")[0] for line in problems.splitlines()} == {
         "LIVEKIT_URL",
         "AGENT_PORT",
@@ -147,3 +149,39 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVEKIT_API_SECRET", "very-secret-indeed")
     assert "very-secret" not in repr(Settings.model_validate({}))
     assert "very-secret" not in str(Settings.model_validate({}).model_dump())
+
+
+# ---------------------------------------------------------------------- who reads the environment
+
+PACKAGE = Path(settings.__file__).parent
+PASSED_ON = {
+    "cli/update.py": "uv says there where it is, and the updater gets this environment",
+}
+
+
+def readers_of_the_environment() -> Iterator[str]:
+    """The modules that name os.environ, os.getenv or the like."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = []
+            if isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom) and node.module == "os":
+                names = [alias.name for alias in node.names]
+            if {"environ", "environb", "getenv", "getenvb"} & {*names}:
+                yield path.relative_to(PACKAGE).as_posix()
+
+
+def test_no_module_but_settings_reads_the_environment() -> None:
+    assert {*readers_of_the_environment()} == {"settings.py", *PASSED_ON}
+
+
+def test_what_looks_like_a_setting_and_is_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MAX_LAOD", "1")
+    monkeypatch.setenv("AGENT_QQQQQQQQQQQQQQQ", "1")
+    monkeypatch.setenv("AGENT_TEST_X", "1")
+
+    unknown = settings.unknown_variables()
+
+    assert (unknown["AGENT_MAX_LAOD"], unknown["AGENT_QQQQQQQQQQQQQQQ"]) == ("AGENT_MAX_LOAD", "")
+    assert "AGENT_TEST_X" not in unknown

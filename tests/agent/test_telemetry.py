@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import subprocess
-import sys
+import multiprocessing.util
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client import REGISTRY
 
-from agent.telemetry import CallLogHandler, JsonLines, Readable, format_root
+from agent.telemetry import CallLogHandler, JsonLines, Readable, export_spans, format_root
+from tests.support.processes import process
 
 
 def record(**attributes: object) -> logging.LogRecord:
-    """A record of ours, a second and a half after the epoch."""
+    """A record of a call, a second and a half after the epoch."""
     standard = {
         "msg": "step 2: connect",
         "levelname": "INFO",
@@ -121,7 +123,7 @@ OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1
         {"resource": "memory"},
     ],
 )
-def test_an_owners_own_record_with_odd_fields_neither_ends_the_thread_that_reads_it_nor_counts_as_a_call(
+def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
     fields: object, name: str, ledger: CallLogHandler
 ) -> None:
     for one in (ledger, CallLogHandler(counting=False)):
@@ -141,40 +143,61 @@ def test_an_owners_own_record_with_odd_fields_neither_ends_the_thread_that_reads
     assert values == [1, 1, 4]
 
 
+def export_a_span() -> None:
+    """What a job does: export a span with something that was said, and end."""
+    from livekit.agents.telemetry import trace_types, tracer
+
+    export_spans()
+    tracer.start_span("call", attributes={trace_types.ATTR_RESPONSE_TEXT: "private words"}).end()
+    vars(multiprocessing.util)["_exit_function"]()
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServiceRequest]]:
+    """What comes to a collector of traces that the environment names."""
+    requests: list[ExportTraceServiceRequest] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        yield requests
+        server.shutdown()
+
+
 @pytest.mark.parametrize(("allow", "private"), [(None, False), ("true", True)])
 def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
-    allow: str | None, private: bool
+    collected: list[ExportTraceServiceRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    allow: str | None,
+    private: bool,
 ) -> None:
     """In a process of its own, as a job is one: a tracer provider is for ever."""
-    code = """
-import http.server, threading, multiprocessing.util
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-import os
-got = []
-class Collector(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        got.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
-    def log_message(self, *args): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-from agent.telemetry import export_spans
-export_spans()
-from livekit.agents.telemetry import trace_types, tracer
-tracer.start_span("call", attributes={trace_types.ATTR_RESPONSE_TEXT: "something private"}).end()
-multiprocessing.util._exit_function()  # what ends a job's process
-(span,) = [s for m in got for r in m.resource_spans for o in r.scope_spans for s in o.spans]
-print(span.name, "something private" in str(span))
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     if allow:
-        environment["LIVEKIT_TELEMETRY_ALLOW_PII"] = allow
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["call", str(private)], done.stderr
+        monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
+
+    with process(export_a_span) as job:
+        job.join(60)
+
+    spans = [
+        span
+        for request in collected
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert [(span.name, "private words" in str(span)) for span in spans] == [("call", private)]
 
 
 def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(

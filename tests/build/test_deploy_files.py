@@ -87,6 +87,13 @@ def test_our_own_workflow_is_valid_and_safe(workflow: Path) -> None:
     accepted("zizmor", "--offline", "--no-progress", workflow)
 
 
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.name
+)
+def test_an_issue_form_is_one_that_github_shows(form: Path) -> None:
+    accepted("check-jsonschema", "--builtin-schema=vendor.github-issue-forms", form)
+
+
 def test_containers_may_stop_as_long_as_calls_may_take_to_end(default_project: Project) -> None:
     code = (
         "import json; from agent import lifecycle as l; from agent.settings import Settings; s = Settings();"

@@ -1,4 +1,4 @@
-"""Every way a call can end, on a real server, as docs/agent/ends.md of the rendered project has them."""
+"""Every way a call can end, of docs/agent/ending-calls.md, on a real server."""
 
 from __future__ import annotations
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 import uuid
 import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.support.caller import Caller
 from tests.support.engines import stores_for
 from tests.support.projects import CALLED, SDK, Answers, Project
 from tests.support.server import LiveKit
-from tests.support.templates import CONFIG
+from tests.support.templates import CONFIG, ROOT
 from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
@@ -72,6 +74,24 @@ def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(
     assert list(tmp_path.glob("*.tar.gz"))
     names = zipfile.ZipFile(wheel).namelist()
     assert {"agent/entrypoint.py", "agent/persona.py", "agent/defaults.toml"} <= set(names)
+
+
+def test_the_readme_shows_what_the_first_question_prints(
+    default_project: Project, tmp_path: Path
+) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    fences = [token for token in MarkdownIt().parse(page) if token.type == "fence"]
+    (shown,) = (fence.content for fence in fences if not fence.info)
+    typed = re.search(r"^printf '(.+)\\n' \| (uv run agent chat)$", fences[0].content, re.M)
+    assert typed
+
+    done = default_project.run(
+        *typed[2].split(), stdin=f"{typed[1]}\n", env={"AGENT_DATA_DIR": str(tmp_path)}
+    )
+
+    # "reading the documents ..." is for those who wait
+    said = [line for line in done.stderr.splitlines() if not line.endswith(" ...")]
+    assert [*said, *done.stdout.splitlines()] == shown.splitlines()
 
 
 @pytest.mark.asyncio(loop_scope="session")

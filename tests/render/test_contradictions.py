@@ -1,4 +1,4 @@
-"""What one file of a project says of another is so: versions, ports, images, settings, commands, paths."""
+"""What a file says of another is so: versions, ports, images, settings, commands, paths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from typer.main import get_command
 
-from agent.__main__ import app
+from agent.cli import build_app
+from agent.reasons import Reason
 from agent.settings import Settings
-from tests.support.templates import ROOT, Project
+from tests.support import quick
+from tests.support.ends import ENDS
+from tests.support.templates import CONFIG, ROOT, Project
+from tools import example
 
 ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
 # What comes into being when the agent runs, and where owners may put what they like; the documents name them so.
@@ -33,7 +37,7 @@ MADE = {
     "uv.lock",
     ".env.local",
 }
-COMMANDS: dict[str, click.Command] = get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, click.Command] = get_command(build_app()).commands  # type: ignore[attr-defined]
 
 
 def load(project: Project, name: str) -> Any:
@@ -81,6 +85,32 @@ def code_of(text: str) -> Iterator[str]:
 def links_of(text: str) -> set[str]:
     """Where a page's links lead."""
     return {str(token.attrs["href"]) for token in tokens(text) if token.type == "link_open"}
+
+
+# Pages that GitHub makes of this repository, as they are reached from a file at its root.
+ON_GITHUB = {
+    f"../../tree/example/{example.PROJECT}",
+    f"../../tree/example/{example.PROJECT}/docs/agent",
+    "../../issues/new/choose",
+    "../../security/advisories/new",
+}
+
+
+def anchors_of(text: str) -> set[str]:
+    """The sections that a link can lead to, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def assert_links_lead_somewhere(page: Path) -> None:
+    """Every link of a page leads to a file, and to a section that it has."""
+    for link in links_of(page.read_text(encoding="utf-8")):
+        if "://" not in link and link not in ON_GITHUB:
+            name, _, section = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page}: {link}"
+            if section:
+                assert section in anchors_of(target.read_text(encoding="utf-8")), f"{page}: {link}"
 
 
 @cache
@@ -252,6 +282,16 @@ def test_every_command_of_the_agent_that_a_page_names_exists(project: Project) -
     assert seen == set(COMMANDS), "a command that no page names"
 
 
+def test_the_page_of_ends_explains_every_reason(project: Project) -> None:
+    text = project.read("docs/agent/ending-calls.md")
+    (table,) = re.findall(r"^\| reason .*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    explained = set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))
+    reasons = {value for name, value in vars(Reason).items() if name.isupper()}
+    assert explained == {*reasons, "error in step N (…)"}
+    ended = {re.sub(r"step \d \(.*\)", "step N (…)", end.reason) for end in ENDS.values()}
+    assert ended == explained, "each reason ends some call of the table"
+
+
 def test_no_page_asks_for_make_or_for_a_module_that_is_not_there(project: Project) -> None:
     for name, text in documents(project).items():
         for line in code_of(text):
@@ -260,12 +300,9 @@ def test_no_page_asks_for_make_or_for_a_module_that_is_not_there(project: Projec
                 assert (project.path / "src" / Path(*module.split("."))).exists(), f"{name}: {line}"
 
 
-def test_every_link_leads_to_a_file(project: Project) -> None:
-    for name, text in documents(project).items():
-        for link in links_of(text):
-            target = link.split("#")[0]
-            if target and "://" not in target:
-                assert (project.path / name).parent.joinpath(target).exists(), f"{name}: {link}"
+def test_every_link_leads_somewhere(project: Project) -> None:
+    for name in documents(project):
+        assert_links_lead_somewhere(project.path / name)
 
 
 def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, str]) -> None:
@@ -291,9 +328,9 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
 
 
 PAGES = [
-    "README.md",
-    "AGENTS.md",
-    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md"))),
+    *("README.md", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
+    "tests/agent/lifecycle/README.md",
 ]
 
 
@@ -308,9 +345,7 @@ def test_what_the_pages_of_this_repository_name_exists(name: str) -> None:
     for line in code_of(text):
         for target in re.findall(r"(?:^|&& )make ([a-z-]+)", line):
             assert target in targets, f"{name}: {line}"
-    for link in links_of(text):
-        if "://" not in link:
-            assert (ROOT / name).parent.joinpath(link.split("#")[0]).exists(), f"{name}: {link}"
+    assert_links_lead_somewhere(ROOT / name)
     roots = ("template/", "tests/", "tools/", "hooks/", "benchmarks/", "docs/", "releases/")
     for path in {
         line for line in code_of(text) if line.startswith(roots) and re.fullmatch(r"[\w./-]+", line)
@@ -318,3 +353,34 @@ def test_what_the_pages_of_this_repository_name_exists(name: str) -> None:
         assert any((place / path).exists() for place in (ROOT, ROOT / "template")), (
             f"{name}: {path}"
         )
+
+
+def test_the_readme_names_the_versions_that_are_supported() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = dict(
+        re.findall(r"^\| (Python|livekit-agents|Copier|Cookiecutter) \| (.+) \|$", text, re.M)
+    )
+    files = quick.render("pyproject.toml", ".github/workflows/ci.yml")
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    tested = yaml.safe_load(files[".github/workflows/ci.yml"])["jobs"]["test"]
+    oldest, newest = tested["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={oldest}"
+    assert said["Python"] == f"{oldest} or newer; a project's CI runs {oldest} and {newest}"
+    (sdk,) = (name for name in project["dependencies"] if name.startswith("livekit-agents"))
+    assert said["livekit-agents"].startswith(f"{sdk.removeprefix('livekit-agents')}; ")
+    copier = re.sub(r"\.0$", "", CONFIG["_min_copier_version"])
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f"copier>={copier},<10" in own["dependency-groups"]["dev"]
+    assert said["Copier"] == f"{copier} or newer, below 10"
+    (needs,) = ROOT.glob("needs_cookiecutter_*_or_newer_with_its_hooks__or_copier.py")
+    cookiecutter = ".".join(re.findall(r"\d+", needs.name))
+    assert said["Cookiecutter"] == f"{cookiecutter} or newer, with its hooks"
+
+
+def test_the_readme_counts_what_is_tested() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    on_a_server = [end for end in ENDS.values() if "server" in end.proven]
+    faults = (ROOT / "template/docs/agent/faults.md").read_text(encoding="utf-8")
+    assert f"[{len(ENDS)} ways a call can end]" in text
+    assert f"{len(on_a_server)} of them [on a real livekit-server]" in text
+    assert f"[{len(re.findall(r'^[|] `', faults, re.M))} faults]" in text

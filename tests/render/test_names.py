@@ -52,10 +52,12 @@ WORDS_IN = (  # the files that slugs and dispatch names reach
     *(
         ".copier-answers.yml",
         ".env.example",
+        "README.md",
         "compose.yaml",
         "deploy/kubernetes.yaml",
         "pyproject.toml",
     ),
+    "docs/agent/how-to.md",
     "src/agent/defaults.toml",
 )
 LOOK_ALIKES = [
@@ -419,6 +421,8 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
         answers["agent_name"],
         environment["AGENT_NAME"],
         tomllib.loads(files["src/agent/defaults.toml"])["name"],
+        *re.findall(r"dispatch name,? (?:is )?`(.*?)`", " ".join(files["README.md"].split())),
+        *re.findall(r'"?agent_?[nN]ame"?(?:: |=)"(.*?)"', files["docs/agent/how-to.md"]),
     ]
     return slugs, dispatch
 
@@ -458,7 +462,7 @@ def test_any_slug_and_dispatch_name_are_words_in_every_file_they_reach(
     files = quick.render(*WORDS_IN, **names, **case)
     slugs, dispatch = named(files)
     assert set(slugs) == {slug}
-    assert set(dispatch) == {agent}
+    assert dispatch == [agent] * 7
     for thing in yaml.safe_load_all(files["deploy/kubernetes.yaml"]):
         assert len(thing["metadata"]["name"]) <= 63, "Kubernetes makes labels of names"
     reached = {

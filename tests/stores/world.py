@@ -116,7 +116,7 @@ class Desk:
         """Call, ask, have it break and ask again, have it mended and ask again, hang up."""
         before = len(self._records())
         chat = Chat(settings, Caller("ann", ""))
-        said = Said(await chat.begin(), [], [])
+        said = Said(await chat.start(), [], [])
         said.answers.append(await chat.say(QUESTION))
         for act in (cause, heal):
             if act is not None:

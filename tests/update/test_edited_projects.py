@@ -139,19 +139,14 @@ def test_an_update_keeps_whatever_any_owner_did(
     assert_kept(pristine, history, version, number, made)
 
 
-@given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
-@settings(ANY, max_examples=6, derandomize=True)
-@example(
-    released()[0], 0, EVERYTHING, [Change("src/agent/lifecycle.py", 1.0, 0, ("# The owner's.",))]
-)
-def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
-    history: Template,
+def assert_stopped(
     pristine: Callable[[str, int], Project],
     version: str,
     number: int,
     made: list[Edit],
     moved: list[Change],
 ) -> None:
+    """Make the edits, also of files that have moved: the update stops, and names the new places."""
     project = pristine(version, number)
     brought = project.files().keys()
     for edit in [*made, *moved]:
@@ -176,6 +171,37 @@ def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
         assert agent_update(project, NEXT)[0] == 0
         assert set(followed.values()) <= project.files().keys()
     shutil.rmtree(project.path)
+
+
+@given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
+@settings(ANY, max_examples=5, derandomize=True)
+@example(
+    released()[0], 0, EVERYTHING, [Change("src/agent/lifecycle.py", 1.0, 0, ("# The owner's.",))]
+)
+def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
+    history: Template,
+    pristine: Callable[[str, int], Project],
+    version: str,
+    number: int,
+    made: list[Edit],
+    moved: list[Change],
+) -> None:
+    assert_stopped(pristine, version, number, made, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
+@settings(ANY, max_examples=60)
+def test_any_change_of_a_file_that_has_moved_stops_the_update(
+    history: Template,
+    pristine: Callable[[str, int], Project],
+    version: str,
+    number: int,
+    made: list[Edit],
+    moved: list[Change],
+) -> None:
+    assert_stopped(pristine, version, number, made, moved)
 
 
 def test_an_edited_project_ends_the_same_step_by_step(

@@ -293,9 +293,9 @@ def test_an_update_that_does_not_end_at_a_fresh_copy_is_told(
         config.read_text(encoding="utf-8").replace("_exclude:\n", f'_exclude:\n  - "{once}"\n', 1),
         "utf-8",
     )
-    own_template.add_line("docs/agent/ends.md", "A line.")
+    own_template.add_line("docs/agent/ending-calls.md", "A line.")
     own_template.release(NEXT)
     found = broken_updates(own_template, WORK_TREE, ANSWERS, tmp_path)
-    assert [said for said in found if "docs/agent/ends.md is not what a fresh copy has" in said], (
-        found
-    )
+    assert [
+        said for said in found if "docs/agent/ending-calls.md is not what a fresh copy has" in said
+    ], found

@@ -93,8 +93,11 @@ def report(project: Project, outcome: Outcome) -> None:
     """Print what has changed, and what is left to the owner."""
     print(listing(outcome.files))
     print(f"What is new: CHANGELOG.md of {masked(project.source)} at {outcome.version}")
-    if deleted := [name for name in outcome.shipped if not (project.home / name).is_file()]:
-        print(f"Not updated, because you deleted or moved them: {', '.join(deleted)}")
+    shipped = [project.home / name for name in outcome.shipped]
+    # Copier updates nothing that is deleted, or behind a link
+    if missing := [path for path in shipped if path.is_symlink() or not path.is_file()]:
+        names = ", ".join(path.relative_to(project.home).as_posix() for path in missing)
+        print(f"Not updated, because you deleted or moved them: {names}")
     new = [name for name, kind in outcome.files.items() if kind == "A"]
     hidden = git_result(project.home, "check-ignore", "--no-index", "--", *new).stdout.decode()
     if hidden:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -108,12 +109,15 @@ def result(
     """Run a command, whatever comes of it; when it takes long, say what is being done."""
     pipe, process = subprocess.PIPE, None
     try:
-        with deferring_signals():
+        # a file, because communicate() loses its input when it is called again
+        with tempfile.TemporaryFile() as stdin, deferring_signals():
+            stdin.write(given)
+            stdin.seek(0)
             process = subprocess.Popen(
-                command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe
+                command, cwd=folder, env=environment, stdin=stdin, stdout=pipe, stderr=pipe
             )
         try:
-            said = process.communicate(given, timeout=SILENT_SECONDS)
+            said = process.communicate(timeout=SILENT_SECONDS)
         except subprocess.TimeoutExpired:
             say(f"{doing} ...")
             said = process.communicate()

@@ -1,1 +1,17 @@
-"""A LiveKit voice agent whose calls end well. See AGENTS.md for where things live."""
+"""A LiveKit voice agent whose calls shut down cleanly; AGENTS.md says where things live."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, its kind first: `ValueError: no such voice`."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_own_cancellation() -> bool:
+    """Whether the current task was cancelled, and not only a future of a library that it awaits."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

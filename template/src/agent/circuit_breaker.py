@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from agent.errors import is_own_cancellation
+from agent import is_own_cancellation
 
 T = TypeVar("T")
 

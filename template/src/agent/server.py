@@ -16,9 +16,8 @@ from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption
 
-from agent import knowledge, memory, telemetry
+from agent import knowledge, memory, one_line, telemetry
 from agent.entrypoint import run_call
-from agent.errors import one_line
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS

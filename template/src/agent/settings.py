@@ -1,11 +1,12 @@
 """Everything the agent takes from its environment, read once.
 
 In-code defaults < `defaults.toml` beside this file (what was answered when the project was made)
-< `.env.local` < the environment. No other module of ours reads the environment.
+< `.env.local` < the environment. No other module reads the environment.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from functools import lru_cache
@@ -34,7 +35,7 @@ class SettingsError(Exception):
 
 
 def find_home() -> Path:
-    """The project's root: AGENT_HOME, else the nearest parent with a `.template.toml`, else the install's root."""
+    """The project's root: AGENT_HOME, the nearest parent with a `.template.toml`, the install's."""
     if given := os.environ.get("AGENT_HOME"):
         return Path(given).expanduser().resolve()
     here = Path(__file__).resolve()
@@ -46,7 +47,10 @@ def find_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """What the agent takes from its environment; times are seconds."""
+    """What the agent takes from its environment; times are seconds.
+
+    Those whose description begins with "Expert:" are right as they are for nearly everybody.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="AGENT_", extra="ignore", frozen=True, toml_file=DEFAULTS, populate_by_name=True
@@ -102,16 +106,16 @@ class Settings(BaseSettings):
         gt=0,
         description="CPU load, 1 being all cores, above which no call is taken; inf: take all.",
     )
-    idle_processes: int = Field(
-        default=0,
-        ge=0,
-        description="Processes kept ready for the next calls, about 100 MB each; 0: one a core, 4 at most.",
-    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="How much is logged."
     )
     log_format: Literal["auto", "json", "readable"] = Field(
         default="auto", description="auto: readable in dev, else JSON lines."
+    )
+    idle_processes: int = Field(
+        default=0,
+        ge=0,
+        description="Expert: processes kept ready, about 100 MB each; 0: one a core, 4 at most.",
     )
 
     # the models of LiveKit Inference
@@ -134,11 +138,11 @@ class Settings(BaseSettings):
     # what documents are found by, beside their words
     embeddings: str = Field(
         default="none",
-        description="none, local (a process beside the worker), or the /v1 address of an OpenAI-compatible server.",
+        description="none, local (with the worker), or the /v1 URL of an OpenAI-compatible server.",
     )
     embeddings_model: str = Field(
         default="",
-        description="Its model; for local also a folder. Empty: all-MiniLM-L6-v2, or text-embedding-3-small.",
+        description="Model, or (local) a folder; empty: all-MiniLM-L6-v2, text-embedding-3-small.",
     )
     embeddings_key: SecretStr = Field(
         default=SecretStr(""), description="API key of that server, if it wants one."
@@ -170,12 +174,6 @@ class Settings(BaseSettings):
     goodbye_seconds: float = Field(
         default=8, gt=0, le=15, description="How long the last sentence may take."
     )
-    stop_goodbye_seconds: float = Field(
-        default=8,
-        gt=0,
-        le=15,
-        description="The same when the worker stops; `agent dev` makes it 0.5.",
-    )
     close_seconds: float = Field(
         default=6,
         gt=0,
@@ -184,6 +182,12 @@ class Settings(BaseSettings):
     )
     drain_seconds: int = Field(
         default=600, ge=0, description="How long a stopping worker lets its live calls go on."
+    )
+    stop_goodbye_seconds: float = Field(
+        default=8,
+        gt=0,
+        le=15,
+        description="Expert: how long the last sentence may take if the worker stops; in dev 0.5.",
     )
 
     # memory
@@ -203,13 +207,13 @@ class Settings(BaseSettings):
     resume_seconds: float = Field(
         default=120,
         ge=0,
-        description="How long after a call that broke off its caller resumes it by calling again.",
+        description="Expert: how long after it broke off a call is resumed by calling again.",
     )
 
     # knowledge
     knowledge_lookup: Literal["before", "tool"] = Field(
         default="before",
-        description="before: documents are looked up before every reply; tool: when the model asks.",
+        description="before: documents are looked up before each reply; tool: when the model asks.",
     )
     knowledge_seconds: float = Field(
         default=0.25, gt=0, description="How long an answer waits for the documents."
@@ -218,7 +222,7 @@ class Settings(BaseSettings):
         default=0.25,
         ge=0,
         le=1,
-        description="How relevant a passage must be to be used, 0 to 1; 0: any.",
+        description="Expert: how relevant a passage must be to be used, 0 to 1; 0: any.",
     )
 
     @field_validator("home", mode="before")
@@ -235,9 +239,8 @@ class Settings(BaseSettings):
         if value and (
             _parts(value).scheme not in {"ws", "wss", "http", "https"} or not _parts(value).netloc
         ):
-            raise ValueError(
-                f"{value!r} is no address: write one such as wss://my-project.livekit.cloud or ws://localhost:7880"
-            )
+            such = "wss://my-project.livekit.cloud or ws://localhost:7880"
+            raise ValueError(f"{value!r} is not an address: write one such as {such}")
         return value
 
     @field_validator("knowledge_url")
@@ -277,7 +280,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given, then the environment (into which `.env.local` was exported), then defaults.toml."""
+        """What was given, the environment (`.env.local` is in it), then defaults.toml."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @property
@@ -302,7 +305,7 @@ class Settings(BaseSettings):
 
 
 def _parts(address: str) -> SplitResult:
-    """Of an address; empty if it is none, since the error would quote it, and with it a password."""
+    """Of an address; empty if it is none, because the error would quote it, and its password."""
     try:
         return urlsplit(address)
     except ValueError:
@@ -310,25 +313,55 @@ def _parts(address: str) -> SplitResult:
 
 
 def export_env_file(home: Path) -> None:
-    """Put `.env.local` into the environment, which wins: the SDK and plugins read os.environ, also in job processes."""
+    """Put `.env.local` into the environment, which wins.
+
+    The SDK and its plugins read the environment, also in job processes.
+    """
     file = home / ".env.local"
     try:
         load_dotenv(file, override=False)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            [f"{file} cannot be read ({error}): write it anew, as UTF-8 text"]
+            [f"{file} cannot be read ({error}): write it again, as UTF-8 text"]
         ) from error
 
 
-def describe(error: ValidationError) -> list[str]:
+def settings_problems(error: ValidationError) -> list[str]:
     """One line a problem, named as the environment names it."""
-    lines = []
+    names, lines = variables(), []
     for problem in error.errors():
         field = str(problem["loc"][0]) if problem["loc"] else "settings"
-        known = Settings.model_fields.get(field)
-        name = field if known is None else (known.alias or f"AGENT_{field.upper()}")
-        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{names.get(field, field)}: {message}")
     return lines
+
+
+def variables() -> dict[str, str]:
+    """The settings, and what each is called in the environment."""
+    fields = Settings.model_fields.items()
+    return {name: field.alias or f"AGENT_{name.upper()}" for name, field in fields}
+
+
+def unknown_variables() -> dict[str, str]:
+    """What looks like a setting in the environment and is none, and the setting it resembles."""
+    known = set(variables().values())
+    unknown = {name for name in os.environ if name.startswith("AGENT_")} - known
+    return {
+        name: "".join(difflib.get_close_matches(name, known, n=1))
+        for name in sorted(unknown)
+        if not name.startswith("AGENT_TEST_")
+    }
+
+
+def traces_are_exported() -> bool:
+    """Whether OpenTelemetry's own variables say where traces go."""
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return any(os.environ.get(name) for name in names)
+
+
+def says_whether_traces_are_private() -> bool:
+    """Whether the SDK's own variable decides if traces have the conversation."""
+    return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ
 
 
 @lru_cache(maxsize=1)
@@ -338,8 +371,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError(describe(error)) from error
+        raise SettingsError(settings_problems(error)) from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(
-            [f"{DEFAULTS} is no TOML ({error}): correct it, or delete it for the defaults"]
+            [f"{DEFAULTS} is not TOML ({error}): correct it, or delete it for the defaults"]
         ) from error

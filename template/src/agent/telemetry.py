@@ -1,19 +1,21 @@
 """Logs, metrics and traces. The contract of all three is in docs/agent/logs.md.
 
-A job's records travel to the worker and are formatted there, so what a record carries in `fields` is plain data; and
-they are counted there: a metric of a job's own would have to survive its process, which lives for one call.
+A job's records travel to the worker and are formatted there, so what a record carries in `fields`
+is plain data; and they are counted there: a metric of a job's own would have to survive its
+process, which lives for one call.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import threading
 from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
+
+from agent.settings import says_whether_traces_are_private, traces_are_exported
 
 
 class Journal(Protocol):
@@ -54,14 +56,15 @@ class LogJournal:
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
-# what has to reach the worker from its jobs, whatever is shown
+# what has to reach the worker from its jobs, whatever level is shown
 COUNTED = {
     "agent.call": logging.INFO,
     "agent.memory": logging.WARNING,
     "agent.knowledge": logging.WARNING,
 }
 
-END = {"call", "reason", "seconds", "turns"}  # what the record of an ended call has, and no other
+# the fields that only the record of an ended call has
+END = {"call", "reason", "seconds", "turns"}
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
     "message",
@@ -72,7 +75,7 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record carries beside its message: ours in `fields`, everybody else's `extra=`."""
+    """What a record carries beside its message: the agent's `fields`, others' `extra=`."""
     extra = {
         key: value
         for key, value in record.__dict__.items()
@@ -100,7 +103,7 @@ class JsonLines(logging.Formatter):
 
 
 class Readable(logging.Formatter):
-    """One line for a person; the call's own records need no names of fields."""
+    """One line for a person; of a call's own records only how long what failed took."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = fields_of(record)
@@ -120,9 +123,10 @@ class Readable(logging.Formatter):
 
 
 def format_root(*, readable: bool, level: str = "INFO") -> None:
-    """Give the handlers that the SDK installed in the worker our format, and `level` to them instead of to calls.
+    """Format what the SDK's handlers in the worker show, from `level` on.
 
-    The end of a call is counted whatever is shown, so what its jobs say of it has to reach the worker.
+    Loggers whose records are counted keep a level of their own: the end of a call is counted
+    whatever is shown, so its record has to reach the worker.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
@@ -134,7 +138,7 @@ def format_root(*, readable: bool, level: str = "INFO") -> None:
 
 
 def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
-    """Readable logs of this process on `stream`; the SDK's own chatter only from WARNING on."""
+    """Write this process's logs to `stream`, readable; the SDK's own only from WARNING on."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(Readable())
     root = logging.getLogger()
@@ -147,22 +151,28 @@ def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
 
 
 class CallLogHandler(logging.Handler):
-    """Reads, in the worker, what its jobs log of their calls: which have ended, and for Prometheus how and how long."""
+    """Reads, in the worker, what its jobs log of their calls.
+
+    It knows which have ended, and counts for Prometheus why and how long they took.
+    """
 
     def __init__(self, *, counting: bool) -> None:
         super().__init__()
-        self.ended: set[str] = set()  # by job, until its process has closed too
+        # jobs, until their processes have closed too
+        self.ended: set[str] = set()
         self._counts = _Counts() if counting else None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take down the end of a call, the close of a resource, a part that failed; no other record is ours."""
+        """Take in the end of a call, the close of a resource, and a part that failed."""
         try:
             fields = getattr(record, "fields", {})
             ended = (
                 {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
             )
-            ours = record.name == "agent.call" or (record.name in COUNTED and "degraded" in fields)
-            if self._counts is not None and ours:
+            is_counted = record.name == "agent.call" or (
+                record.name in COUNTED and "degraded" in fields
+            )
+            if self._counts is not None and is_counted:
                 self._counts.count(fields)
             self.ended |= ended
         except Exception:  # what is raised here would end the thread that reads the job's log
@@ -175,7 +185,9 @@ class _Counts:
 
         self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
         self._seconds = Histogram(
-            "agent_call_seconds", "Seconds from job to closed door.", buckets=BUCKETS
+            "agent_call_seconds",
+            "Seconds from the job until everything was closed.",
+            buckets=BUCKETS,
         )
         self._turns = Counter("agent_turns", "Finished turns of both sides.")
         self._closes = Counter(
@@ -201,14 +213,12 @@ class _Counts:
 
 
 def export_spans() -> None:
-    """Send this job's spans wherever OTEL_EXPORTER_OTLP_ENDPOINT says, without what was said in the call.
+    """Send this job's spans where OTEL_EXPORTER_OTLP_ENDPOINT says, without what was said.
 
-    The names are OpenTelemetry's own; LIVEKIT_TELEMETRY_ALLOW_PII=true, the SDK's, adds the conversation.
+    The names are OpenTelemetry's own; LIVEKIT_TELEMETRY_ALLOW_PII=true, the SDK's, adds the
+    conversation.
     """
-    if not (
-        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    ):
+    if not traces_are_exported():
         return
     from livekit.agents.telemetry import set_tracer_provider
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -217,13 +227,15 @@ def export_spans() -> None:
 
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    set_tracer_provider(
-        provider, allow_pii=None if "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ else False
-    )
+    # None leaves it to the SDK, which reads the variable
+    allow_pii = None if says_whether_traces_are_private() else False
+    set_tracer_provider(provider, allow_pii=allow_pii)
 
-    def flush() -> None:  # a collector that does not answer may not hold the worker's slot
+    def flush() -> None:
+        # a collector that does not answer must not hold the worker's slot
         flushing = threading.Thread(target=provider.shutdown, daemon=True)
         flushing.start()
         flushing.join(FLUSH_SECONDS)
 
-    util.Finalize(None, flush, exitpriority=10)  # job processes run no atexit handlers
+    # job processes run no atexit handlers
+    util.Finalize(None, flush, exitpriority=10)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import io
 import os
 import pty
+import select
 import signal
-import subprocess
 import sys
+import termios
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -23,18 +23,11 @@ from agent.conversation import CallAgent
 from agent.lifecycle import Call
 from agent.memory import Profile
 from agent.settings import load_settings
-
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
+from tests.support.processes import process
 
 
 class Persona(CallAgent):
-    """Whoever yours is, this one is the same in every project."""
+    """A persona that greets, says goodbye and has a tool."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call, instructions="You are a test.")
@@ -62,7 +55,7 @@ Chat = Callable[..., Ended]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of our own persona and one document; nothing is looked up or remembered unless a test says so."""
+    """A project with one document; nothing is looked up or remembered unless a test says so."""
     home = tmp_path / "home"
     (home / "knowledge").mkdir(parents=True)
     (home / "knowledge" / "hours.md").write_text(
@@ -77,7 +70,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def replace(monkeypatch: pytest.MonkeyPatch, name: str, **parts: object) -> None:
-    """Put a module in the place of one of yours."""
+    """Replace one of the owner's modules."""
     module = ModuleType(name)
     module.__dict__.update(parts)
     monkeypatch.setitem(sys.modules, name, module)
@@ -93,9 +86,11 @@ def chat(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     def run(text: str, *arguments: str) -> Ended:
         load_settings.cache_clear()
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        with pytest.raises(SystemExit) as ended:
-            main(["chat", *arguments])
+        (home / "typed").write_text(text, encoding="utf-8")
+        with open(home / "typed", encoding="utf-8") as typed:
+            monkeypatch.setattr("sys.stdin", typed)
+            with pytest.raises(SystemExit) as ended:
+                main(["chat", *arguments])
         out, err = capsys.readouterr()
         return Ended(int(ended.value.code or 0), out.splitlines(), err)
 
@@ -136,8 +131,6 @@ def test_an_agent_that_hangs_up_says_goodbye_and_reads_no_further(chat: Chat) ->
 def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading = threading.Event()
-
     class Hasty(Persona):
         async def welcome(self, profile: Profile | None) -> None:
             await super().welcome(profile)
@@ -148,20 +141,22 @@ def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
             await self.call.hang_up()
 
     class SilentInput:
+        encoding = "utf-8"
+
         def isatty(self) -> bool:
             return False
 
-        def readline(self) -> str:
+        def fileno(self) -> int:
             reading.set()
-            return os.read(nobody_types, 1).decode()
+            return nobody_types
 
+    reading = threading.Event()
     replace(monkeypatch, "agent.persona", Persona=Hasty)
     load_settings.cache_clear()
     nobody_types, writing = os.pipe()
     monkeypatch.setattr("sys.stdin", SilentInput())
     with pytest.raises(SystemExit) as ended:
         main(["chat"])
-    os.close(nobody_types)
     os.close(writing)
 
     assert ended.value.code == 0
@@ -202,7 +197,6 @@ def test_only_verbose_shows_the_eight_steps(chat: Chat) -> None:
     assert all(step in verbose for step in steps)
 
 
-@needs_index
 def test_answers_come_from_documents_that_were_never_ingested(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,8 +208,7 @@ def test_answers_come_from_documents_that_were_never_ingested(
     assert "documents indexed: 1" in ended.err
 
 
-@needs_store
-def test_whoever_chats_again_is_known_and_others_are_not(
+def test_a_caller_who_chats_again_is_known_and_others_are_not(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
@@ -227,58 +220,124 @@ def test_whoever_chats_again_is_known_and_others_are_not(
     assert greetings == ["Welcome!", "Welcome back!", "Welcome!"]
 
 
-def test_a_reader_that_goes_away_ends_the_conversation(home: Path) -> None:
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "agent", "chat"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert chat.stdout is not None
-    chat.stdout.close()
+def test_a_reader_that_goes_away_ends_the_conversation(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as nobody_reads:
+        monkeypatch.setattr("sys.stdout", nobody_reads)
+        ended = chat("thank you\n" * 3)
+    # and closing it, as Python does in the end, raises nothing
 
-    _, told = chat.communicate(b"thank you\n" * 3, timeout=60)
-
-    assert chat.returncode == 0
-    assert b"Traceback" not in told
-    assert b"BrokenPipe" not in told
+    assert ended.code == 0
+    assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("leaving", ["\x04", signal.SIGINT], ids=["ctrl-d", "ctrl-c"])
-def test_at_a_terminal_one_types_and_hangs_up(home: Path, leaving: str | signal.Signals) -> None:
-    ours, theirs = pty.openpty()
-    chat = subprocess.Popen(
-        [sys.executable, "-m", "agent", "chat"], stdin=theirs, stdout=theirs, stderr=theirs
-    )
-    os.close(theirs)
-    screen = Screen(ours)
-
-    screen.read_until("you ")
-    os.write(ours, b"thank you\n")
-    screen.read_until("You are welcome.")
-    screen.read_until("you ")
-    if isinstance(leaving, str):
-        os.write(ours, leaving.encode())
-    while not isinstance(leaving, str) and chat.poll() is None:
-        chat.send_signal(
-            leaving
-        )  # again if need be: between its prompt and its wait for a key, readline misses it
-        with suppress(subprocess.TimeoutExpired):
-            chat.wait(timeout=5)
-
-    assert chat.wait(timeout=60) == 0
-    assert "Traceback" not in screen.text
-    os.close(ours)
+# ---------------------------------------------------------------------- at a terminal
 
 
-class Screen:
-    """What a terminal shows."""
+class AtOnce(Persona):
+    """Hangs up when the process gets SIGUSR1."""
 
-    def __init__(self, terminal: int) -> None:
-        self._terminal, self.text, self._seen = terminal, "", 0
+    async def welcome(self, profile: Profile | None) -> None:
+        await super().welcome(profile)
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR1, lambda: self.call.spawn(self.call.hang_up())
+        )
 
-    def read_until(self, words: str) -> None:
+
+def chat_at_once(*, with_readline: bool) -> None:
+    """`agent chat` of that persona, in a process of its own."""
+    if not with_readline:
+        del sys.modules["readline"]
+    sys.modules["agent.persona"] = ModuleType("agent.persona")
+    sys.modules["agent.persona"].__dict__["Persona"] = AtOnce
+    sys.modules["agent.resources"] = ModuleType("agent.resources")
+    sys.modules["agent.resources"].__dict__["open_resources"] = no_resources
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what is in the background
+    main(["chat"])
+
+
+class Terminal:
+    """What a terminal shows, and its keyboard."""
+
+    def __init__(self) -> None:
+        self._master, self.theirs = pty.openpty()
+        self.name, self.settings = os.ttyname(self.theirs), termios.tcgetattr(self.theirs)
+        self.text, self._seen = "", 0
+
+    def shows(self, words: str) -> None:
         """Read on until `words` are shown, after what was waited for before."""
         while (at := self.text.find(words, self._seen)) < 0:
-            self.text += os.read(self._terminal, 4096).decode(errors="replace")
+            readable, _, _ = select.select([self._master], [], [], 60)
+            assert readable, f"{words!r} was never shown, but {self.text[-1000:]!r}"
+            self.text += os.read(self._master, 4096).decode(errors="replace")
         self._seen = at + len(words)
+
+    def drain(self) -> None:
+        """Read what is left."""
+        while select.select([self._master], [], [], 0)[0]:
+            self.text += os.read(self._master, 4096).decode(errors="replace")
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self._master, keys.encode())
+
+    def close(self) -> None:
+        """Unplug it."""
+        os.close(self._master)
+        os.close(self.theirs)
+
+
+@pytest.fixture
+def chatting(home: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Terminal, Process]]:
+    """Somebody who has had one answer and is about to type, with readline or without."""
+    terminal = Terminal()
+    target = partial(chat_at_once, with_readline=request.param)
+    with process(target, terminal=terminal.name) as chat:
+        terminal.shows("Welcome!")
+        terminal.shows("you ")
+        terminal.press("thank you\n")
+        terminal.shows("You are welcome.")
+        terminal.shows("you ")
+        yield terminal, chat
+    terminal.close()
+
+
+def assert_ended(terminal: Terminal, chat: Process) -> None:
+    chat.join(60)
+    terminal.drain()
+    assert chat.exitcode == 0, terminal.text
+    assert "Traceback" not in terminal.text
+    assert termios.tcgetattr(terminal.theirs) == terminal.settings
+
+
+@pytest.mark.parametrize(
+    ("chatting", "keys"),
+    [(True, "\x04"), (True, "exit\n"), (True, "half a line\x03"), (False, "half a line\x03")],
+    indirect=["chatting"],
+)
+def test_at_a_terminal_one_types_and_hangs_up(
+    chatting: tuple[Terminal, Process], keys: str
+) -> None:
+    terminal, _ = chatting
+
+    terminal.press(keys)
+
+    assert_ended(*chatting)
+
+
+@pytest.mark.parametrize("chatting", [True, False], indirect=True)
+def test_an_agent_that_hangs_up_says_goodbye_to_somebody_who_is_typing(
+    chatting: tuple[Terminal, Process],
+) -> None:
+    terminal, chat = chatting
+    terminal.press("half a line")
+    terminal.shows("half a line")
+
+    os.kill(chat.pid or 0, signal.SIGUSR1)
+
+    terminal.shows("Goodbye!")
+    terminal.shows("The call is over.")
+    assert_ended(*chatting)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
-import signal
+import re
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -20,17 +20,11 @@ import pytest
 from livekit.protocol.agent_pb import agent_session as protocol
 
 from agent.__main__ import main
-from agent.cli.run import check_yours
+from agent.cli.checks import check_models, check_owner_modules
 from agent.settings import load_settings
+from tests.support.processes import process
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
 
 
 class Ended(NamedTuple):
@@ -44,7 +38,7 @@ Agent = Callable[..., Ended]
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with a document, without an index or a memory, and with keys of a server that nobody runs."""
+    """A project with a document and the keys of a server that is not there; it keeps nothing."""
     home = tmp_path / "home"
     (home / "knowledge").mkdir(parents=True)
     (home / "knowledge" / "hours.md").write_text(
@@ -87,7 +81,7 @@ def refusing_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
             return
 
     with HTTPServer(("127.0.0.1", 0), Refuse) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         monkeypatch.setenv("LIVEKIT_URL", f"ws://127.0.0.1:{server.server_port}")
         yield
         server.shutdown()
@@ -96,71 +90,68 @@ def refusing_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 # ---------------------------------------------------------------------- the command line itself
 
 
-def test_help_does_not_wait_for_the_sdk() -> None:
-    listed = "import agent.__main__, sys; print([name for name in sys.modules if name.split('.')[0] == 'livekit'])"
-
-    told = subprocess.run(
-        [sys.executable, "-c", listed], capture_output=True, text=True, check=True
-    )
-
-    assert told.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param("ingest", marks=needs_index),
-        pytest.param("evaluate", marks=needs_index),
-        pytest.param("forget", marks=needs_store),
-    ],
-)
-def test_a_command_that_needs_no_call_does_not_wait_for_the_sdk(
-    agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch, command: str
+def test_commands_that_need_no_call_do_not_wait_for_the_sdk(
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AGENT_MEMORY_URL" if command == "forget" else "AGENT_KNOWLEDGE", "sqlite")
+    monkeypatch.setenv("AGENT_MEMORY_URL", "sqlite")
+    monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
     questions = home / "questions.jsonl"
-    questions.write_text(
-        '{"question": "When do you open?", "source": "hours.md"}\n', encoding="utf-8"
-    )
-    if command == "evaluate":
-        agent("ingest")
-    arguments = {
-        "ingest": ["ingest"],
-        "evaluate": ["evaluate", str(questions)],
-        "forget": ["forget", "ann"],
-    }[command]
-    listed = """
+    question = {"question": "When do you open?", "source": "hours.md"}
+    questions.write_text(json.dumps(question), encoding="utf-8")
+    commands = ["--help"], ["ingest"], ["evaluate", str(questions)], ["forget", "ann"], ["doctor"]
+    listed = f"""
 import sys
 from agent.__main__ import main
-try:
-    main(sys.argv[1:])
-finally:
-    print(*[name for name in sys.modules if name.split(".")[0] == "livekit"], file=sys.stderr)
+for command in {commands}:
+    try:
+        main(command)
+    except SystemExit:
+        loaded = [name.split(".")[1] for name in sys.modules if name.startswith("livekit.")]
+        print("loaded:", command[0], *sorted(set(loaded)))
 """
 
-    done = subprocess.run(
-        [sys.executable, "-c", listed, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True)
 
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, ""), done.stderr
+    loaded = [line.split()[1:] for line in done.stdout.splitlines() if line[:7] == "loaded:"]
+    assert loaded == [
+        *(["--help"], ["ingest"], ["evaluate"], ["forget"]),
+        # to ask the server, and nothing that makes a call
+        ["doctor", "api", "protocol"],
+    ], done.stderr
+
+
+def commands_of(help_text: str) -> list[str]:
+    return re.findall(r"^│ ([a-z][a-z-]+) ", help_text, re.MULTILINE)
 
 
 def test_help_names_every_command(agent: Agent) -> None:
     ended = agent("--help")
 
     assert ended.code == 0
-    assert all(
-        word in ended.out
-        for word in ["chat", "start", "dev", "console", "call", "ingest", "forget", "doctor"]
+    always = ["chat", "start", "dev", "console", "call"]
+    asked_for = ["ingest", "evaluate", "download-files", "forget"]
+    assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
+
+
+def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "agent.cli.find_spec", lambda name: None if name.endswith((".documents", ".forget")) else 1
     )
 
+    assert commands_of(agent("--help").out) == [
+        *("chat", "start", "dev", "console", "call", "doctor", "update")
+    ]
+    assert agent("ingest").code == 2
 
-# ---------------------------------------------------------------------- refusals: exit 2, one line each
+
+# ---------------------------------------------------------------------- refusals: exit code 2
 
 
 @pytest.mark.parametrize("command", ["start", "dev", "call"])
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "problem"),
     [
         ("LIVEKIT_URL", "", "LIVEKIT_URL is missing"),
         ("LIVEKIT_URL", "localhost:7880", "LIVEKIT_URL: "),
@@ -173,7 +164,7 @@ def test_help_names_every_command(agent: Agent) -> None:
     ],
 )
 def test_a_missing_or_malformed_address_or_key_is_one_line(
-    agent: Agent, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, told: str
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str, problem: str
 ) -> None:
     monkeypatch.setenv(name, value)
 
@@ -181,7 +172,7 @@ def test_a_missing_or_malformed_address_or_key_is_one_line(
 
     assert ended.code == 2
     assert ended.out == ""
-    assert ended.err.startswith(f"agent: {told}")
+    assert ended.err.startswith(f"agent: {problem}")
     assert ended.err.count("\n") == 1
 
 
@@ -198,7 +189,7 @@ def test_a_setting_that_is_no_setting_is_one_line(
     assert ended.err.count("\n") == 1
 
 
-def test_all_problems_are_told_at_once(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_together(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"):
         monkeypatch.delenv(name)
 
@@ -240,7 +231,6 @@ def _folder_with_lk(home: Path) -> Path:
     return lk.parent
 
 
-@needs_index
 @pytest.mark.parametrize("command", ["chat", "start", "ingest"])
 def test_documents_that_are_not_there_are_one_line(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch, command: str
@@ -257,8 +247,7 @@ def test_documents_that_are_not_there_are_one_line(
         assert ended.err.count("\n") == 1
 
 
-@needs_index
-def test_ingest_tells_what_it_leaves_out_and_indexes_the_rest(
+def test_ingest_reports_what_it_leaves_out_and_indexes_the_rest(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
@@ -278,7 +267,6 @@ def test_ingest_tells_what_it_leaves_out_and_indexes_the_rest(
     assert "documents indexed: 1" in ended.err
 
 
-@needs_index
 def test_ingest_of_good_documents_succeeds(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
 
@@ -302,7 +290,6 @@ def test_nobody_can_be_forgotten_without_a_memory(agent: Agent) -> None:
     assert "AGENT_MEMORY_URL=none" in ended.err
 
 
-@needs_store
 def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     from agent.memory import Turn, open_store
 
@@ -324,7 +311,6 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
     assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
 
 
-@needs_store
 def test_forget_deletes_what_waits_for_a_store_that_is_down(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +351,6 @@ def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(ag
     )
 
 
-@needs_store
 def test_a_memory_that_cannot_be_written_is_one_line(
     agent: Agent, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,24 +390,25 @@ def test_keys_that_the_server_refuses_are_one_line(agent: Agent) -> None:
 # ---------------------------------------------------------------------- start
 
 
-def test_a_worker_that_fails_exits_with_1(home: Path) -> None:
-    with socket.create_server(("", 0)) as other:
-        # somebody takes the port after it has been checked
-        late = f"""
-from agent.server import server
-from agent.__main__ import main
-server._port = {other.getsockname()[1]}
-main(["start"])
-"""
-        ended = subprocess.run(
-            [sys.executable, "-c", late], capture_output=True, text=True, timeout=60
-        )
+def start_on(port: int) -> None:
+    """`agent start`, when somebody takes the port after it has been checked."""
+    from agent.server import server
 
-    assert ended.returncode == 1
-    failures = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [record["message"] for record in failures if record["level"] == "ERROR"] == [
-        "worker failed"
-    ]
+    server._port = port
+    main(["start"])
+
+
+def test_a_worker_that_fails_exits_with_1(home: Path) -> None:
+    log = home / "log"
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with process(start_on, port, output=log) as worker:
+            worker.join(60)
+
+    assert worker.exitcode == 1
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[:1] == "{"]
+    errors = [record for record in map(json.loads, lines) if record["level"] == "ERROR"]
+    assert [record["message"] for record in errors] == ["worker failed"]
 
 
 def test_own_code_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,24 +420,25 @@ def test_own_code_that_cannot_be_imported_is_one_line(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "agent.persona", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
 
-    (problem,) = check_yours()
+    (problem,) = check_owner_modules()
 
-    assert "agent.persona cannot be imported: NameError: name 'colour' is not defined" in problem
+    assert (
+        "agent.persona cannot be imported: NameError: name 'colour' is not defined"
+        in problem.sentence
+    )
 
 
 def test_a_server_without_inference_is_warned_of(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agent.cli.run import warn_models
-
     load_settings.cache_clear()
     elsewhere = load_settings().model_copy(update={"models": "livekit"})
 
-    assert len(warn_models(elsewhere)) == 1
+    assert len(check_models(elsewhere)) == 1
     assert (
-        warn_models(elsewhere.model_copy(update={"livekit_url": "wss://mine.livekit.cloud"})) == []
+        check_models(elsewhere.model_copy(update={"livekit_url": "wss://mine.livekit.cloud"})) == []
     )
-    assert warn_models(elsewhere.model_copy(update={"models": "scripted"})) == []
+    assert check_models(elsewhere.model_copy(update={"models": "scripted"})) == []
 
 
 # ---------------------------------------------------------------------- console
@@ -472,60 +459,44 @@ def test_an_address_that_is_none_is_refused(agent: Agent) -> None:
     assert agent("console", "--connect-addr", "nowhere").code == 2
 
 
-async def test_the_console_greets_and_answers(home: Path) -> None:
+def test_the_console_greets_and_answers(home: Path) -> None:
     """What LiveKit's `lk` does with a microphone, done with text over the same socket."""
-    connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
-    server = await asyncio.start_server(
-        lambda *streams: connected.set_result(streams), "127.0.0.1", 0
-    )
-    host, port = server.sockets[0].getsockname()
-    console = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent", "console", "--connect-addr", f"{host}:{port}"),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(60), server:
-            reader, writer = await connected
-            messages = _messages(reader, writer)
-            greeting = await anext(
-                m async for m in messages if m.WhichOneof("message") == "audio_output"
-            )
-            assert any(greeting.audio_output.data)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with process(main, ["console", "--connect-addr", address]) as console:
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(60)
+                messages = _messages(connection)
+                greeting = next(m for m in messages if m.WhichOneof("message") == "audio_output")
+                assert any(greeting.audio_output.data)
 
-            question = protocol.SessionRequest.RunInput(text="thank you")
-            _send(writer, request=protocol.SessionRequest(request_id="1", run_input=question))
-            answer = await anext(m async for m in messages if m.WhichOneof("message") == "response")
-            assert "You are welcome." in str(answer.response)
+                question = protocol.SessionRequest.RunInput(text="thank you")
+                request = protocol.SessionRequest(request_id="1", run_input=question)
+                _send(connection, request=request)
+                answer = next(m for m in messages if m.WhichOneof("message") == "response")
+                assert "You are welcome." in str(answer.response)
 
-            console.send_signal(signal.SIGTERM)
-            _ = [message async for message in messages]
-            await console.wait()
-    finally:
-        if console.returncode is None:
-            os.killpg(console.pid, signal.SIGKILL)
-            await console.wait()
+                console.terminate()
+                for _ in messages:
+                    pass
+            console.join(60)
+            assert console.exitcode is not None
 
 
-def _send(writer: asyncio.StreamWriter, **parts: object) -> None:
+def _send(connection: socket.socket, **parts: object) -> None:
     message = protocol.AgentSessionMessage(**parts).SerializeToString()  # type: ignore[arg-type]
-    writer.write(struct.pack(">I", len(message)) + message)
+    connection.sendall(struct.pack(">I", len(message)) + message)
 
 
-async def _messages(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> AsyncIterator[protocol.AgentSessionMessage]:
+def _messages(connection: socket.socket) -> Iterator[protocol.AgentSessionMessage]:
     """Everything the agent sends; whatever it plays has been heard at once."""
-    while True:
-        try:
-            size = struct.unpack(">I", await reader.readexactly(4))[0]
-            message = protocol.AgentSessionMessage.FromString(await reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        if message.WhichOneof("message") in {"audio_playback_flush", "audio_playback_clear"}:
-            _send(
-                writer,
-                audio_playback_finished=protocol.AgentSessionMessage.ConsoleIO.AudioPlaybackFinished(),
-            )
-        yield message
+    with connection.makefile("rb") as stream, suppress(ConnectionError):
+        while size := stream.read(4):
+            content = stream.read(*struct.unpack(">I", size))
+            message = protocol.AgentSessionMessage.FromString(content)
+            if message.WhichOneof("message") in {"audio_playback_flush", "audio_playback_clear"}:
+                finished = protocol.AgentSessionMessage.ConsoleIO.AudioPlaybackFinished()
+                _send(connection, audio_playback_finished=finished)
+            yield message

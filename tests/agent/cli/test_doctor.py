@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -14,25 +14,19 @@ from typing import NamedTuple
 import pytest
 
 from agent.__main__ import main
-from agent.cli.doctor import SDK
+from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
 from agent.memory import Note, spool
 from agent.settings import load_settings
+from template.tests.conftest import pytest_terminal_summary
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-OURS = {  # files of the template's
-    "src/agent/line.py": "ctx.add_shutdown_callback(end)\n",
+TEMPLATES = {  # its files
+    "src/agent/lifecycle/call.py": "ctx.add_shutdown_callback(end)\n",
     "docs/agent/commands.md": "# Commands\n",
     ".github/workflows/update.yml": "name: Update\n",
 }
-needs_index = pytest.mark.skipif(
-    importlib.util.find_spec("agent.knowledge.sqlite") is None,
-    reason="made without knowledge=sqlite",
-)
-needs_store = pytest.mark.skipif(
-    importlib.util.find_spec("agent.memory.sqlite") is None, reason="made without memory=sqlite"
-)
 
 
 class Examined(NamedTuple):
@@ -68,17 +62,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (home / "knowledge" / "hours.md").write_text(
         "# Opening hours\n\nOn Saturday we open at ten.\n", encoding="utf-8"
     )
-    for name, text in OURS.items():
+    for name, text in TEMPLATES.items():
         write_own(home, text, name)
     answers = (
         "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
     )
     (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
     digests = "".join(
-        f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n' for name, text in OURS.items()
+        f'"{name}" = "{hashlib.sha256(text.encode()).hexdigest()}"\n'
+        for name, text in TEMPLATES.items()
     )
     (home / ".template.toml").write_text(
-        f"template = {json.dumps([*OURS])}\n\n[sha256]\n{digests}", encoding="utf-8"
+        f"template = {json.dumps([*TEMPLATES])}\n\n[sha256]\n{digests}", encoding="utf-8"
     )
     monkeypatch.setenv("AGENT_HOME", str(home))
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
@@ -125,15 +120,16 @@ def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> 
 
     examined = doctor("--json")
 
-    told = json.loads("\n".join(examined.lines))
-    assert told["ok"] is False
-    assert {"level": "fail", "check": "keys", "what": "LIVEKIT_API_KEY is missing"}.items() <= told[
-        "findings"
-    ][2].items()
-    assert all(finding["cure"] for finding in told["findings"] if finding["level"] != "ok")
+    report = json.loads("\n".join(examined.lines))
+    assert report["ok"] is False
+    assert {
+        "level": "fail",
+        "check": "keys",
+        "what": "LIVEKIT_API_KEY is missing",
+    }.items() <= report["findings"][2].items()
+    assert all(finding["cure"] for finding in report["findings"] if finding["level"] != "ok")
 
 
-@needs_store
 def test_the_memory_says_whom_it_knows_and_what_waits_for_it(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +209,6 @@ def test_a_data_folder_that_cannot_be_written_fails(
     assert doctor().about("data")[0].startswith("fail ")
 
 
-@needs_index
 def test_documents_and_their_index_are_looked_at(
     doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +243,6 @@ def embeddings() -> Iterator[EmbeddingsServer]:
     serving.join()
 
 
-@needs_index
 def test_without_an_embedder_doctor_says_what_that_costs(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +252,6 @@ def test_without_an_embedder_doctor_says_what_that_costs(
     assert "AGENT_EMBEDDINGS" in line
 
 
-@needs_index
 def test_an_embedder_is_asked_how_long_it_takes(
     doctor: Doctor, embeddings: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +271,6 @@ def test_an_embedder_is_asked_how_long_it_takes(
     assert "AGENT_EMBEDDINGS_KEY" in refused.about("embedder")[0]
 
 
-@needs_index
 def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_KNOWLEDGE", "sqlite")
     (home / "knowledge" / "hours.md").unlink()
@@ -289,7 +281,7 @@ def test_no_documents_fail(doctor: Doctor, home: Path, monkeypatch: pytest.Monke
     assert examined.about("documents")[0].startswith("fail ")
 
 
-def test_the_version_of_the_template_is_told_without_the_password_of_its_address(
+def test_the_version_of_the_template_is_reported_without_the_password_of_its_address(
     doctor: Doctor,
 ) -> None:
     examined = doctor()
@@ -299,7 +291,7 @@ def test_the_version_of_the_template_is_told_without_the_password_of_its_address
     assert "hunter2" not in "\n".join(examined.lines)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_changed_file_of_the_templates_is_a_warning(
     doctor: Doctor, home: Path, name: str
 ) -> None:
@@ -313,7 +305,7 @@ def test_a_changed_file_of_the_templates_is_a_warning(
     assert "`agent update`" in line
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name: str) -> None:
     (home / name).unlink()
 
@@ -325,7 +317,7 @@ def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name:
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:
     (home / ".copier-answers.yml").unlink()
-    write_own(home, "# changed\n", "src/agent/line.py")
+    write_own(home, "# changed\n", "src/agent/lifecycle/call.py")
 
     examined = doctor()
 
@@ -335,7 +327,7 @@ def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, ho
 
 
 @pytest.mark.parametrize(
-    ("code", "level", "told"),
+    ("code", "level", "mistake"),
     [
         ("await session.wait_for_completion()", "fail", "no wait_for_completion()"),
         ("ctx.delete_room()", "fail", "delete_room() is not awaited"),
@@ -345,7 +337,7 @@ def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, ho
     ],
 )
 def test_a_known_mistake_in_own_code_is_found(
-    doctor: Doctor, home: Path, code: str, level: str, told: str
+    doctor: Doctor, home: Path, code: str, level: str, mistake: str
 ) -> None:
     write_own(home, f"async def answer():\n    {code}\n")
 
@@ -353,7 +345,7 @@ def test_a_known_mistake_in_own_code_is_found(
 
     assert len(examined.about("code")) == 1
     assert examined.about("code")[0].startswith(f"{level} src/agent/persona.py:2 ")
-    assert told in examined.about("code")[0]
+    assert mistake in examined.about("code")[0]
     assert examined.code == (1 if level == "fail" else 0)
 
 
@@ -391,11 +383,51 @@ def test_own_code_that_is_no_python_fails_with_its_line(doctor: Doctor, home: Pa
     assert examined.about("code")[0].startswith("fail src/agent/persona.py:2 cannot be read")
 
 
-def test_the_sdk_that_doctor_wants_is_the_one_that_is_installed_here() -> None:
-    pyproject = ROOT / "template" / "pyproject.toml.jinja"
-    oldest, newest = (".".join(map(str, version)) for version in SDK)
+@pytest.mark.parametrize(
+    ("version", "level", "cure"),
+    [
+        (PROVEN_SDKS[-1], "ok", ""),
+        ("1.8.99", "warn", f"uv lock --upgrade-package livekit-agents=={PROVEN_SDKS[-1]}"),
+        ("1.8.8", "fail", "correct pyproject.toml"),
+        ("1.9.0rc1", "fail", "correct pyproject.toml"),
+    ],
+)
+def test_the_sdk_is_one_that_the_template_was_proven_with(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, version: str, level: str, cure: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
 
-    assert f'"livekit-agents>={oldest},<{newest}"' in pyproject.read_text(encoding="utf-8")
+    examined = doctor()
+
+    (line,) = examined.about("versions")
+    assert line.startswith(level)
+    assert f"livekit-agents {version}" in line
+    assert cure in line
+    assert examined.code == (1 if level == "fail" else 0)
+
+
+@pytest.mark.parametrize("version", [PROVEN_SDKS[-1], "1.8.99"])
+def test_pytest_says_in_one_line_that_the_template_was_not_proven_with_this_sdk(
+    monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, version: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    shown = io.StringIO()
+
+    pytest_terminal_summary(pytest.TerminalReporter(pytestconfig, shown))
+
+    unproven = f"livekit-agents {version} is not a version that the template was proven with"
+    assert [line[: len(unproven)] for line in shown.getvalue().splitlines()] == (
+        [] if version in PROVEN_SDKS else [unproven]
+    )
+
+
+def test_the_sdk_of_these_tests_is_proven_and_within_what_a_project_takes() -> None:
+    oldest, newest = (".".join(map(str, version)) for version in SDK_RANGE)
+    pyproject = (ROOT / "template" / "pyproject.toml.jinja").read_text(encoding="utf-8")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+    assert f'"livekit-agents>={oldest},<{newest}"' in pyproject
+    assert f"\nlivekit-agents=={PROVEN_SDKS[-1]} " in pins
 
 
 def test_the_project_is_found_from_any_folder(

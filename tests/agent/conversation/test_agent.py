@@ -17,8 +17,7 @@ from agent.lifecycle import Call, Reason, Step
 from agent.memory import CallRecord, Profile, Turn
 from agent.memory.call_memory import StoredCallMemory
 from agent.settings import Settings, load_settings
-from template.tests.fake_transport import FakeTransport
-from template.tests.talk import talk
+from template.tests.talk import FakeTransport, talk
 
 
 class Slow(CallAgent):

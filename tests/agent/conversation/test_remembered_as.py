@@ -12,8 +12,7 @@ from agent.memory.call_memory import StoredCallMemory
 from agent.memory.identity import key_of
 from agent.settings import load_settings
 from agent.transport import Caller
-from template.tests.fake_transport import FakeTransport
-from template.tests.talk import talk
+from template.tests.talk import FakeTransport, talk
 
 
 class Customers(CallAgent):

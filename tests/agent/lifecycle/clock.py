@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from agent.lifecycle import background, call, closing, resource
+from agent.lifecycle import call, closing, resource
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
@@ -90,7 +90,7 @@ def run_virtually(main: Coroutine[Any, Any, T]) -> T:
     stopped_watch = SimpleNamespace(**{**vars(time), "monotonic": loop.time})
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for module in (background, call, closing, resource):
+            for module in (call, closing, resource):
                 patch.setattr(module, "time", stopped_watch)
             return loop.run_until_complete(main)
     finally:

@@ -19,7 +19,7 @@ from agent.lifecycle.resource import OpenFailed
 from agent.memory import CallMemory, CallRecord, Item, Note, Profile, Turn, open_memory
 from agent.settings import Settings
 from agent.transport import Caller
-from template.tests.fake_transport import FakeTransport
+from template.tests.talk import FakeTransport
 
 Steps = Callable[[Call], Awaitable[None]]
 

@@ -1,92 +1,54 @@
-"""A call to the agent that a running worker answers: a new room, a link for a browser, and a text caller right here."""
+"""A call to the agent of a running worker: a new room, a link for a browser, a text caller."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from agent.cli.chat import Talk, converse, identity_of
-from agent.cli.run import busy, check_connection, tell, warn_connection
-from agent.errors import one_line
+import typer
+
+from agent import one_line
+from agent.cli.chat import CallerName, Conversation, caller_identity, converse
+from agent.cli.checks import check_connection, require, server_api
+from agent.cli.terminal import busy, report
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from livekit import api, rtc
+    from livekit import rtc
 
-SERVER_SECONDS = 5.0  # for one answer of the server
 AGENT_SECONDS = 10.0  # for an agent to join
 ANSWER_SECONDS = 60.0  # for a whole answer, which is written as fast as it is spoken
 LINGER_SECONDS = 0.5  # an answer that was a goodbye is followed by the end of the call
 TOKEN_LIFE = timedelta(hours=1)
 
 
-class NoAgent(Exception):
-    """Nobody came into the room: what to check."""
-
-
-def call(name: str | None) -> int:
-    """Call the agent on the configured server; the exit code. Raises SettingsError when there is no such server."""
+def call(caller: CallerName = None) -> int:
+    """Call the agent that a running worker answers: in text from here, or by voice from a link."""
     settings = load_settings()
-    if problems := check_connection(settings):
-        raise SettingsError(problems)
-    for warning in warn_connection(settings):
-        tell(warning)
-    logging.getLogger("livekit").setLevel(
-        logging.CRITICAL
-    )  # what matters of the transport is told by how a call ends
+    require(check_connection(settings))
+    # what matters of the connection shows in how a call ends
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
     with busy("loading LiveKit's SDK"):
-        from livekit import rtc  # noqa: F401
-    phone = RoomCaller(settings, identity_of(name))
-    asyncio.run(phone.send_for_agent())
-    tell(
-        f"Room {phone.room}. To speak, open this within an hour; the browser then takes the call over:"
+        import_module("livekit.rtc")
+    room_caller = RoomCaller(settings, caller_identity(caller))
+    asyncio.run(room_caller.dispatch_agent())
+    report(
+        f"Room {room_caller.room}. "
+        "To speak, open this within an hour; the browser then takes the call over:"
     )
-    tell(phone.link())
-    tell(f"Token: {phone.token()}")
-    try:
-        return converse(phone)
-    except NoAgent as error:
-        tell(str(error))
-        return 1
+    report(room_caller.link())
+    report(f"Token: {room_caller.token()}")
+    return converse(room_caller)
 
 
-@asynccontextmanager
-async def server_api(settings: Settings) -> AsyncIterator[api.LiveKitAPI]:
-    """The server's API; inside, a server that does not answer or refuses the keys raises SettingsError."""
-    import aiohttp
-    from livekit import api
-
-    secret = settings.livekit_api_secret.get_secret_value()
-    patience = aiohttp.ClientTimeout(total=SERVER_SECONDS)
-    url = settings.livekit_url
-    async with api.LiveKitAPI(
-        url, settings.livekit_api_key, secret, timeout=patience, failover=False
-    ) as server:
-        try:
-            yield server
-        except api.TwirpError as error:
-            if error.status in {401, 403}:
-                problem = f"{url} refuses LIVEKIT_API_KEY and LIVEKIT_API_SECRET: copy them from that server again"
-            else:
-                problem = f"{url} answers {error.status} ({error.message or error.code}): is it a LiveKit server?"
-            raise SettingsError([problem]) from error
-        except TimeoutError as error:
-            raise SettingsError(
-                [f"no answer from {url} within {SERVER_SECONDS:g} s: is LIVEKIT_URL right?"]
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise SettingsError(
-                [f"{url} cannot be reached: start that server, or correct LIVEKIT_URL"]
-            ) from error
-
-
-class RoomCaller(Talk):
+class RoomCaller(Conversation):
     """A text caller in a room of its own: writes on lk.chat, reads lk.transcription."""
 
     def __init__(self, settings: Settings, identity: str) -> None:
@@ -95,28 +57,27 @@ class RoomCaller(Talk):
         self.room = f"call-{secrets.token_hex(4)}"
         self._connection: rtc.Room | None = None
         self._agent: rtc.RemoteParticipant | None = None
-        self._agent_here, self._changed = asyncio.Event(), asyncio.Event()
+        self._changed = asyncio.Event()  # anything that is waited for
         self._open = 0  # messages that are still being said
         self._closed = 0  # messages that were said to their end
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[None]] = set()
         self._problem = ""
 
-    async def send_for_agent(self) -> None:
+    async def dispatch_agent(self) -> None:
         """Make the room by sending the agent there; raises SettingsError."""
         from livekit import api
 
         async with server_api(self._settings) as server:
-            wanted = api.CreateAgentDispatchRequest(agent_name=self._settings.name, room=self.room)
-            await server.agent_dispatch.create_dispatch(wanted)
+            request = api.CreateAgentDispatchRequest(agent_name=self._settings.name, room=self.room)
+            await server.agent_dispatch.create_dispatch(request)
 
     def token(self) -> str:
-        """Lets this caller into the room, here or in a browser: an agent has one caller, so who joins last is it."""
+        """Lets this caller into the room, here or in a browser: whichever joined last is it."""
         from livekit import api
 
+        secret = self._settings.livekit_api_secret.get_secret_value()
+        token = api.AccessToken(self._settings.livekit_api_key, secret)
         grants = api.VideoGrants(room_join=True, room=self.room)
-        token = api.AccessToken(
-            self._settings.livekit_api_key, self._settings.livekit_api_secret.get_secret_value()
-        )
         return token.with_identity(self._identity).with_ttl(TOKEN_LIFE).with_grants(grants).to_jwt()
 
     def link(self) -> str:
@@ -124,95 +85,79 @@ class RoomCaller(Talk):
         server = quote(self._settings.livekit_url, safe="")
         return f"https://meet.livekit.io/custom?liveKitUrl={server}&token={self.token()}"
 
-    async def begin(self) -> str:
-        """Join, and wait for the agent and its greeting; raises SettingsError, NoAgent."""
-        with self.answering() as greeting:
-            await self._join()
-            await self._wait_for_agent()
-            await self._until_said(0)
-        return " ".join(greeting)
+    async def _start(self) -> None:
+        await self._join()
+        if not await self._until(lambda: self._agent is not None, AGENT_SECONDS):
+            await self._give_up()
+        await self._until_answered(0)
 
-    async def _wait_for_agent(self) -> None:
-        from livekit import api
-
-        try:
-            async with asyncio.timeout(AGENT_SECONDS):
-                await self._agent_here.wait()
-        except TimeoutError:
-            with suppress(SettingsError):
-                async with server_api(self._settings) as server:
-                    await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
-            raise NoAgent(
-                f"no agent joined within {AGENT_SECONDS:g} s: is `agent start` running on this server, "
-                f"with AGENT_NAME={self._settings.name}, and not too busy (AGENT_MAX_LOAD)?"
-            ) from None
-
-    async def say(self, text: str) -> str:
+    async def _say(self, text: str) -> None:
         """Write a line as a chat box does."""
         assert self._connection is not None
-        before = self._closed
-        with self.answering() as parts:
-            try:
-                await self._connection.local_participant.send_text(text, topic="lk.chat")
-            except (
-                Exception
-            ) as error:  # the connection is breaking, which is told when it has ended
-                tell(f"not sent: {one_line(error)}")
-                return ""
-            await self._until_said(before)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.ended.wait(), LINGER_SECONDS)
-        return " ".join(parts)
+        closed = self._closed
+        try:
+            await self._connection.local_participant.send_text(text, topic="lk.chat")
+        except Exception as error:  # the connection is breaking, and its end will be reported
+            report(f"not sent: {one_line(error)}")
+            return
+        await self._until_answered(closed)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), LINGER_SECONDS)
 
     async def close(self) -> str:
         """Hang up."""
         if self._connection is not None:
             await self._connection.disconnect()
-        for task in self._tasks:
+        for task in self._reading:
             task.cancel()
         return self._problem
 
     async def _join(self) -> None:
         from livekit import rtc
 
+        def joined(participant: rtc.RemoteParticipant) -> None:
+            if participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
+                self._agent = participant
+                self._changed.set()
+
+        def left(participant: rtc.RemoteParticipant) -> None:
+            deleted = participant.disconnect_reason == rtc.DisconnectReason.ROOM_DELETED
+            if participant is self._agent and not deleted:
+                self._problem = "the agent left the room without ending the call"
+                self._end()
+
+        def disconnected(reason: rtc.DisconnectReason.ValueType) -> None:
+            if reason == rtc.DisconnectReason.DUPLICATE_IDENTITY:
+                report("The browser has taken the call over.")
+            self._end()
+
         self._connection = room = rtc.Room()
-        room.on("participant_connected", self._arrived)
-        room.on("participant_disconnected", self._left)
+        room.on("participant_connected", joined)
+        room.on("participant_disconnected", left)
         room.on("participant_attributes_changed", lambda *_: self._changed.set())
-        room.on("disconnected", self._disconnected)
+        room.on("disconnected", disconnected)
         room.register_text_stream_handler("lk.transcription", self._receive)
         try:
             await room.connect(self._settings.livekit_url, self.token())
         except rtc.ConnectError as error:
-            raise SettingsError(
-                [f"{self._settings.livekit_url} cannot be joined: {error.message}"]
-            ) from error
+            problem = f"{self._settings.livekit_url} cannot be joined: {error.message}"
+            raise SettingsError([problem]) from error
         for participant in room.remote_participants.values():
-            self._arrived(participant)
+            joined(participant)
 
-    def _arrived(self, participant: rtc.RemoteParticipant) -> None:
-        from livekit import rtc
+    async def _give_up(self) -> None:
+        """Delete the room, into which no agent came, and exit."""
+        from livekit import api
 
-        if participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT:
-            self._agent = participant
-            self._agent_here.set()
-
-    def _left(self, participant: rtc.RemoteParticipant) -> None:
-        from livekit import rtc
-
-        if (
-            participant is self._agent
-            and participant.disconnect_reason != rtc.DisconnectReason.ROOM_DELETED
-        ):
-            self._problem = "the agent left the room without ending the call"
-            self._end()
-
-    def _disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
-        from livekit import rtc
-
-        if reason == rtc.DisconnectReason.DUPLICATE_IDENTITY:
-            tell("The browser has taken the call over.")
-        self._end()
+        with suppress(SettingsError):
+            async with server_api(self._settings) as server:
+                await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+        report(
+            f"no agent joined within {AGENT_SECONDS:g} s: "
+            f"is `agent start` running on this server, with AGENT_NAME={self._settings.name}, "
+            "and not too busy (AGENT_MAX_LOAD)?"
+        )
+        raise typer.Exit(1)
 
     def _end(self) -> None:
         self.ended.set()
@@ -221,41 +166,44 @@ class RoomCaller(Talk):
     def _receive(self, reader: rtc.TextStreamReader, identity: str) -> None:
         if self._agent is None or identity == self._agent.identity:
             task = asyncio.create_task(self._read(reader))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
 
     async def _read(self, reader: rtc.TextStreamReader) -> None:
         """One message of the agent, word by word as it is spoken."""
         from livekit import rtc
 
-        said = ""
+        text = ""
         self._open += 1
         try:
-            async for words in reader:
-                said += words
-                self.on_partial(said)
-        except rtc.StreamError:  # cut off by the end of the call
-            pass
+            with suppress(rtc.StreamError):  # cut off by the end of the call
+                async for words in reader:
+                    text += words
+                    self.on_partial(text)
         finally:
             self._open -= 1
             self._closed += 1
-            if said.strip():
-                self.heard(said.strip())
+            if text.strip():
+                self._heard(text.strip())
             self._changed.set()
 
-    async def _until_said(self, before: int) -> None:
-        """Wait until the agent has said something since `before` and listens again."""
+    async def _until_answered(self, closed: int) -> None:
+        """Wait until the agent has said more than `closed` messages and listens again."""
+
+        def answered() -> bool:
+            state = self._agent.attributes.get("lk.agent.state") if self._agent else None
+            return self._closed > closed and not self._open and state == "listening"
+
+        if not await self._until(answered, ANSWER_SECONDS):
+            report(f"no answer within {ANSWER_SECONDS:g} s")
+
+    async def _until(self, happened: Callable[[], bool], seconds: float) -> bool:
+        """Wait until it has happened, or the call has ended; False after so many seconds."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                while not self.ended.is_set() and not (self._closed > before and self._listens()):
+            async with asyncio.timeout(seconds):
+                while not (self.ended.is_set() or happened()):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            tell(f"no answer within {ANSWER_SECONDS:g} s")
-
-    def _listens(self) -> bool:
-        return (
-            not self._open
-            and self._agent is not None
-            and self._agent.attributes.get("lk.agent.state") == "listening"
-        )
+            return False
+        return True

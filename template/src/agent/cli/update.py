@@ -6,18 +6,38 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from agent.cli.run import busy
+import typer
+
+from agent.cli.terminal import busy
 from agent.settings import SettingsError, find_home
 
 ANSWERS = ".copier-answers.yml"
 HOSTS = {"gh": "https://github.com", "gl": "https://gitlab.com"}
 
 
-def update(to: str | None, data: Sequence[str], *, preview: bool) -> int:
-    """Become that tool, with these options; raises SettingsError if it cannot be found."""
+def update(
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Such as v1.2.0; by default the newest."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("-d", "--data"), metavar="NAME=VALUE", help="Change an answer, such as memory=redis."
+        ),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Try all of it and say what would change.")
+    ] = False,
+) -> int:
+    """Bring the template's fixes here: tried and tested in a copy, then left for you to commit.
+
+    What does not fit or fails the tests changes nothing here: exit 1, and what to do.
+    """
+    # the tool does that; it raises SettingsError if it cannot be found
     home = find_home()
     uv = shutil.which("uv") or os.environ.get("UV")
     if not uv or not shutil.which("git"):
@@ -33,7 +53,7 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> int:
         raise SettingsError([masked(f"{address} names no release of the template: {problem}")])
     newest = ".".join(max(releases, key=lambda release: [int(part) for part in release]))
     tool = f"git+{address}@v{newest}#subdirectory=updater"
-    options = [f"--to={to}"] * bool(to) + [f"--data={one}" for one in data]
+    options = [f"--to={to}"] * bool(to) + [f"--data={one}" for one in data or []]
     options += ["--preview"] * preview
     # the tool has packages of its own
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

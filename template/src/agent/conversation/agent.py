@@ -24,9 +24,9 @@ from livekit.agents.llm import (
 )
 from livekit.agents.types import FlushSentinel
 
+from agent import one_line
 from agent.conversation.fallback import StreamTimeout, busy_tones, with_timeout
 from agent.conversation.tools import ToolGuard, tools_of
-from agent.errors import one_line
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile

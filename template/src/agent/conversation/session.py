@@ -19,8 +19,8 @@ from livekit.agents import (
 )
 from livekit.agents.llm import ChatMessage
 
+from agent import one_line
 from agent.conversation.agent import CallAgent
-from agent.errors import one_line
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller

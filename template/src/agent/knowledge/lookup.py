@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from agent import one_line
 from agent.circuit_breaker import CircuitBreaker, Late, Unanswered
-from agent.errors import one_line
 from agent.knowledge import (
     FOUND,
     NOT_SEARCHED,

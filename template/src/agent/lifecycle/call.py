@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from agent.errors import is_own_cancellation, one_line
+from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
-from agent.lifecycle.background import BackgroundTasks
 from agent.lifecycle.closing import ClosingSequence
 from agent.lifecycle.journal import CallJournal, CallOver
-from agent.lifecycle.resource import ManagedResource, ResourceStack
+from agent.lifecycle.resource import BackgroundTasks, ManagedResource, ResourceStack
 from agent.lifecycle.timeouts import Step
 from agent.memory import Turn
 from agent.reasons import NOBODY_LISTENS, Reason

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from agent.errors import is_own_cancellation, one_line
+from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
 from agent.lifecycle.journal import usage_of
 from agent.lifecycle.timeouts import Step

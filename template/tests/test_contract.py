@@ -1,11 +1,19 @@
-"""The table of docs/agent/ends.md, without a server: whatever happens, one reason, and nothing is left behind."""
+"""What this project owes its owner: it imports, reads its settings, and ends its calls right.
+
+The rows of docs/agent/ending-calls.md that say *here* are run without a server: whatever happens,
+the call has one reason, and nothing is left behind. The template proves the rest.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import pkgutil
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +29,7 @@ from livekit.agents import (
 )
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 
+import agent
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Step, timeouts
@@ -28,12 +37,79 @@ from agent.memory import CallRecord, Note, Profile, Turn
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
 from agent.telemetry import Journal
-from tests.ends import ENDS, End, ends, proven_in
 
-from .fake_transport import FakeTransport
+from .talk import FakeTransport
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "agent" / "ending-calls.md"
 
 OPENED = ["room", "memory", "pool", "session"]  # knowledge aside, which not every project has
 FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=False)
+
+
+# ---------------------------------------------------------------------- the project
+
+
+def test_every_module_can_be_imported() -> None:
+    for module in pkgutil.walk_packages(agent.__path__, "agent."):
+        if module.name != "agent.ignore_sigterm":  # which is for the SDK's fork server alone
+            importlib.import_module(module.name)
+
+
+def test_the_settings_are_read_and_the_example_names_no_others() -> None:
+    assert load_settings().home == ROOT
+    fields = Settings.model_fields.items()
+    known = {field.alias or f"AGENT_{name.upper()}" for name, field in fields}
+    (example,) = ROOT.glob(".env.example*")  # in the template itself it is not rendered yet
+    shown = example.read_text(encoding="utf-8").partition("yours below")[0]
+    assert set(re.findall(r"^(?:# )?([A-Z][A-Z_]+)=", shown, re.MULTILINE)) <= known
+
+
+# ---------------------------------------------------------------------- the table of ends
+
+
+@dataclass(frozen=True)
+class End:
+    """One row; the page says what `heard` and `room` mean."""
+
+    name: str
+    what: str
+    reason: str
+    heard: str
+    room: str
+    proven: frozenset[str]  # server, here
+
+
+def read(page: Path = PAGE) -> dict[str, End]:
+    """Every row of the page, by name."""
+    found: dict[str, End] = {}
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"\| `([a-z0-9-]+)` \|(.*)\|", line):
+            what, reason, heard, room, proven = (cell.strip() for cell in match[2].split(" | "))
+            assert match[1] not in found, f"{match[1]} is in the table twice"
+            found[match[1]] = End(
+                match[1], what, reason, heard, room, frozenset(proven.split(", "))
+            )
+    return found
+
+
+ENDS = read()
+
+
+def ends(*names: str) -> pytest.MarkDecorator:
+    """Run a test with `end` as each of these rows."""
+    return pytest.mark.parametrize("end", [ENDS[name] for name in names], ids=names)
+
+
+def proven_in(folder: Path) -> set[str]:
+    """The rows that the tests of a folder name in `@ends(…)`."""
+    named: set[str] = set()
+    for file in sorted(folder.glob("test_*.py")):
+        for arguments in re.findall(
+            r"^\s*@ends\(([^)]*)\)", file.read_text(encoding="utf-8"), re.M
+        ):
+            named |= set(re.findall(r'"([a-z0-9-]+)"', arguments))
+    return named
 
 
 # ---------------------------------------------------------------------- parts that make trouble

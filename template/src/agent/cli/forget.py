@@ -1,0 +1,74 @@
+"""The command that makes the agent forget a caller, and whether it can remember any."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from agent.cli.checks import Finding, fail
+from agent.cli.terminal import busy, report
+from agent.memory import MemoryUnavailable, open_store, spool
+from agent.memory.identity import keys_of
+from agent.settings import Settings, SettingsError, load_settings
+
+MEMORY_SECONDS = 5.0
+
+
+def forget(
+    caller: Annotated[
+        str, typer.Argument(help="An identity, or a phone number however it is written.")
+    ],
+) -> int:
+    """Delete everything that is remembered of a caller."""
+    settings = load_settings()
+    with busy("asking the memory"):
+        removed = asyncio.run(_forget(settings, caller))
+    if removed:
+        report(f"{removed} turns, calls and facts of {caller} deleted")
+    elif settings.memory == "none":
+        raise SettingsError(["AGENT_MEMORY_URL=none: this agent remembers nobody"])
+    else:
+        report(f"nothing is remembered of {caller}")
+    return 0
+
+
+async def _forget(settings: Settings, caller: str) -> int:
+    keys = keys_of(caller)
+    try:
+        # first, or a worker would deliver it afterwards
+        removed = spool.forget(settings, keys)
+    except OSError as error:
+        raise MemoryUnavailable(
+            f"what waits for the memory in {spool.folder_of(settings)} cannot be deleted "
+            f"({error.strerror}): try again as the user who runs the agent"
+        ) from error
+    async with open_store(settings) as memory:
+        return removed + (sum([await memory.forget(key) for key in keys]) if memory else 0)
+
+
+async def memory_findings(settings: Settings) -> list[Finding]:
+    """Whether callers can be remembered, and whether something waits for that."""
+    findings = [await _store(settings)]
+    if files := spool.waiting(settings):
+        what = f"{len(files)} calls wait in {spool.folder_of(settings)} for the store"
+        cure = "a worker (`agent start`) delivers them as soon as the store answers"
+        findings.append(Finding("warn", "memory", what, cure))
+    return findings
+
+
+async def _store(settings: Settings) -> Finding:
+    try:
+        async with asyncio.timeout(MEMORY_SECONDS), open_store(settings) as memory:
+            assert memory is not None
+            await memory.check()
+    except MemoryUnavailable as error:
+        return fail("memory", str(error))
+    except TimeoutError:
+        what = f"no answer within {MEMORY_SECONDS:g} s"
+        return Finding("fail", "memory", what, "check AGENT_MEMORY_URL")
+    what = f"{settings.memory} answers"
+    if settings.memory == "sqlite":
+        what += f"; other machines do not see {settings.data}, and it has to outlive an update"
+    return Finding("ok", "memory", what)

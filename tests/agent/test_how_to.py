@@ -1,0 +1,70 @@
+"""What the pages for owners show is code that works."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+from livekit import api
+from markdown_it import MarkdownIt
+
+from agent import persona
+from template.tests.talk import talk
+from tests.support import quick
+from tests.support.templates import ROOT
+
+YOURS = ROOT / "template" / "tests" / "yours"
+
+
+def blocks(page: str, section: str, language: str) -> list[str]:
+    """The code of a section of a page, in that language."""
+    text = quick.render(page, agent_name="front-desk")[page].split(f"\n## {section}\n")[1]
+    tokens = MarkdownIt().parse(text.split("\n## ")[0])
+    return [token.content for token in tokens if token.type == "fence" and token.info == language]
+
+
+def run(code: str, **names: object) -> dict[str, Any]:
+    """What a module of this code defines, to which these names are known."""
+    module = dict(names)
+    exec(compile(code, "how-to.md", "exec"), module)
+    return module
+
+
+async def test_the_tool_that_is_shown_passes_the_test_that_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, test = blocks("docs/agent/how-to.md", "Add a tool", "python")
+    monkeypatch.setattr(persona, "Persona", run(tool, CallAgent=persona.Persona)["Persona"])
+    (name,) = {name for name in run(test) if name.startswith("test_")}
+    await run(test, talk=talk)[name]()
+
+
+def test_the_token_that_is_shown_sends_the_agent_into_the_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token, _ = blocks("docs/agent/how-to.md", "Go live", "python")
+    secret = "a secret of this test, as long as they are"
+    monkeypatch.setenv("LIVEKIT_API_KEY", "key")
+    monkeypatch.setenv("LIVEKIT_API_SECRET", secret)
+    made = run(token)["token_for"]("customer-1042", "a-room")
+    claims = api.TokenVerifier("key", secret).verify(made)
+    assert claims.identity == "customer-1042"
+    assert claims.video
+    assert (claims.video.room_join, claims.video.room) == (True, "a-room")
+    assert claims.room_config
+    assert [agent.agent_name for agent in claims.room_config.agents] == ["front-desk"]
+
+
+def test_the_dispatch_rule_that_is_shown_is_one_that_livekit_reads() -> None:
+    (shown,) = blocks("docs/agent/how-to.md", "Go live", "json")
+    wanted = ParseDict(json.loads(shown), api.CreateSIPDispatchRuleRequest()).dispatch_rule
+    assert wanted.rule.dispatch_rule_individual.room_prefix == "call-"
+    assert [agent.agent_name for agent in wanted.room_config.agents] == ["front-desk"]
+
+
+def test_the_first_test_is_one_of_those_that_every_project_begins_with() -> None:
+    (shown,) = blocks("README.md", "Your first test", "python")
+    assert textwrap.dedent(shown) in (YOURS / "test_persona.py").read_text(encoding="utf-8")
