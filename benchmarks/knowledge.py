@@ -2,9 +2,10 @@
 
     PYTHONPATH=template/src python -m benchmarks.knowledge [--quick]
 
-The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on one half of them.
-The model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent start` runs beside the worker. Sizes
-and times are those of SQLite, and of PostgreSQL with pgvector on this machine.
+The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on
+one half of them. The model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent
+start` runs beside the worker. Sizes and times are those of SQLite, and of PostgreSQL with pgvector
+on this machine.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ from tests.support.templates import WORK_TREE
 from tools.history import ROOT
 
 SOURCES = ROOT / "template" / "src"
-GOALS = {"hybrid": (0.70, 0.90), "words": (0.50, 0.75)}  # recall at 1 and 5
-P95_GOALS = {"local": 15.0, "none": 2.0}  # milliseconds of SQLite, at 10,000 passages
-MEMORY_GOAL = 15.0  # MB a call more than without knowledge
-KINDS = (  # of an index: SQLite's have the names of their embeddings alone
+# recall at 1 and 5
+GOALS = {"hybrid": (0.70, 0.90), "words": (0.50, 0.75)}
+# milliseconds of SQLite, at 10,000 passages
+P95_GOALS = {"local": 15.0, "none": 2.0}
+# MB a call more than without knowledge
+MEMORY_GOAL = 15.0
+# of an index: SQLite's have the names of their embeddings alone
+INDEXES = (
     *((embeddings, "sqlite", embeddings) for embeddings in ("none", "local")),
     *((f"{embeddings}, pgvector", "pgvector", embeddings) for embeddings in ("none", "local")),
 )
@@ -108,7 +113,10 @@ async def measure_quality(scratch: Path) -> dict[str, Any]:
 
 
 async def measure_floor(settings: Settings) -> list[dict[str, float]]:
-    """By floor: the share of right first passages that it keeps, and of those for unanswerable questions it drops."""
+    """By floor: the share of right first passages that it keeps, and of wrong ones that it drops.
+
+    The wrong ones are those for questions that no passage answers.
+    """
     patient = settings.model_copy(update={"knowledge_seconds": 60.0})
     async with open_index(patient, LogJournal()) as knowledge:
         right = []
@@ -134,7 +142,7 @@ async def measure_floor(settings: Settings) -> list[dict[str, float]]:
 
 
 def run_ingest(settings: Settings) -> dict[str, float]:
-    """`agent ingest` as a process: seconds, and the most memory that it and the embedder had, in MB."""
+    """`agent ingest` as a process: seconds, and the most memory of it and its embedder in MB."""
     began, peak = time.monotonic(), 0
     process = psutil.Popen(
         [sys.executable, "-m", "agent", "ingest"],
@@ -164,7 +172,7 @@ async def measure_size(
     database = f"size-{passages}"
     url = postgres.create(database)
     found: dict[str, Any] = {}
-    for kind, store, embeddings in KINDS:
+    for kind, store, embeddings in INDEXES:
         tell(f"ingesting {passages} passages, {kind}")
         settings = settings_of(home, embeddings, store, url if store == "pgvector" else "")
         run: dict[str, Any] = {"first": run_ingest(settings), "unchanged": run_ingest(settings)}
@@ -189,8 +197,9 @@ def index_mb(settings: Settings, postgres: Postgres, database: str) -> float:
     if settings.knowledge == "sqlite":
         return round((settings.data / "knowledge.db").stat().st_size / 1e6, 1)
     tables = (
-        "SELECT sum(pg_total_relation_size(tables.oid)) FROM pg_class AS tables JOIN pg_namespace AS schemas"
-        f" ON schemas.oid = relnamespace WHERE relkind = 'r' AND nspname = '{schema_of(settings.name)}'"
+        "SELECT sum(pg_total_relation_size(tables.oid))"
+        " FROM pg_class AS tables JOIN pg_namespace AS schemas ON schemas.oid = relnamespace"
+        f" WHERE relkind = 'r' AND nspname = '{schema_of(settings.name)}'"
     )
     return round(int(postgres.execute(tables, database)) / 1e6, 1)
 
@@ -218,7 +227,7 @@ asyncio.run(main())
 
 
 def measure_memory(settings: Settings, rounds: int = 3) -> dict[str, list[float]]:
-    """Private memory in MB of a process that has answered questions, and of one without knowledge, in turn."""
+    """Private memory in MB of a process that has answered questions, and of one without any."""
     found: dict[str, list[float]] = {"with": [], "without": []}
     for _ in range(rounds):
         for name, knowledge in (("with", settings.knowledge), ("without", "none")):
@@ -234,9 +243,8 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number."""
     tell = Progress()
     minilm(scratch / "minilm")
-    os.environ["PYTHONPATH"] = str(
-        SOURCES
-    )  # for the embedder, which is started as a module of the agent's
+    # for the embedder, which is started as a module of the agent's
+    os.environ["PYTHONPATH"] = str(SOURCES)
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
     tell("questions and answers")
     results["quality"] = await measure_quality(scratch)
@@ -284,8 +292,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append(f"| {name}, {floor['floor']} | {shares} |")
     lines += [
         "",
-        "| passages, embeddings | ingest | most memory | unchanged | one changed | index | search p50 | p95 "
-        "| a call's memory more |",
+        "| passages, embeddings | ingest | most memory | unchanged | one changed | index "
+        "| search p50 | p95 | a call's memory more |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for passages, kinds in sizes.items():
@@ -295,8 +303,9 @@ def table(results: dict[str, Any]) -> str:
             )
             large, p95_goal = passages == "10000", P95_GOALS.get(kind)
             lines.append(
-                f"| {int(passages):,}, {kind} | {run['first']['seconds']:.1f} s | {run['first']['peak_mb']} MB "
-                f"| {run['unchanged']['seconds']:.1f} s | {run['one changed']['seconds']:.1f} s | {run['index_mb']} MB "
+                f"| {int(passages):,}, {kind} | {run['first']['seconds']:.1f} s "
+                f"| {run['first']['peak_mb']} MB | {run['unchanged']['seconds']:.1f} s "
+                f"| {run['one changed']['seconds']:.1f} s | {run['index_mb']} MB "
                 f"| {run['p50_ms']:.1f} ms "
                 f"| {run['p95_ms']:.1f} ms{goal_of(large, run['p95_ms'], p95_goal, 'ms')} "
                 f"| {more:.1f} MB{goal_of(large, more, MEMORY_GOAL, 'MB')} |"

@@ -166,7 +166,7 @@ def dump(results: Results) -> str:
 
 def newest(kind: str) -> Results | None:
     """The newest raw numbers of this kind that were kept."""
-    files = sorted(RESULTS.glob(f"{kind}-*.json"))
+    files = sorted(RESULTS.glob(f"{kind}-[0-9]*.json"))
     if not files:
         return None
     results: Results = json.loads(files[-1].read_text(encoding="utf-8"))

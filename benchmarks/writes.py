@@ -1,9 +1,9 @@
-"""Fifty callers talk at once, and every turn of theirs is to be remembered: how soon each is written, and whether.
+"""Fifty callers talk at once, and every turn is to be kept: how soon each is written, and whether.
 
     PYTHONPATH=template/src python -m benchmarks.writes [--quick]
 
-Five processes hold ten `CallMemory` each, what a call keeps its memory in. Every caller has a turn written, and the
-next one as soon as that is: to one SQLite file, and to a Redis, in rounds that take turns.
+Five processes hold ten call memories each. Every caller has a turn written, and the next one as
+soon as that is: to one SQLite file, and to a Redis, in rounds that take turns.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from benchmarks.report import Progress, describe, finish, has_server, machine, r
 from tests.support.redis import RedisServer
 from tests.support.templates import WORK_TREE
 
-PROCESSES, CALLERS = 5, 10  # of each
-TURNS = 15  # of a caller, each round: all that a memory tells of one caller, and some more if one was there twice
+# of each
+PROCESSES, CALLERS = 5, 10
+# of a caller, each round: all that a memory recalls of one caller, and some more if one was doubled
+TURNS = 15
 PATIENCE = 60.0
 STORES = ("sqlite", "redis")
 
@@ -65,7 +67,7 @@ def turn_of(call: str, number: int) -> Turn:
 
 
 async def write(settings: Settings, number: int, process: int, barrier: Barrier) -> dict[str, Any]:
-    """Ten callers at once; when they began and had done, the seconds that each turn took, and what was given up."""
+    """Ten callers at once: when they began and ended, the seconds of each turn, what was lost."""
     took: list[float] = []
     async with AsyncExitStack() as stack:
         memories = [
@@ -111,7 +113,7 @@ def work(
 
 
 async def remembered(settings: Settings, number: int) -> dict[str, int]:
-    """How many turns of a round the store does not have, and how many it has more than once or out of order."""
+    """How many turns of a round the store lacks, has more than once, or has out of order."""
     lost = doubled = misplaced = 0
     async with open_store(settings) as memory:
         assert memory is not None
@@ -183,7 +185,8 @@ def table(results: dict[str, Any]) -> str:
         f"{describe(results)} {results['callers']} callers in {results['processes']} processes,"
         f" {results['turns']} turns of each a round.",
         "",
-        "| memory | rounds | turns | turns a second | written within: p50 | p95 | longest | lost | doubled |",
+        "| memory | rounds | turns | turns a second | written within: p50 | p95 | longest | lost "
+        "| doubled |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     wrong = 0

@@ -57,6 +57,7 @@ MOVED = {
     "src/agent/knowledge/commands.py": "src/agent/cli/documents.py",
     "src/agent/knowledge/formats.py": "src/agent/knowledge/passages.py",
     "src/agent/knowledge/hybrid.py": "src/agent/knowledge/ranking.py",
+    "src/agent/knowledge/pgvector.py": "src/agent/knowledge/pgvector/__init__.py",
     "src/agent/knowledge/words.py": "src/agent/knowledge/bm25.py",
     "src/agent/lifecycle.py": "src/agent/lifecycle/call.py",
     "src/agent/line.py": "src/agent/transport/room.py",

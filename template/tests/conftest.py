@@ -26,7 +26,7 @@ collect_ignore = [] if has_documents else ["yours/test_knowledge.py"]
 
 @pytest.fixture(autouse=True)
 def hermetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An environment without your keys, keyless models, and a data folder of its own for every test."""
+    """An environment without your keys, keyless models, and a data folder for every test."""
     for name in [name for name in os.environ if name.startswith(("AGENT_", "LIVEKIT_"))]:
         if not name.startswith("AGENT_TEST_"):
             monkeypatch.delenv(name)

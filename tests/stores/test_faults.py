@@ -1,4 +1,4 @@
-"""Whatever happens to memory and knowledge, calls go on, and afterwards everything is there again without a restart."""
+"""Whatever happens to memory and knowledge, calls go on, and all comes back without a restart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on(
     model: bool = False,
     **healthy: str,
 ) -> World:
-    """A server of its own, with this trouble; the setting `address` says where it is, `healthy` are further ones."""
+    """A server with this trouble; the setting `address` says where, `healthy` are further ones."""
 
     @asynccontextmanager
     async def world(home: Path) -> AsyncIterator[Trouble]:
@@ -358,7 +358,8 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
             broken = second.answers[1:]
         assert second.greeting.startswith(fault.greeting)
         if fault.when == "blip":
-            assert broken.pop() == ANSWER  # mended in the same call
+            # mended in the same call
+            assert broken.pop() == ANSWER
         assert all(answer in fault.answers for answer in broken)
         degraded = [record.__dict__.get("fields", {}).get("degraded") for record in second.warnings]
         assert degraded in ([[fault.part]] if fault.part else [[], [None]]), [
@@ -380,17 +381,19 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
         match fault.keeps:
             case "all":
                 assert kept == first.words + second.words + third.words
-            case "new":  # nothing of the first call is left, and all from the fault on
+            # nothing of the first call is left, and all from the fault on
+            case "new":
                 new = second.words[0 if fault.when == "before" else 3 :] + third.words
                 assert kept[-len(new) :] == new
                 assert len(kept) < len(first.words + second.words + third.words)
-            case _:  # what was said while nothing could be written is given up
+            # what was said while nothing could be written is given up
+            case _:
                 assert kept[: len(first.words)] == first.words
                 assert kept[-len(third.words) :] == third.words
 
 
 def needs_redis() -> None:
-    """Redis itself, beside Valkey; skipped where it can neither be found nor installed, failed in CI."""
+    """Redis itself, beside Valkey: skipped where it cannot be had, but failed in CI."""
     try:
         engine_binary("redis")
     except NoEngine as error:

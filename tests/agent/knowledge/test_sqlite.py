@@ -1,4 +1,4 @@
-"""Questions as people say them find the right passage, and no file or process can spoil the index."""
+"""Questions as people ask them find their passage, and no file or process spoils the index."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ async def test_a_word_in_a_heading_counts_more(settings: Settings) -> None:
     write(
         settings,
         "a.md",
-        "# Lamps\n\nEvery lantern is lit at dusk by the keeper.\n\n# Lantern\n\nIt is lit at dusk by hand.",
+        "# Lamps\n\nEvery lantern is lit at dusk by somebody.\n\n"
+        "# Lantern\n\nIt is lit at dusk by hand.",
     )
     await ingest(settings)
     async with open_index(settings, LogJournal()) as knowledge:

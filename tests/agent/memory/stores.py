@@ -71,7 +71,7 @@ def spooled(settings: Settings) -> list[Item]:
 
 
 class FakeStore:
-    """A store in a list, which raises `trouble`, and answers nothing while it is not `answering`."""
+    """A store in a list, which raises `trouble`, and waits while it is not `answering`."""
 
     def __init__(self) -> None:
         self.kept: list[Item] = []
@@ -196,7 +196,8 @@ class StoreContract:
         assert profile.name == "Ann"
 
     async def test_the_newest_facts_are_kept_and_no_more_of_them(self, store: Memory) -> None:
-        for number in (*range(MOST_FACTS + 3), 0):  # the oldest once more: delivered late
+        # the oldest once more: delivered late
+        for number in (*range(MOST_FACTS + 3), 0):
             await store.write("ann", note(number, fact=f"fact {number}"))
 
         profile = await store.recall("ann")
@@ -206,7 +207,8 @@ class StoreContract:
     async def test_names_and_facts_are_forgotten_too(self, store: Memory) -> None:
         await store.write("ann", note(1, name="Ada", fact="Likes tea."))
 
-        assert await store.forget("ann") == 3  # with their call
+        # with their call
+        assert await store.forget("ann") == 3
         await store.write("ann", turn(1))
         assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 

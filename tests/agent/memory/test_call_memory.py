@@ -160,7 +160,8 @@ async def test_a_store_that_has_just_failed_a_call_is_not_asked_by_the_next(
 
     assert await recalled_by_the_next_call(store, shared) is None
     assert not store.asked.is_set()
-    assert len(degraded(caplog)) == len(warnings(caplog)) == 2  # one a call
+    # one a call
+    assert len(degraded(caplog)) == len(warnings(caplog)) == 2
 
 
 async def test_a_file_of_this_machine_that_failed_one_call_is_asked_by_the_next(

@@ -35,9 +35,10 @@ def test_a_caller_is_known_by_the_identity_of_the_token(identity: str) -> None:
 
 
 SHARED = """
-    identity-AbCd identity_x7 user-x7Kp user-4821 user_k3j9x2 user user-xkqz voice_assistant_user_4821 guest guest-17
-    Guest42 anon anonymous Anonymous-3 anon_f00 visitor-12 participant-7 caller web-user-17 playground unknown client
-    undefined sip_+15551234567 sip_anonymous tel:+15551234567 +15551234567 1735689600000 k3j9x2q ab1cd2ef
+    identity-AbCd identity_x7 user-x7Kp user-4821 user_k3j9x2 user user-xkqz
+    voice_assistant_user_4821 guest guest-17 Guest42 anon anonymous Anonymous-3 anon_f00 visitor-12
+    participant-7 caller web-user-17 playground unknown client undefined sip_+15551234567
+    sip_anonymous tel:+15551234567 +15551234567 1735689600000 k3j9x2q ab1cd2ef
 """
 
 

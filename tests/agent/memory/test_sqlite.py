@@ -209,7 +209,8 @@ async def test_a_file_of_the_first_release_keeps_what_it_holds_and_its_writers(
     path.parent.mkdir()
     with closing(
         sqlite3.connect(path, isolation_level=None)
-    ) as old:  # a worker that drains while the new one runs
+        # a worker that drains while the new one runs
+    ) as old:
         old.executescript(V1)
         before = turn(1, call="call-0")
         assert await store.recall("ann") == Profile("ann", 1, 990.0, [before])
@@ -254,15 +255,15 @@ async def test_a_full_disk_is_one_sentence_and_stops_no_recall(
     store: SqliteMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
     await store.write("ann", turn(1))
-    await store._thread.run(
-        lambda db: db.execute("PRAGMA max_page_count = 1").fetchall()
-    )  # as good as a full disk
+    # as good as a full disk
+    await store._thread.run(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())
     long = turn(2, text="x" * 100_000)
     with pytest.raises(MemoryUnavailable, match="its disk is full: make room there"):
         await store.write("ann", long)
     assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 
-    await store.write("ann", long)  # there is room again
+    # there is room again
+    await store.write("ann", long)
     assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), long])
 
 
@@ -270,9 +271,8 @@ async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(
     store: SqliteMemory, path: Path
 ) -> None:
     await store.write("ann", turn(1))
-    await store._thread.run(
-        lambda db: db.execute("PRAGMA query_only = ON")
-    )  # what no root can have by a file's mode
+    # what no root can have by a file's mode
+    await store._thread.run(lambda db: db.execute("PRAGMA query_only = ON"))
     with pytest.raises(
         MemoryUnavailable,
         match=r"memory\.db \(attempt to write a readonly database\): let this user",

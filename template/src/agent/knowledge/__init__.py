@@ -214,8 +214,12 @@ class Index(Protocol):
         """Search until it is closed. Opening never blocks: the first search finds what is wrong."""
         ...
 
+    async def upgrade(self) -> None:
+        """Let this version read an index that an earlier one has made, where that is possible."""
+        ...
+
     async def manifest(self) -> IndexManifest | None:
-        """What the index is made from; None if there is none, or a damaged one."""
+        """What the index is made from; None if there is none that can be read."""
         ...
 
     def rebuild(self, manifest: IndexManifest) -> AbstractAsyncContextManager[Writer]:

@@ -49,6 +49,7 @@ async def ingest(
     the old index stays.
     """
     index = index_of(settings)
+    await index.upgrade()
     old = await index.manifest()
     given = paths or ([Path(root) for root in old.roots] if old else [])
     roots = roots_of(settings, given)

@@ -70,6 +70,9 @@ class SqliteIndex:
             finally:
                 await thread.aclose()
 
+    async def upgrade(self) -> None:
+        """Leave it: what cannot be read is built again."""
+
     async def manifest(self) -> IndexManifest | None:
         """Read it, and check the file for damage."""
         try:
