@@ -147,10 +147,10 @@ def test_cookiecutter_says_when_what_it_renders_is_no_version(
     work.add_line("README.md", "Not committed.")
     git(work.path, "checkout", "--quiet", "--detach")
     done = cookiecut(str(work.path), tmp_path / "edited")
-    assert f"This is {WORK_TREE} with changes that are not committed." in done.stderr
+    assert f"This is {WORK_TREE} with uncommitted changes." in done.stderr
     shutil.rmtree(work.path / ".git")
     done = cookiecut(str(work.path), tmp_path / "plain")
-    assert "This is no git repository: the project cannot be updated later." in done.stderr
+    assert "This is not a git repository: the project cannot be updated later." in done.stderr
 
 
 def test_cookiecutter_asks_every_question_in_copiers_words(
