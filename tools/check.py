@@ -24,10 +24,8 @@ def run(what: str, *command: str, cwd: Path = ROOT, **environment: str) -> bool:
         capture_output=True,
         text=True,
     )
-    print(
-        f"{'ok    ' if done.returncode == 0 else 'FAILED'} {what} ({time.monotonic() - began:.1f} s)",
-        flush=True,
-    )
+    outcome = "FAILED" if done.returncode else "ok    "
+    print(f"{outcome} {what} ({time.monotonic() - began:.1f} s)", flush=True)
     if done.returncode:
         print(done.stdout + done.stderr, flush=True)
     elif what.startswith("tests"):

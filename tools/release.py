@@ -2,9 +2,9 @@
 
     python tools/release.py VERSION
 
-A released version never changes, and updates to it are tried before (tools/gate.py). The bundle is
-made of the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again.
-Committing it is left to the person who releases, and tagging that commit to tools/tags.py.
+A released version never changes, so updates to it are tried first (tools/gate.py). The bundle
+depends only on the tree, the version and the date in CHANGELOG.md, so anybody can make it again.
+The person who releases commits it, and tools/tags.py tags that commit.
 """
 
 from __future__ import annotations
