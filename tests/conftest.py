@@ -1,4 +1,4 @@
-"""What the generation tests share: the template as a git repository, rendered projects, a real server."""
+"""Fixtures of the generation tests: the template's repository, rendered projects, a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.register_assert_rewrite("tests.call.scene")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, tests of one project, one worker or one image stay in one process: they share what is expensive."""
+    """Keep tests of one project, worker or image in one process: these are expensive to make."""
     for item in items:
         folder = item.path.parent.name
         if {"both_tools", "every_copy"} & set(getattr(item, "fixturenames", ())):
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that the tester has configured, and no git hook that runs the tests, has a say in them."""
+    """Isolate the tests from the tester's configuration, and from a git hook that runs them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("GIT_")]:
             patch.delenv(name)

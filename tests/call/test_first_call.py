@@ -1,4 +1,4 @@
-"""The generation test: what is rendered installs, lints, types, tests, builds, and takes a real call."""
+"""The generation test: a rendered project installs, lints, types, tests, builds, takes a call."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
 
-# With sqlite and sqlite, which test_owned_projects.py tests after an update, each choice is in one of these. The other
-# projects hold the same tests in another mixture, which `make test-all` runs.
+# Together with sqlite and sqlite, which test_owned_projects.py tests after an update, these have
+# every choice. `make test-all` runs the same tests in the other projects.
 DIAGONAL = {("pgvector", "redis"), ("none", "none")}
 TESTED = [
     pytest.param(
@@ -123,7 +123,7 @@ async def test_it_takes_a_call_and_knows_the_caller_the_second_time(
 
 
 async def call(running: Worker, livekit: LiveKit, project: Project) -> str:
-    """One call from ringing to the free slot, with everything asserted that every call owes; the greeting."""
+    """One call from joining to the free slot, with the checks of every call; the greeting."""
     room = f"room-{uuid.uuid4().hex[:8]}"
     async with Caller(livekit, room, "front-desk", identity="ann-lee") as caller:
         greeting = await caller.hear_text()

@@ -1,4 +1,4 @@
-"""What owners have written for any release goes on with today's template: its types, its tests, its calls."""
+"""Owners' code for any release works with today's template: its types, its tests, its calls."""
 
 from __future__ import annotations
 

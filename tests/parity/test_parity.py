@@ -1,4 +1,4 @@
-"""Cookiecutter makes what Copier makes: the same folders, bytes and modes, and an answers file for updates."""
+"""Cookiecutter makes the same project as Copier: folders, bytes, modes, and an answers file."""
 
 from __future__ import annotations
 

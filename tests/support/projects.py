@@ -1,4 +1,4 @@
-"""Rendered projects: rendered once by Copier, installed with uv as their owner would, used by many tests."""
+"""Rendered projects: rendered once by Copier, installed with uv, used by many tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SDK = os.environ.get(
 
 @dataclass(frozen=True)
 class Answers:
-    """One choice for every question that chooses something."""
+    """One choice for every question with choices."""
 
     knowledge: str = "sqlite"
     memory: str = "sqlite"
@@ -49,7 +49,7 @@ CALLED = PAIRS  # and every combination of stores
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without what would reach into a rendered project; uv keeps to the project's own."""
+    """The environment without variables that would affect a rendered project or uv."""
     unwanted = ("LIVEKIT_", "AGENT_", "VIRTUAL_ENV", "PYTHON", "GIT_", "PYTEST_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {**kept, "PATH": f"{UV.parent}{os.pathsep}{kept['PATH']}", **more}
@@ -68,7 +68,7 @@ class Project(templates.Project):
         stdin: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project as its owner would; its output is in the error if it fails."""
+        """Run a command in the project; the error has its output if it fails."""
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -84,7 +84,7 @@ class Project(templates.Project):
         return done
 
     def install(self) -> None:
-        """`uv sync`; the version that the canary asks for goes into the project's lock, where `uv run` leaves it."""
+        """`uv sync`; the project's lock has the canary's version, so that `uv run` keeps it."""
         self.run(
             "uv",
             "sync",
@@ -97,7 +97,7 @@ class Project(templates.Project):
             )
 
     def sdk(self) -> str:
-        """The version of livekit-agents that its commands run with."""
+        """The version of livekit-agents in the project."""
         code = "import importlib.metadata; print(importlib.metadata.version('livekit-agents'))"
         return self.run("uv", "run", "python", "-c", code).stdout.strip()
 
