@@ -133,9 +133,7 @@ async def test_somebody_else_who_joins_and_leaves_is_not_the_caller(end: End, st
 
 
 @ends("company-stays")
-async def test_the_room_stays_with_whoever_is_still_in_it_when_the_caller_hangs_up(
-    end: End, stage: Scene
-) -> None:
+async def test_the_room_stays_for_others_when_the_caller_hangs_up(end: End, stage: Scene) -> None:
     room = new_room()
     async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
@@ -181,7 +179,7 @@ async def test_the_room_is_deleted(end: End, stage: Scene) -> None:
 
 
 @ends("agent-removed")
-async def test_the_agent_is_removed_and_takes_its_caller_along(end: End, stage: Scene) -> None:
+async def test_the_agent_is_removed_and_its_caller_too(end: End, stage: Scene) -> None:
     room = new_room()
     async with stage.caller(room) as caller, stage.livekit.api() as server:
         await stage.step(room, 6)

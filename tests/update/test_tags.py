@@ -232,7 +232,7 @@ def test_a_tag_that_was_moved_at_the_remote_stays_and_both_commits_are_named(
     assert checkout.at_remote() == {"v0.1.0": moved}
 
 
-def test_a_release_that_was_made_anew_is_tagged_where_it_was(checkout: Checkout) -> None:
+def test_a_release_that_was_made_again_is_tagged_where_it_was(checkout: Checkout) -> None:
     first = checkout.release("0.1.0")
     git(checkout.path, "rm", "--quiet", "-r", "releases")
     checkout.work("what reviewers found")

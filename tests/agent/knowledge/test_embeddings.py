@@ -388,7 +388,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-async def test_the_process_serves_whoever_asks_while_it_is_open(local: Settings) -> None:
+async def test_the_process_serves_every_client_while_it_is_open(local: Settings) -> None:
     async with local_embedder(local, wait=True) as inside:
         assert (await numbers(inside))[0] == pytest.approx([1 / 17**0.5, 4 / 17**0.5])
         folder = socket_of(inside).parent

@@ -335,7 +335,7 @@ async def test_nothing_is_kept_of_an_index_that_another_ingest_changed(
     [Hashed("another"), Hashed(dimension=32), Hashed(dimension=2500), None],
     ids=["another model", "another dimension", "too many numbers to index", "none"],
 )
-async def test_another_model_makes_every_passage_anew(
+async def test_another_model_embeds_every_passage_again(
     settings: Settings, index: PgvectorIndex, then: Hashed | None
 ) -> None:
     await ingest(index, embedder=Hashed())
@@ -358,7 +358,7 @@ async def test_another_model_makes_every_passage_anew(
 @pytest.mark.parametrize(
     "embedder", [None, Hashed(dimension=8)], ids=["words", "words and meaning"]
 )
-async def test_many_new_passages_are_sorted_anew_beside_those_that_are_kept(
+async def test_many_new_passages_are_sorted_again_beside_those_that_are_kept(
     settings: Settings, index: PgvectorIndex, embedder: Hashed | None
 ) -> None:
     pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
@@ -652,7 +652,7 @@ async def test_a_killed_server_is_one_sentence_and_found_again_when_it_is_back(
         assert (await titles(knowledge, "puppy"))[0] == DOGS[0]
 
 
-async def test_a_server_that_was_started_anew_between_two_questions_is_not_noticed(
+async def test_a_server_that_restarted_between_two_questions_is_not_noticed(
     server: Postgres,
 ) -> None:
     index = PgvectorIndex(settings_for(server.url))
