@@ -55,10 +55,10 @@ def release(version: str, root: Path = ROOT) -> str:
     try:
         number = Version(version)
     except InvalidVersion as error:
-        raise Trouble(f"{version!r} is no version: write one such as 0.2.0") from error
+        raise Trouble(f"{version!r} is not a version: write one such as 0.2.0") from error
     if str(number) != version or number >= Version(WORK_TREE):
         raise Trouble(
-            f"{version!r} is no version to release: write one such as 0.2.0, without v, below"
+            f"{version!r} cannot be released: write a version such as 0.2.0, without v, below"
             f" {WORK_TREE}"
         )
     date = released_on(version, root)

@@ -1,4 +1,4 @@
-"""No caller gets another one's words, whoever calls, through outages and `agent forget`.
+"""No caller ever gets another one's words, through outages and `agent forget`.
 
 Every stored word names the person who said it. Some people can be recognised, by their own identity
 or number; people who share one, or have a new one in every call, are new in every call.

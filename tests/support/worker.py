@@ -120,7 +120,7 @@ class Worker:
         ]
 
     async def about(self) -> Record:
-        """The worker's status page."""
+        """The worker's answer at /worker."""
         async with (
             aiohttp.ClientSession() as http,
             http.get(f"http://127.0.0.1:{self.port}/worker") as answer,

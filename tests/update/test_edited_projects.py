@@ -1,4 +1,4 @@
-"""An update brings what is new and keeps every byte of the owner's, for any edits of theirs."""
+"""An update brings the changes and keeps every byte of the owner's, for any edits of theirs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ ROUNDS = [(name, values) for name in CHOICES for values in (CHOICES[name], CHOIC
 
 
 def owned(template: Template, folder: Path, answers: dict[str, str]) -> Project:
-    """A project with these answers and everything that an owner does to one."""
+    """A project with these answers and all of an owner's edits."""
     project = template.copy(folder, **answers)
     for edit in EVERYTHING:
         edit.make(project)

@@ -40,7 +40,7 @@ def fixed(own_template: Template) -> Template:
 
 
 def make_it_theirs(project: Project) -> dict[str, str]:
-    """Do what owners do, commit it, and return the text of every file that is theirs alone."""
+    """Make an owner's edits, commit them, and return the text of every file of their own."""
     project.commit()
     Depend("httpx").make(project)
     Depend("hypothesis", ("--dev",)).make(project)

@@ -55,7 +55,7 @@ class EmptyServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project in which everything is right."""
+    """A project without any problem."""
     home = tmp_path / "home"
     for folder in ("knowledge", "src/agent"):
         (home / folder).mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_documents_and_their_index_are_looked_at(
 
 @pytest.fixture
 def embeddings() -> Iterator[EmbeddingsServer]:
-    """A server beside the command, which has an event loop of its own."""
+    """A server beside the command, which has its own event loop."""
     ready, over = Future[EmbeddingsServer](), threading.Event()
 
     async def serve() -> None:

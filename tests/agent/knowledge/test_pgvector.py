@@ -1,4 +1,4 @@
-"""Documents in a real PostgreSQL: what is found, what an ingest promises, what a server suffers."""
+"""Documents in a real PostgreSQL: searches, ingests, and failures of the server."""
 
 from __future__ import annotations
 
@@ -504,7 +504,7 @@ async def test_a_missing_index_is_one_sentence_until_it_is_there(
 
 
 async def sentence(url: str) -> str:
-    """What a search and an ingest say of this address; the same, and never the password."""
+    """The same error of a search and an ingest for this address, without the password."""
     said = []
     for attempt in (
         found_by(PgvectorIndex(settings_for(url)), "parking"),
@@ -690,7 +690,7 @@ async def test_a_stalled_server_is_one_sentence_and_closing_waits_for_nothing(
                 async with asyncio.timeout(20):
                     with pytest.raises(KnowledgeUnavailable, match=r"no answer from .* within 1 s"):
                         await knowledge.search("parking")
-            # whoever asks may have less patience
+            # a caller of the index may wait less
             began = time.monotonic()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(knowledge.search("parking"), 0.05)

@@ -1,4 +1,4 @@
-"""Questions as people ask them find their passage, and no file or process spoils the index."""
+"""Spoken questions find their passage, and no file or process damages the index."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import threading
 
 from mcp.server import MCPServer
 
-server = MCPServer("door")
+server = MCPServer("test")
 
 
 @server.tool()

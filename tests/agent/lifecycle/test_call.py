@@ -1087,7 +1087,7 @@ class Records(CallMemory):
 
 
 async def killed(call: Call) -> None:
-    """End the job as if its worker was killed: cancel all tasks at once, and leave the room last."""
+    """End the job like that of a killed worker: cancel all tasks at once, leave the room last."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in sorted(tasks, key=lambda task: task is not call.steps):
         task.cancel()

@@ -1,4 +1,4 @@
-"""Callers in one file: what every store promises, and what a file can suffer."""
+"""Callers in one file: the promises of every store, and failures of the file."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(
     store: SqliteMemory, path: Path
 ) -> None:
     await store.write("ann", turn(1))
-    # what no root can have by a file's mode
+    # root cannot have this by a file's mode
     await store._thread.run(lambda db: db.execute("PRAGMA query_only = ON"))
     with pytest.raises(
         MemoryUnavailable,
