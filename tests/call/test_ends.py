@@ -563,7 +563,8 @@ async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(
         await stage.said(room, "the stuck tool began")
     record = await stage.running.ended(room)
     assert record["reason"] == end.reason
-    await stage.running.free()  # long before the thread would end
+    # long before the thread would end
+    await stage.running.free()
     assert any("ended by force" in record["message"] for record in stage.running.of(room))
     stage.remembered(end, record)
 

@@ -67,7 +67,8 @@ def stall(seconds: float) -> Callable[[LiveKit], Awaitable[None]]:
 
     async def stopped(server: LiveKit) -> None:
         server.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)  # the trouble itself
+        # the length of the fault
+        await asyncio.sleep(seconds)
         server.process.send_signal(signal.SIGCONT)
 
     return stopped

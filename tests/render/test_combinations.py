@@ -134,7 +134,7 @@ def test_every_unique_file_is_what_its_name_says(every_copy: list[Project]) -> N
 def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(
     every_copy: list[Project],
 ) -> None:
-    # in place: ruff looks around a file for the project's own modules
+    # where they are: ruff looks around a file for what is of the project itself
     files = [
         str(path) for (name, _), path in unique_files(every_copy).items() if name.endswith(".py")
     ]

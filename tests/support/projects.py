@@ -12,9 +12,8 @@ from pathlib import Path
 from tests.support import templates
 
 UV = Path(sys.executable).with_name("uv")
-SDK = os.environ.get(
-    "CANARY_SDK"
-)  # the livekit-agents that every project gets, see tools/canary.py; None: the newest
+# the livekit-agents of every project, see tools/canary.py; None: the newest
+SDK = os.environ.get("CANARY_SDK")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,8 @@ class Answers:
         return {"knowledge": self.knowledge, "memory": self.memory, "license": self.license}
 
 
-PAIRS = [  # every pair of values of two questions is in here
+# every pair of values of two questions is here
+PAIRS = [
     Answers("sqlite", "sqlite", "Apache-2.0"),
     Answers("sqlite", "redis", "MIT"),
     Answers("sqlite", "none", "proprietary"),
@@ -45,7 +45,8 @@ PAIRS = [  # every pair of values of two questions is in here
     Answers("pgvector", "redis", "Apache-2.0"),
     Answers("pgvector", "none", "MIT"),
 ]
-CALLED = PAIRS  # and every combination of stores
+# and every combination of stores
+CALLED = PAIRS
 
 
 def clean_environment(**more: str) -> dict[str, str]:

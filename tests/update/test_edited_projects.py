@@ -23,17 +23,16 @@ from tests.update.owners import EVERYTHING, Change, Edit, agent_update, edits, m
 from tools.gate import cases_of, configuration, differences, owner_of, versions_since
 from tools.ownership import MOVED
 
-NEXT = "v999.1.0"  # this checkout, with something new in a file of every kind
+# this checkout, with a change in a file of every kind
+NEXT = "v999.1.0"
 VERSIONS = [*released(), WORK_TREE]
 FIXED = "src/agent/settings.py"
 FIX = "# A fix that owners wait for."
 ANY = settings(
     deadline=None,
     database=None,
-    phases=[
-        Phase.explicit,
-        Phase.generate,
-    ],  # an example takes seconds: smaller ones are not looked for
+    # no shrinking: an example takes seconds
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -207,7 +206,8 @@ def test_any_change_of_a_file_that_has_moved_stops_the_update(
 def test_an_edited_project_ends_the_same_step_by_step(
     history: Template, pristine: Callable[[str, int], Project]
 ) -> None:
-    version = VERSIONS[0]  # its way leads through all the others
+    # its updates pass through all the others
+    version = VERSIONS[0]
     direct, by_steps = pristine(version, 0), pristine(version, 0)
     for project in (direct, by_steps):
         for edit in EVERYTHING:

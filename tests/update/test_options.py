@@ -36,9 +36,8 @@ def test_an_option_goes_round_with_everything_of_the_owners_in_place(
     base = COMBINATIONS[0] | {question: values[0]}
     project = owned(template, tmp_path / "project", base)
     project.commit()
-    project.write(
-        "data/memory.db", "what callers have said"
-    )  # git ignores it, an update must as well
+    # git ignores it, and so must an update
+    project.write("data/memory.db", "what callers have said")
     before = project.files()
     for value in [*values[1:], values[0]]:
         project.update(WORK_TREE, **{question: value})

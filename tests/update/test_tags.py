@@ -127,7 +127,8 @@ def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(
 ) -> None:
     checkout, released = two
     git(checkout.path, "tag", "mine")
-    git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])  # by hand, and not annotated
+    # by hand, and not annotated
+    git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])
     git(checkout.path, "push", "--quiet", "origin", "v0.1.0")
     git(
         checkout.path,

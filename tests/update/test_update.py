@@ -19,7 +19,8 @@ from tests.support.templates import (
 from tests.update.owners import Depend
 from tools.history import PARTS
 
-NEXT = "v999.1.0"  # this checkout with a fix in it
+# this checkout with a fix in it
+NEXT = "v999.1.0"
 VERSIONS = [*released(), WORK_TREE]
 PERSONA = "src/agent/persona.py"
 FIXED = "src/agent/settings.py"

@@ -15,7 +15,8 @@ from tests.support.templates import Project, Template, git
 
 WORKFLOW = ".github/workflows/update.yml"
 BRANCH = "agent-update/main"
-IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")  # the job has one of its own
+# the job has its own
+IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
 SAID = (
     "Updated from v1.0.0 to v1.1.0, not committed yet:\n  new      new.py\n  files: 1\n"
     "Review it:  git diff\n"

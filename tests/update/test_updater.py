@@ -677,7 +677,8 @@ TEMPLATE = {
     "template/src/agent/settings.py": "# 1\n# 2\n# 3\n# 4\n# 5\n# 6\n# 7\n# 8\n# 9\n",
     "template/src/agent/memory/sqlite.py": "# rows\n",
 }
-KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}  # the name changed with v0.5.0
+# the name changed with v0.5.0
+KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}
 
 
 def release(template: Project, version: str, moved: str = "") -> None:

@@ -255,7 +255,8 @@ def chat_at_once(*, with_readline: bool) -> None:
     sys.modules["agent.persona"].__dict__["Persona"] = AtOnce
     sys.modules["agent.resources"] = ModuleType("agent.resources")
     sys.modules["agent.resources"].__dict__["open_resources"] = no_resources
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what is in the background
+    # like a shell for a background process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     main(["chat"])
 
 

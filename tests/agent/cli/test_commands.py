@@ -323,7 +323,8 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     spool.keep(spool.folder_of(settings), [("ann", turn), ("bob", turn)])
     (settings.data / "memory.db").mkdir()
 
-    assert agent("forget", "ann").code == 2  # the store is still to be asked
+    # the store is still to be asked
+    assert agent("forget", "ann").code == 2
     assert [caller for file in spool.waiting(settings) for caller, _ in spool.entries_of(file)] == [
         "bob"
     ]

@@ -22,7 +22,8 @@ from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-TEMPLATES = {  # its files
+# the template's files
+TEMPLATES = {
     "src/agent/lifecycle/call.py": "ctx.add_shutdown_callback(end)\n",
     "docs/agent/commands.md": "# Commands\n",
     ".github/workflows/update.yml": "name: Update\n",
