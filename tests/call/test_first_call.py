@@ -42,13 +42,8 @@ def test_its_format_and_lint_are_clean(project: Project) -> None:
     project.run("uv", "run", "ruff", "check", ".")
 
 
-def test_its_types_are_strict_and_right(
-    project: Project, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # one cache: mypy goes by what is in a file, and the projects have the same packages
-    project.run(
-        "uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "mypy")}
-    )
+def test_its_types_are_strict_and_right(project: Project, mypy_cache: Path) -> None:
+    project.run("uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(mypy_cache)})
 
 
 @pytest.mark.parametrize("project", TESTED, ids=str, indirect=True)
