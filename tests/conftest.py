@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,8 +20,15 @@ BOTH_TOOLS = "seconds of both tools"  # the property of the tests that compare t
 pytest.register_assert_rewrite("tests.call.scene")
 
 
+# what takes longest begins first, so that no process is left alone with it at the end
+LONGEST_FIRST = ("call", "update", "build", "stores")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests of one project, worker or image in one process: these are expensive to make."""
+    folders = dict.fromkeys([*LONGEST_FIRST, *(item.path.parent.name for item in items)])
+    rank = {folder: number for number, folder in enumerate(folders)}
+    items.sort(key=lambda item: rank[item.path.parent.name])
     for item in items:
         folder = item.path.parent.name
         if {"both_tools", "every_copy"} & set(getattr(item, "fixturenames", ())):
@@ -96,6 +104,17 @@ def projects(
 def default_project(projects: dict[Answers, Project]) -> Project:
     """The project that `copier copy --defaults` makes."""
     return projects[CALLED[0]]
+
+
+@pytest.fixture
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for all projects, which have the same packages; one test at a time fills it."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mypy"
+    cache.mkdir(exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield cache
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

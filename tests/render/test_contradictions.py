@@ -173,14 +173,10 @@ def test_one_image_of_each_store_is_named_everywhere(
     project: Project, case: dict[str, str]
 ) -> None:
     composed = load(project, "compose.yaml")["services"]
-    tested = load(project, ".github/workflows/ci.yml")["jobs"]["test"].get("services", {})
     stores = {"redis"} & {case["memory"]} | (
         {"postgres"} if case["knowledge"] == "pgvector" else set()
     )
-    assert tested.keys() == stores
     assert composed.keys() - {"livekit", "agent", "ingest"} == stores
-    for store in stores:
-        assert tested[store]["image"] == composed[store]["image"]
     images = {service["image"] for service in composed.values() if "image" in service}
     for name, text in documents(project).items():
         named = set(

@@ -111,7 +111,7 @@ def assert_kept(
 
 
 @given(st.sampled_from(VERSIONS), st.integers(0, 8), edits())
-@settings(ANY, max_examples=10, derandomize=True)
+@settings(ANY, max_examples=4, derandomize=True)
 @example(VERSIONS[0], 0, EVERYTHING)
 @example(VERSIONS[-1], 1, EVERYTHING)
 def test_an_update_keeps_whatever_an_owner_did(
@@ -173,7 +173,7 @@ def assert_stopped(
 
 
 @given(st.sampled_from(released()), st.integers(0, 8), edits(), moved_edits())
-@settings(ANY, max_examples=5, derandomize=True)
+@settings(ANY, max_examples=2, derandomize=True)
 @example(
     released()[0], 0, EVERYTHING, [Change("src/agent/lifecycle.py", 1.0, 0, ("# The owner's.",))]
 )
@@ -222,7 +222,7 @@ def test_an_edited_project_ends_the_same_step_by_step(
 
 
 @given(st.floats(0, 1), st.sampled_from(["cut", "insert", "change"]))
-@settings(ANY, max_examples=6, derandomize=True)
+@settings(ANY, max_examples=4, derandomize=True)
 @example(1.0, "insert")
 def test_an_edit_of_the_templates_is_merged_or_reported_and_never_lost(
     history: Template, pristine: Callable[[str, int], Project], place: float, what: str
