@@ -56,7 +56,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of template/docs/agent/faults.md.
+    """A row of a table of faults: template/docs/agent/memory.md, knowledge.md.
 
     `part` has the one warning: memory, knowledge or embedder; empty is no warning. It breaks
     "before" the call, in "mid"-call, or in mid-call and is mended there: "blip". A question that is
