@@ -46,6 +46,7 @@ canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents th
 
 bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
 	@$(PY) -m benchmarks.copies
+	@$(PY) -m benchmarks.weight
 	@$(PY) -m benchmarks.run
 	@$(PY) -m benchmarks.ends
 	@$(PY) -m benchmarks.shapes
@@ -54,6 +55,7 @@ bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every 
 bench-parts: export PYTHONPATH := template/src
 bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 30 minutes
 	@$(PY) -m benchmarks.knowledge
+	@$(PY) -m benchmarks.knowledge_pair
 	@$(PY) -m benchmarks.turns
 	@$(PY) -m benchmarks.writes
 	@$(PY) -m benchmarks.plots
