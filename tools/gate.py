@@ -215,13 +215,12 @@ def environment() -> jinja2.Environment:
 def lost_paths(template: Template, old: str, new: str) -> Iterator[str]:
     """Paths of a release that are gone; the template's own may move, and then say where to."""
     was, now = ownership_of(template, old), ownership_of(template, new)
+    updated = {*now["template"], *now["shared"]}
     for kind in ("owner", "shared"):
         for path in set(was[kind]) - set(now[kind]):
             yield f"{path} of {old} is no longer {kind}: owners have lines in it, so leave it"
     for path in set(was["template"]) - set(now["template"]):
-        if now["moved"].get(path) not in now["template"] and not any(
-            fnmatch(path, glob) for glob in GONE
-        ):
+        if now["moved"].get(path) not in updated and not any(fnmatch(path, glob) for glob in GONE):
             yield f"{path} of {old} is gone: put it into MOVED or GONE of tools/ownership.py"
 
 

@@ -136,7 +136,9 @@ async def call(running: Worker, livekit: LiveKit, project: Project) -> str:
     assert end["reason"] == "caller left"
     assert end["turns"] == 3  # the greeting, the question, the answer
     assert running.steps(room) == [1, 2, 3, 4, 5, 6, 7, 8]
-    opened = ["room", "memory", "knowledge", "http", "session"]
+    chosen = {"memory": project.chosen.memory, "knowledge": project.chosen.knowledge}
+    stores = [store for store, choice in chosen.items() if choice != "none"]
+    opened = ["room", *stores, "http", "session"]
     assert running.closed(room) == [(name, "ok") for name in reversed(opened)]
     await running.free()
     return greeting
