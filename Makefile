@@ -52,6 +52,7 @@ canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents th
 
 bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
 	@$(PY) -m benchmarks.copies
+	@$(PY) -m benchmarks.weight
 	@$(PY) -m benchmarks.run
 	@$(PY) -m benchmarks.ends
 	@$(PY) -m benchmarks.shapes
@@ -60,6 +61,7 @@ bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every 
 bench-parts: export PYTHONPATH := template/src
 bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 30 minutes
 	@$(PY) -m benchmarks.knowledge
+	@$(PY) -m benchmarks.knowledge_pair
 	@$(PY) -m benchmarks.turns
 	@$(PY) -m benchmarks.writes
 	@$(PY) -m benchmarks.plots
@@ -68,7 +70,7 @@ bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers re
 	@$(PY) -m benchmarks.soak; soak=$$?; $(PY) -m benchmarks.rolling && rolling=0 || rolling=1; \
 		$(PY) -m benchmarks.plots && exit $$(( soak | rolling ))
 
-ownership: $(STAMP)  ## write template/.template.toml.jinja anew after files were added or removed
+ownership: $(STAMP)  ## write template/.template.toml.jinja again after files were added, changed or removed
 	@$(PY) tools/ownership.py
 
 example: $(STAMP)  ## the default project of HEAD, on the branch example of this repository
@@ -80,7 +82,7 @@ history: $(STAMP)  ## DIR=folder: a git repository of every release, the work tr
 release: check  ## VERSION=1.2.3: add the work tree to the released templates
 	@$(PY) tools/release.py "$(VERSION)"
 
-constraints: $(UV)  ## resolve and pin the test environment anew
+constraints: $(UV)  ## resolve and pin the test environment again
 	@$(UV) pip compile --quiet --group dev --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 	@grep -A 40 '^uv==' constraints.txt | awk 'NR > 1 && !/^ /{exit} {print}' > tools/uv.txt

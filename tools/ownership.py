@@ -46,6 +46,7 @@ SHARED = (
 MOVED = {
     "deploy/livekit.yaml": "compose.yaml",
     "docs/agent/ends.md": "docs/agent/ending-calls.md",
+    "docs/agent/faults.md": "docs/agent/memory.md",
     "src/agent/breaker.py": "src/agent/circuit_breaker.py",
     "src/agent/chat.py": "src/agent/cli/chat.py",
     "src/agent/conversation.py": "src/agent/conversation/agent.py",

@@ -177,6 +177,8 @@ def test_one_image_of_each_store_is_named_everywhere(
         {"postgres"} if case["knowledge"] == "pgvector" else set()
     )
     assert composed.keys() - {"livekit", "agent", "ingest"} == stores
+    # a project's own tests need no server
+    assert "services" not in load(project, ".github/workflows/ci.yml")["jobs"]["test"]
     images = {service["image"] for service in composed.values() if "image" in service}
     for name, text in documents(project).items():
         named = set(
@@ -376,7 +378,9 @@ def test_the_readme_names_the_versions_that_are_supported() -> None:
 def test_the_readme_counts_what_is_tested() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     on_a_server = [end for end in ENDS.values() if "server" in end.proven]
-    faults = (ROOT / "template/docs/agent/faults.md").read_text(encoding="utf-8")
     assert f"[{len(ENDS)} ways a call can end]" in text
     assert f"{len(on_a_server)} of them [on a real livekit-server]" in text
-    assert f"[{len(re.findall(r'^[|] `', faults, re.M))} faults]" in text
+    pages = [(ROOT / f"template/docs/agent/{name}.md") for name in ("memory", "knowledge")]
+    tables = [page.read_text(encoding="utf-8").partition("| fault |")[2] for page in pages]
+    faults = re.findall(r"^[|] `", "".join(tables), re.M)
+    assert f"{len(faults)} faults of [memory]" in text

@@ -56,7 +56,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of template/docs/agent/faults.md.
+    """A row of a table of faults: template/docs/agent/memory.md, knowledge.md.
 
     `part` logs the one warning: memory, knowledge or embedder; empty is no warning. The fault comes
     "before" the call, in "mid"-call, or is also repaired in mid-call: "blip". A question during the
