@@ -134,8 +134,8 @@ def test_every_unique_file_is_what_its_name_says(every_copy: list[Project]) -> N
 def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(
     every_copy: list[Project],
 ) -> None:
-    # where they are, because ruff looks around a file for the rules of its project, which leaves out
-    # the template's: `make check` has formatted these as they are here
+    # where they are: ruff looks around a file for the rules of its project, which leave out what is
+    # the template's; `make check` judges that
     files = [
         str(path) for (name, _), path in unique_files(every_copy).items() if name.endswith(".py")
     ]
