@@ -62,7 +62,7 @@ class Collector:
             self._changed.notify_all()
         return web.Response()
 
-    async def wait_for(self, wanted: Callable[[Span], bool], seconds: float = 20.0) -> Span:
+    async def wait_for(self, wanted: Callable[[Span], bool], seconds: float = 60.0) -> Span:
         """The first span that is `wanted`, received already or later."""
         try:
             async with asyncio.timeout(seconds), self._changed:
