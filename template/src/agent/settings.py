@@ -171,6 +171,11 @@ class Settings(BaseSettings):
         description="How long a model may keep the caller waiting before the agent apologises.",
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
+    tool_finish_seconds: float = Field(
+        default=5,
+        ge=0,
+        description="Expert: how long a running tool may go on when the call has ended.",
+    )
     goodbye_seconds: float = Field(
         default=8, gt=0, le=15, description="How long the last sentence may take."
     )

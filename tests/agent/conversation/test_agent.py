@@ -85,7 +85,7 @@ async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_learns_it(c
 
 async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
     agents = cast(Slow)
-    async with talk() as call:
+    async with talk(tool_finish_seconds=0) as call:
         asking = asyncio.create_task(call.say("/tool wait {}"))
         (agent,) = agents
         assert isinstance(agent, Slow)

@@ -493,7 +493,7 @@ async def test_the_end_of_the_call_cancels_a_running_tool_at_once() -> None:
 
     async def tool() -> None:
         async with asyncio.timeout(60) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 started.set()
                 await asyncio.Event().wait()
 
@@ -1030,7 +1030,7 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
 
     async def cleans_up() -> None:
         async with asyncio.timeout(0.01) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -1039,7 +1039,7 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
 
     async def too_late() -> None:
         async with asyncio.timeout(3600) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 await asyncio.Event().wait()
 
     expired = asyncio.create_task(cleans_up())

@@ -20,6 +20,7 @@ from mcp.client.stdio import stdio_client
 from agent.conversation import CallAgent
 from agent.conversation.session import build_session, conversation
 from agent.lifecycle import Call, Reason, Step, timeouts
+from agent.lifecycle.resource import RunningTools
 from agent.models import models_of
 from agent.settings import Settings
 from tests.agent.lifecycle.hand_transport import HandTransport
@@ -320,13 +321,15 @@ async def test_a_tool_of_an_mcp_server_that_hangs_does_not_hold_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called = asyncio.Event()
-    scope = Call.tool_scope
+    scope = RunningTools.running
 
-    def noticed(call: Call, deadline: asyncio.Timeout) -> AbstractContextManager[None]:
+    def noticed(
+        tools: RunningTools, deadline: asyncio.Timeout, grace: float
+    ) -> AbstractContextManager[None]:
         called.set()
-        return scope(call, deadline)
+        return scope(tools, deadline, grace)
 
-    monkeypatch.setattr(Call, "tool_scope", noticed)
+    monkeypatch.setattr(RunningTools, "running", noticed)
     call, server = await with_server()
     assert call.session is not None
     call.session.run(user_input="/tool hang {}")

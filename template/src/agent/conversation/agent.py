@@ -45,14 +45,17 @@ class CallAgent(Agent):
 
     Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear` and
     `remembered_as`, and add tools with `@function_tool`. Every tool, also of a toolset, gets a
-    deadline (`tool_seconds`) and is cancelled when the call ends; those named in `patient_tools`
-    may take as long as the call. A subclass that overrides `on_exit` (where the last sentence is
-    said), `llm_node` or `tts_node` calls `super()`'s. An agent that takes over by a hand-off should
-    be a CallAgent too, or nobody says goodbye.
+    deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call ends; those named
+    in `patient_tools` may take as long as the call and end with it, those named in
+    `must_finish_tools` keep their deadline after its end. A subclass that overrides `on_exit`
+    (where the last sentence is said), `llm_node` or `tts_node` calls `super()`'s. An agent that
+    takes over by a hand-off should be a CallAgent too, or nobody says goodbye.
     """
 
     # names of tools, such as one that awaits an AgentTask: a conversation of its own
     patient_tools: frozenset[str] = frozenset()
+    # names of tools that the end of the call does not cut short, such as one that books
+    must_finish_tools: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class CallAgent(Agent):
         self.call = call
         self._failures: dict[str, int] = {}  # in a row, by kind of model
         self._looked_up = "", ""  # the item that was looked up last, and what was found
-        self._guard = ToolGuard(call, self.patient_tools)
+        self._guard = ToolGuard(call, self.patient_tools, self.must_finish_tools)
         own = {tool.id for tool in [*tools, *find_function_tools(self)]}
         given = [tool for tool in tools_of(call) if tool.id not in own]
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)

@@ -1,30 +1,47 @@
-"""The tools of an agent: every tool has a deadline and ends with its call."""
+"""The tools of an agent: each has a deadline, ends with its call, and answers in JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from livekit.agents import RunContext, StopResponse, function_tool
-from livekit.agents.llm import FunctionTool, RawFunctionTool, Tool, ToolError, Toolset
+from livekit.agents import Agent, RunContext, StopResponse, function_tool
+from livekit.agents.llm import FunctionTool, RawFunctionTool, Tool, ToolError, ToolResult, Toolset
 from livekit.agents.llm.async_toolset import AsyncToolset
+from pydantic_core import to_json
 
 from agent.lifecycle import Call
 from agent.memory import Note
 
+log = logging.getLogger("agent.call")
+
+# what a model is given of a result; more costs money and time, and hides what matters
+MOST_RESULT_CHARACTERS = 20_000
+
 
 class ToolGuard:
-    """Gives tools a deadline of `tool_seconds`, and ends them at once when the call ends.
+    """Gives tools a deadline of `tool_seconds`, and `tool_finish_seconds` after the call's end.
 
     Tools named in `patient` have no deadline but the end of the call, nor have those of an
-    AsyncToolset, which are meant to outlive a turn.
+    AsyncToolset, which are meant to outlive a turn. Those named in `must_finish` have their whole
+    deadline also after the end of the call.
     """
 
-    def __init__(self, call: Call, patient: frozenset[str], *, all_patient: bool = False) -> None:
-        self._call, self._patient, self._all_patient = call, patient, all_patient
+    def __init__(
+        self,
+        call: Call,
+        patient: frozenset[str],
+        must_finish: frozenset[str] = frozenset(),
+        *,
+        all_patient: bool = False,
+    ) -> None:
+        self._call, self._patient, self._must_finish = call, patient, must_finish
+        self._all_patient = all_patient
         # with the original, so that its id stays its own
         self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
 
@@ -37,40 +54,85 @@ class ToolGuard:
 
     def _guard(self, tool: Tool | Toolset) -> Tool | Toolset:
         if isinstance(tool, FunctionTool | RawFunctionTool):
-            patient = self._all_patient or tool.info.name in self._patient
-            seconds = None if patient else self._call.settings.tool_seconds
-            guarded = self._with_deadline(tool, seconds)
-            return type(tool)(guarded, tool.info)  # type: ignore[arg-type]
+            return type(tool)(self._guarded_call(tool), tool.info)  # type: ignore[arg-type]
+        names = self._patient, self._must_finish
         if isinstance(tool, AsyncToolset):
             # an MCPToolset is one only by descent, and its tools have the deadline
-            own = ToolGuard(self._call, self._patient, all_patient=not _is_mcp(tool))
+            own = ToolGuard(self._call, *names, all_patient=not _is_mcp(tool))
             return _guard_in_place(tool, own)
         if isinstance(tool, Toolset):
-            return _GuardedToolset(tool, ToolGuard(self._call, self._patient))
+            return _GuardedToolset(tool, ToolGuard(self._call, *names))
         return tool
 
-    def _with_deadline(
-        self, tool: Callable[..., Awaitable[Any]], seconds: float | None
+    def _guarded_call(
+        self, tool: FunctionTool[Any, Any] | RawFunctionTool[Any, Any]
     ) -> Callable[..., Awaitable[Any]]:
-        call = self._call
+        call, name, settings = self._call, tool.info.name, self._call.settings
+        patient = self._all_patient or name in self._patient
+        seconds = None if patient else settings.tool_seconds
+        grace = 0.0 if patient else min(settings.tool_finish_seconds, settings.tool_seconds)
+        if name in self._must_finish:
+            grace = settings.tool_seconds
+        run = tool if inspect.iscoroutinefunction(inspect.unwrap(tool)) else _in_a_thread(tool)
 
         @functools.wraps(tool)
         async def within_deadline(*args: Any, **kwargs: Any) -> Any:
             try:
                 async with asyncio.timeout(seconds) as deadline:
-                    with call.tool_scope(deadline):
-                        return await tool(*args, **kwargs)
+                    with call.tools.running(deadline, grace):
+                        result = await run(*args, **kwargs)
             except TimeoutError as error:
                 if not deadline.expired():
                     raise
-                if call.reason is not None:
-                    raise StopResponse from error
-                raise ToolError(
-                    f"No answer within {seconds or 0:g} s."
-                    " Tell the caller that this does not work at the moment."
-                ) from error
+                if call.reason is None:
+                    raise ToolError(
+                        f"No answer within {seconds or 0:g} s."
+                        " Tell the caller that this does not work at the moment."
+                    ) from error
+                sentence = "the tool %s was cut short: its call has ended"
+                log.warning(sentence, name, extra=call.journal.fields(tool=name))
+                raise StopResponse from error
+            if call.reason is not None:
+                # it is done, and nobody waits for a reply any more
+                raise StopResponse
+            if result is None and self._all_patient:
+                # it has reported by itself
+                return None
+            return self._for_model(name, result)
 
         return within_deadline
+
+    def _for_model(self, name: str, result: Any) -> Any:
+        """What a model can read: text as it is, anything else as JSON, and no more than fits."""
+        if isinstance(result, Agent):
+            return result
+        if isinstance(result, tuple | list) and any(isinstance(one, Agent) for one in result):
+            return [one if isinstance(one, Agent) else self._for_model(name, one) for one in result]
+        if isinstance(result, ToolResult):
+            return ToolResult(
+                output=self._for_model(name, result.output), reply_required=result.reply_required
+            )
+        if result is None:
+            # with nothing to read, the model would not go on
+            return "Done."
+        text = result if isinstance(result, str) else to_json(result, fallback=str).decode()
+        if len(text) <= MOST_RESULT_CHARACTERS:
+            return text
+        sentence = "the result of the tool %s was cut to %d of its %d characters"
+        extra = self._call.journal.fields(tool=name)
+        log.warning(sentence, name, MOST_RESULT_CHARACTERS, len(text), extra=extra)
+        return f"{text[:MOST_RESULT_CHARACTERS]} [cut; {len(text)} characters in all]"
+
+
+def _in_a_thread(tool: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """A plain function, which may block: not on the event loop, where the whole call would wait."""
+
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        result = await asyncio.to_thread(tool, *args, **kwargs)
+        # a callable that is not `async def` may still return a coroutine
+        return await result if inspect.isawaitable(result) else result
+
+    return run
 
 
 def _is_mcp(toolset: AsyncToolset) -> bool:
@@ -177,7 +239,6 @@ def _end_call(call: Call) -> FunctionTool[Any, Any]:
         """
         await context.wait_for_playout()  # what was said before the tool
         await call.hang_up()
-        # the end of the call cancels this tool, and with it the reply
-        await asyncio.Event().wait()
+        raise StopResponse
 
     return end_call

@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
 from agent.lifecycle.closing import ClosingSequence
 from agent.lifecycle.journal import CallJournal, CallOver
-from agent.lifecycle.resource import BackgroundTasks, ManagedResource, ResourceStack
+from agent.lifecycle.resource import (
+    BackgroundTasks,
+    ManagedResource,
+    ResourceStack,
+    RunningTools,
+)
 from agent.lifecycle.timeouts import Step
 from agent.memory import Turn
 from agent.reasons import NOBODY_LISTENS, Reason
@@ -66,9 +71,9 @@ class Call:
         self.opened = ResourceStack(self)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
         self.background = BackgroundTasks(self.journal)
+        self.tools = RunningTools()
         self.current_step = Step.OPEN_INFRASTRUCTURE
         self.steps: asyncio.Task[None] | None = None
-        self._tools: set[asyncio.Timeout] = set()
         self._rejoin_timer: asyncio.TimerHandle | None = None
         self._length_timer: asyncio.TimerHandle | None = None
         self._ended, self._greeted = asyncio.Event(), asyncio.Event()
@@ -214,17 +219,6 @@ class Call:
             raise CallOver(f"{task} was not started: the call is over ({self.reason})")
         return self.background.spawn(work, name)
 
-    @contextmanager
-    def tool_scope(self, deadline: asyncio.Timeout) -> Iterator[None]:
-        """While inside, the end of the call ends `deadline` at once: the SDK cancels no tool."""
-        if self.reason is not None:
-            deadline.reschedule(0)
-        self._tools.add(deadline)
-        try:
-            yield
-        finally:
-            self._tools.discard(deadline)
-
     def add_turn(self, item: str, role: str, text: str) -> None:
         """Count a finished turn of either side, and have it remembered."""
         self.turns += 1
@@ -243,10 +237,7 @@ class Call:
             if timer is not None:
                 timer.cancel()
         self._ended.set()
-        now = asyncio.get_running_loop().time()
-        for deadline in self._tools:
-            if not deadline.expired():
-                deadline.reschedule(now)
+        self.tools.call_ended()
         self._closing = asyncio.create_task(self._sequence.run(), name="call_close")
         self.transport.finish(reason)
 

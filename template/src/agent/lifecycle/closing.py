@@ -23,8 +23,9 @@ log = logging.getLogger("agent.call")
 class ClosingSequence:
     """Closes one call in five phases, each bounded, within one budget.
 
-    The steps stop; the session says goodbye and closes; the room is deleted; memory gets the
-    record of the call; the resources close in reverse order of opening, the room last.
+    The steps stop, and running tools finish; the session says goodbye and closes; the room is
+    deleted; memory gets the record of the call; the resources close in reverse order of opening,
+    the room last.
     """
 
     def __init__(self, call: Call) -> None:
@@ -38,6 +39,7 @@ class ClosingSequence:
         try:
             with call.journal.step(Step.CLEAN_UP):
                 await self._stop_steps()
+                await call.tools.settle()
                 goodbye = call.goodbye_seconds if call.can_speak else 0.0
                 until = time.monotonic() + call.settings.close_seconds + goodbye
                 # background tasks may finish while the goodbye is said

@@ -1,12 +1,12 @@
-"""What a call holds: resources, each in a task of its own, and background tasks."""
+"""What a call holds: resources, each in a task of its own, background tasks, running tools."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from agent import is_own_cancellation, one_line
@@ -221,3 +221,47 @@ class BackgroundTasks:
         if not task.cancelled() and (error := task.exception()):
             sentence, extra = "background task %s: %s", self._journal.fields()
             log.error(sentence, task.get_name(), one_line(error), exc_info=error, extra=extra)
+
+
+class RunningTools:
+    """The tools that are running: what one has begun it may finish when the call has ended."""
+
+    def __init__(self) -> None:
+        self._graces: dict[asyncio.Timeout, float] = {}
+        self._over = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def running(self, deadline: asyncio.Timeout, grace: float) -> Iterator[None]:
+        """While inside, the end of the call leaves `grace` seconds until `deadline`."""
+        self._graces[deadline] = grace
+        self._idle.clear()
+        if self._over:
+            _shorten(deadline, grace)
+        try:
+            yield
+        finally:
+            del self._graces[deadline]
+            if not self._graces:
+                self._idle.set()
+
+    def call_ended(self) -> None:
+        """From now on each has its grace, and no more: the SDK itself ends none."""
+        self._over = True
+        for deadline, grace in self._graces.items():
+            _shorten(deadline, grace)
+
+    async def settle(self) -> None:
+        """Wait for those that have a grace; one that does not heed its deadline is left behind."""
+        if longest := max(self._graces.values(), default=0.0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest + timeouts.LAST_CHANCE_SECONDS):
+                    await self._idle.wait()
+
+
+def _shorten(deadline: asyncio.Timeout, seconds: float) -> None:
+    until = asyncio.get_running_loop().time() + seconds
+    when = deadline.when()
+    if not deadline.expired() and (when is None or when > until):
+        deadline.reschedule(until)
