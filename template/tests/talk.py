@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class FakeTransport:
         finally:
             self.connected = False
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:

@@ -31,7 +31,7 @@ async def run_call(call: Call) -> None:
         session = build_session(call, models_of(call.settings))
         persona = build_persona(call)
     async with call.step(Step.WAIT_FOR_CALLER):
-        caller = await call.wait_for_caller()
+        caller = await call.wait_for_caller(persona.is_caller)
         if call.memory is not None:
             call.memory.identify(persona.remembered_as(caller))
     async with call.step(Step.START_SESSION):  # while the caller's data loads

@@ -52,7 +52,7 @@ class HandTransport:
     def room(self) -> AbstractAsyncContextManager[None]:
         return self._room
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:

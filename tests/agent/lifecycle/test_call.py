@@ -705,7 +705,7 @@ async def test_a_no_show_has_no_caller_and_not_every_transport_has_limits_or_kno
     await call.hang_up()
     await closed(call)
 
-    async def wait_for_caller(self: FakeTransport) -> Caller:
+    async def wait_for_caller(self: FakeTransport, _: object) -> Caller:
         raise TimeoutError("the server is busy")
 
     monkeypatch.setattr(FakeTransport, "wait_for_caller", wait_for_caller)

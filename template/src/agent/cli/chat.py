@@ -191,7 +191,7 @@ class TerminalTransport:
     async def room(self) -> AsyncIterator[None]:
         yield
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return self._caller
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:

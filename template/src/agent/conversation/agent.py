@@ -30,7 +30,7 @@ from agent.conversation.tools import ToolGuard, tools_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
-from agent.transport import Caller
+from agent.transport import Caller, can_publish
 
 log = logging.getLogger("agent.call")
 
@@ -132,6 +132,14 @@ class CallAgent(Agent):
         return "I am sorry, I cannot hear you at the moment."
 
     # what happens in every call
+
+    def is_caller(self, somebody: Caller) -> bool:
+        """Whether this call is with somebody who is in the room; asked until one is.
+
+        By default with the first who can publish, a phone before others: not with those who only
+        listen, such as viewers and recorders.
+        """
+        return can_publish(somebody)
 
     def remembered_as(self, caller: Caller) -> str | None:
         """The key under which the caller is remembered; None for one who must not be.

@@ -27,7 +27,7 @@ from agent.lifecycle.timeouts import Step
 from agent.memory import Turn
 from agent.reasons import NOBODY_LISTENS, Reason
 from agent.settings import Settings
-from agent.transport import Caller, Transport
+from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
     from livekit.agents import AgentSession
@@ -146,11 +146,11 @@ class Call:
         """Wait until the room is connected; it has been connecting since the call began."""
         await asyncio.shield(self._room.ready)
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool] = can_publish) -> Caller:
         """The caller; an empty room waits `caller_wait_seconds`, then the call is a no-show."""
         try:
             async with asyncio.timeout(self.settings.caller_wait_seconds) as deadline:
-                self.caller = await self.transport.wait_for_caller()
+                self.caller = await self.transport.wait_for_caller(is_caller)
         except TimeoutError:
             if not deadline.expired():
                 raise

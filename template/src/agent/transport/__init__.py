@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -13,12 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caller:
-    """The person a call is with; `identity` is the token's, `kind` standard, sip or connector."""
+    """Somebody in the room; `identity` is the token's, `kind` standard, sip or connector.
+
+    Who cannot publish only listens, as a viewer or a recorder does.
+    """
 
     identity: str
     name: str = ""
     kind: str = "standard"
     attributes: Mapping[str, str] = field(default_factory=dict)
+    can_publish: bool = True
+
+
+def can_publish(caller: Caller) -> bool:
+    """Who is taken for the caller, unless the persona says otherwise."""
+    return caller.can_publish
 
 
 class CallEvents(Protocol):
@@ -49,7 +58,9 @@ class Transport(Protocol):
         """Connect on entering, leave on exit."""
         ...
 
-    async def wait_for_caller(self) -> Caller: ...
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
+        """The first who is one, a phone before others; raises what `is_caller` raises."""
+        ...
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         """Start the session with the caller linked; what they said before is not lost."""

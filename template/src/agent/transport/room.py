@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,6 +32,14 @@ ON_PURPOSE = {
     Why.USER_UNAVAILABLE,
     Why.PARTICIPANT_REMOVED,
 }
+ACTIVE = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
+# after these somebody may be the caller who was not before
+NEWS: tuple[rtc.room.EventTypes, ...] = (
+    "participant_connected",
+    "participant_active",
+    "participant_attributes_changed",
+    "participant_permissions_changed",
+)
 PEOPLE = {
     models.ParticipantInfo.STANDARD,
     models.ParticipantInfo.SIP,
@@ -78,7 +87,7 @@ class RoomTransport:
         reason = participant.disconnect_reason
         if self._caller is None:
             # a phone that did not wait to be answered; a browser may only be reloading
-            if participant.kind == Kind.PARTICIPANT_KIND_SIP and not self._people():
+            if participant.kind == Kind.PARTICIPANT_KIND_SIP and not self._speakers():
                 self._events.caller_gone(on_purpose=True)
         elif participant.identity != self._caller.identity:
             return
@@ -96,9 +105,13 @@ class RoomTransport:
         self._events.room_gone(removed=reason not in ROOM_ENDED)
 
     def _people(self) -> list[rtc.RemoteParticipant]:
-        """Everybody in the room who could be a caller."""
+        """Everybody in the room who could be a caller, phones first."""
         present = self._room.remote_participants.values()
-        return [person for person in present if person.kind in DEFAULT_PARTICIPANT_KINDS]
+        people = [person for person in present if person.kind in DEFAULT_PARTICIPANT_KINDS]
+        return sorted(people, key=lambda person: person.kind != Kind.PARTICIPANT_KIND_SIP)
+
+    def _speakers(self) -> list[rtc.RemoteParticipant]:
+        return [person for person in self._people() if person.permissions.can_publish]
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
@@ -112,15 +125,33 @@ class RoomTransport:
             finally:
                 await self._room.disconnect()
 
-    async def wait_for_caller(self) -> Caller:
-        participant = await self._ctx.wait_for_participant()
-        self._caller = Caller(
-            identity=participant.identity,
-            name=participant.name,
-            kind=KINDS.get(participant.kind, "standard"),
-            attributes={} if self._fake else dict(participant.attributes),
-        )
-        if not self._fake and participant.identity not in self._room.remote_participants:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
+        if self._fake:
+            participant = await self._ctx.wait_for_participant()
+            self._caller = Caller(identity=participant.identity, name=participant.name)
+            return self._caller
+        found: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
+
+        # at the event itself: somebody may be gone again a moment later
+        def look(*_: object) -> None:
+            try:
+                for person in self._people():
+                    caller = _caller_of(person)
+                    if not found.done() and person.state == ACTIVE and is_caller(caller):
+                        found.set_result(caller)
+            except Exception as error:
+                # an error in a handler of the room would only be logged
+                found.set_exception(error)
+
+        for event in NEWS:
+            self._room.on(event, look)
+        try:
+            look()
+            self._caller = await found
+        finally:
+            for event in NEWS:
+                self._room.off(event, look)
+        if self._caller.identity not in self._room.remote_participants:
             # left before `_left` knew whom to look for
             self._events.caller_gone(on_purpose=True)
         return self._caller
@@ -180,17 +211,28 @@ class RoomTransport:
         timer.start()
 
 
-async def end_room(room: str, caller: str | None) -> None:
-    """Delete the room, unless somebody besides the caller is in it.
+def _caller_of(person: rtc.RemoteParticipant) -> Caller:
+    return Caller(
+        identity=person.identity,
+        name=person.name,
+        kind=KINDS.get(person.kind, "standard"),
+        attributes=dict(person.attributes),
+        can_publish=person.permissions.can_publish,
+    )
 
-    Without a caller, unless more than one person is. Asks the server over a connection of its own:
+
+async def end_room(room: str, caller: str | None) -> None:
+    """Delete the room, unless somebody besides the caller is in it who could be spoken to.
+
+    Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
+    than one person is. Asks the server over a connection of its own:
     in a dying job the SDK's is closed already. Raises api.TwirpError.
     """
     async with api.LiveKitAPI() as server:
         try:
             asked = api.ListParticipantsRequest(room=room)
             present = (await server.room.list_participants(asked)).participants
-            others = [person.identity for person in present if person.kind in PEOPLE]
+            others = [person.identity for person in present if _can_be_spoken_to(person)]
             if caller in others:
                 others.remove(caller)
             elif caller is None:
@@ -201,3 +243,8 @@ async def end_room(room: str, caller: str | None) -> None:
             # a room that is gone already is as good as deleted
             if error.code != api.TwirpErrorCode.NOT_FOUND:
                 raise
+
+
+def _can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+    permission = person.permission
+    return person.kind in PEOPLE and permission.can_publish and not permission.hidden
