@@ -64,7 +64,8 @@ class Desk(CallAgent):
         """Give back the result that the test wants."""
         return self.result
 
-    @function_tool
+    # mypy refuses what many write
+    @function_tool  # type: ignore[type-var]
     def look(self) -> str:
         """A plain function."""
         self.thread = threading.get_ident()

@@ -1045,7 +1045,7 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
     expired = asyncio.create_task(cleans_up())
     await cleaning.wait()
     async with asyncio.timeout(10) as after:
-        with suppress(ValueError), call.tool_scope(after):
+        with suppress(ValueError), call.tools.running(after, 0):
             raise ValueError("a mistake")
         # one deadline has passed already, the other is no longer a tool's
         line.leave()

@@ -197,9 +197,9 @@ class CallAgent(Agent):
         try:
             async for chunk in with_timeout(reply, StreamTimeout(self.call.settings.reply_seconds)):
                 yield chunk
-            self._failures["language model"] = 0
+            self.model_answered("language model")
         except Exception as error:
-            if self._failed("language model", error):
+            if self.model_failed("language model", error):
                 yield self.sorry()
 
     async def tts_node(
@@ -218,9 +218,9 @@ class CallAgent(Agent):
         try:
             async for frame in with_timeout(voice, timeout):
                 yield frame
-            self._failures["text-to-speech"] = 0
+            self.model_answered("text-to-speech")
         except Exception as error:
-            self._failed("text-to-speech", error)
+            self.model_failed("text-to-speech", error)
             for frame in busy_tones():
                 yield frame
 
@@ -242,7 +242,11 @@ class CallAgent(Agent):
         informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
 
-    def _failed(self, model: str, error: Exception) -> bool:
+    def model_answered(self, model: str) -> None:
+        """Forget its failures: only those in a row count."""
+        self._failures[model] = 0
+
+    def model_failed(self, model: str, error: Exception) -> bool:
         """Count a failure of a model; False if it has failed too often, and the call ends now."""
         if self.call.reason is not None:
             return False

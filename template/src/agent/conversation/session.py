@@ -15,6 +15,7 @@ from livekit.agents import (
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
 from livekit.agents.llm import ChatMessage
@@ -73,7 +74,12 @@ def build_session(call: Call, models: Models) -> CallSession:
     def closed(event: CloseEvent) -> None:
         call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
 
+    def heard(event: UserInputTranscribedEvent) -> None:
+        if isinstance(agent := session.current_agent, CallAgent):
+            agent.model_answered("speech-to-text")
+
     session.on("conversation_item_added", turn_finished)
+    session.on("user_input_transcribed", heard)
     session.on("error", lambda event: _model_failed(call, session, event))
     session.on("close", closed)
     if silence is not None:
@@ -88,14 +94,15 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
     if recoverable or call.reason is not None:
         return
     cause = getattr(error, "error", None)
+    agent = session.current_agent
+    if isinstance(agent, CallAgent) and isinstance(cause, APIError):
+        # the SDK connects again, for an hour if nobody counts
+        if agent.model_failed("speech-to-text", cause):
+            session.say(agent.cannot_hear())
+        return
     sentence = one_line(cause or RuntimeError("unknown"))
     log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
-    if isinstance(cause, APIError):
-        # the SDK connects again, and closes the session when it has tried often enough
-        agent = session.current_agent
-        if isinstance(agent, CallAgent):
-            session.say(agent.cannot_hear())
-    else:
+    if not isinstance(cause, APIError):
         # the SDK stops listening, and says nothing
         call.fail(RuntimeError("nobody listens to the caller any more"))
 
@@ -110,10 +117,11 @@ def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> N
             timer.cancel()
             timer = None
         if event.new_state == "away" and call.reason is None:
+            # first, because an error below is only logged, and the call would go on in silence
+            timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
             agent = session.current_agent
             asks = agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?"
             session.say(asks)
-            timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
 
     session.on("user_state_changed", state_changed)
 
