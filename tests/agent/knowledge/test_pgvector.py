@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, index_of
 from agent.knowledge.embeddings import QuestionEmbedder
 from agent.knowledge.pgvector import PgvectorIndex, connection, errors, schema_of
+from agent.knowledge.pgvector.search import _Snapshot, query_of
 from agent.settings import Settings
 from agent.telemetry import LogJournal
 from tests.support.postgres import PASSWORD, Postgres
@@ -193,6 +196,41 @@ async def test_function_words_alone_are_answered_by_a_heading_that_says_just_tha
     await ingest(index)
     assert await found_by(index, "Who are you?") == [WHO[0]]
     assert await found_by(index, "how are you") == []
+
+
+async def test_a_question_reads_its_own_words_and_no_others(
+    settings: Settings, index: PgvectorIndex
+) -> None:
+    """Of a large index, and although PostgreSQL has no statistics of its small tables."""
+    common = [f"word{number}" for number in range(400)]
+    pages = [(f"Page {n}", f"house {' '.join(common[n % 40 :: 9])}") for n in range(3000)]
+    await ingest(index, {"pages.md": pages, "bell.md": [("Bell", "The bell of the house.")]})
+
+    async with raw(settings.knowledge_url.get_secret_value()) as connection:
+        await connection.execute(f"SET search_path = {schema_of(settings.name)}, public")
+        made = await connection.fetchrow("SELECT revision, generation FROM about")
+        assert made is not None
+        manifest = IndexManifest(1, "", 0, (), {})
+        snapshot = _Snapshot(made["revision"], made["generation"], manifest)
+        query = query_of(snapshot, by_words=True, by_meaning=False)
+        asked = ["bell", "word7", "house"]
+        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", asked)
+
+    reading = [
+        node
+        for node in nodes(json.loads(plan)[0]["Plan"])
+        if node.get("Relation Name") == "postings"
+    ]
+    assert len(reading) == 2
+    assert all("word =" in node.get("Index Cond", "") for node in reading)
+    # the passages with "bell" or "word7", and once more for each of the 50 that they propose
+    assert sum(node["Actual Loops"] * node["Actual Rows"] for node in reading) < 1000
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
 
 
 async def test_a_passage_with_the_rare_word_comes_first(index: PgvectorIndex) -> None:

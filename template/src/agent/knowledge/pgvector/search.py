@@ -37,6 +37,8 @@ asked AS MATERIALIZED (
     ) AS counted
 )
 """
+# Each word is looked up by itself (OFFSET 0), whatever PostgreSQL guesses: it keeps no statistics of
+# a table as small as `about`, takes a question for thousands of words, and would read all postings.
 # Rare words propose passages, and common ones only as long as those are not too many.
 BY_WORDS = f"""
 rare AS MATERIALIZED (
@@ -45,14 +47,19 @@ rare AS MATERIALIZED (
         FROM asked WHERE holding > 0 WINDOW rare AS (ORDER BY holding, word)
     ) AS known WHERE rarest = 1 OR proposed <= {COMMON}
 ), by_words AS (
-    SELECT passage AS id FROM rare JOIN postings USING (word)
+    SELECT passage AS id FROM rare, LATERAL (
+        SELECT passage, length, times FROM postings WHERE postings.word = rare.word OFFSET 0
+    ) AS holders
     GROUP BY passage ORDER BY sum({SCORE}) DESC LIMIT {CANDIDATES}
 )
 """
 LIKENESS = f"""
     SELECT coalesce(sum({SCORE}), 0) AS likeness,
         coalesce(sum(weight) FILTER (WHERE times > 0) / nullif(sum(weight), 0), 0) AS covered
-    FROM asked LEFT JOIN postings ON postings.word = asked.word AND passage = id
+    FROM asked LEFT JOIN LATERAL (
+        SELECT length, times FROM postings
+        WHERE postings.word = asked.word AND passage = candidates.id OFFSET 0
+    ) AS here ON true
 """
 # Function words alone, as in "Who are you?", are answered under a heading that says just that.
 TITLED = (
