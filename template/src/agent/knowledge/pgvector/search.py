@@ -37,8 +37,8 @@ asked AS MATERIALIZED (
     ) AS counted
 )
 """
-# Each word is looked up by itself (OFFSET 0), whatever PostgreSQL guesses: it has no statistics of a
-# table as small as `about`, takes a question for thousands of words, and would read all postings.
+# Each word is looked up by itself (OFFSET 0), whatever PostgreSQL guesses: it has no statistics
+# of a table as small as `about`, takes a question for thousands of words, and reads all postings.
 LIKENESS = f"""
     SELECT coalesce(sum({SCORE}), 0) AS likeness,
         coalesce(sum(weight) FILTER (WHERE times > 0) / nullif(sum(weight), 0), 0) AS covered
