@@ -28,17 +28,23 @@ env: $(STAMP)  ## the environment of the tests, exactly as constraints.txt pins 
 demo: $(STAMP)  ## render a project, install it, talk to it, call it
 	@$(PY) tools/demo.py
 
+static: $(STAMP)
+	@$(PY) tools/check.py --static
+
 check: $(STAMP)  ## format, lint, types, and the tests of the agent in place: two minutes
 	@$(PY) tools/check.py
 
-test: check  ## what CI runs: check, then every generation test that needs no long wait
-	@$(PY) -m tests.support.server
-	@$(PY) -m pytest -n 2 --dist loadgroup -m "not slow"
+# More processes than cores: a call waits for its speech longer than it computes.
+PYTEST := $(PY) -m pytest -n $$(( 2 * $$(nproc 2>/dev/null || echo 2) )) --dist loadgroup
 
-test-all: check  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
+test: static  ## what CI runs: every test that needs no long wait
 	@$(PY) -m tests.support.server
-	@$(PY) -m pytest -n 2 --dist loadgroup
-	@ENDS_STORES=pgvector-redis $(PY) -m pytest -n 2 --dist loadgroup tests/call/test_ends.py tests/call/test_slow_ends.py
+	@$(PYTEST) -m "not slow"
+
+test-all: static  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
+	@$(PY) -m tests.support.server
+	@$(PYTEST)
+	@ENDS_STORES=pgvector-redis $(PYTEST) tests/call/test_ends.py tests/call/test_slow_ends.py
 
 canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents that a project takes
 	@$(PY) -m tests.support.server
@@ -84,4 +90,4 @@ constraints: $(UV)  ## resolve and pin the test environment again
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo check test test-all canary bench bench-parts bench-long ownership example history release constraints clean
+.PHONY: help env demo static check test test-all canary bench bench-parts bench-long ownership example history release constraints clean

@@ -1,6 +1,7 @@
-"""The rival: an AgentSession in the shape of LiveKit's own starter, with the keyless models of a rendered project.
+"""The rival: an AgentSession as in LiveKit's own starter, with a rendered project's keyless models.
 
-It runs in that project's environment, so both sides have the same SDK, models and greeting. It loads nothing.
+It runs in that project's environment, so both sides have the same SDK, models and greeting. It
+loads no data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from livekit import rtc
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext
 from livekit.agents.voice.room_io import RoomOptions
 
-GREETING = "Welcome back! How can I help you today?"  # as a rendered agent greets a caller it knows
+# A rendered agent greets a known caller with these words.
+GREETING = "Welcome back! How can I help you today?"
 OPTIONS = RoomOptions(delete_room_on_close=os.environ["BENCH_DELETE_ROOM"] == "yes")
 
 scripted: Any = importlib.import_module("agent.models.scripted")
@@ -31,7 +33,8 @@ async def bare(ctx: JobContext) -> None:
     def left(caller: rtc.RemoteParticipant) -> None:
         log.info("caller left", extra={"room": ctx.room.name, "known_at": time.time()})
 
-    ctx.room.on("participant_disconnected", left)  # only to know when the agent could know
+    # only to log when the agent could know of the hang-up
+    ctx.room.on("participant_disconnected", left)
     models = scripted.build(None)
     session = AgentSession[None](llm=models.llm, tts=models.tts, turn_handling=models.turn_handling)
     await session.start(

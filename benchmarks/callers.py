@@ -1,8 +1,9 @@
-"""Callers in processes of their own: calls one after another, told as JSON lines while they happen.
+"""Callers in their own processes: calls one after another, printed as JSON lines as they happen.
 
-    python -m benchmarks.callers --port 7880 --agent my-agent --who ann --calls 250 [--ask QUESTION --hear WORDS]
+    python -m benchmarks.callers --port 7880 --agent my-agent --who ann --calls 250
+        [--ask QUESTION --hear WORDS]
 
-One Python process cannot hold many calls at once without being measured itself: every room has a media engine.
+Every room has a media engine, so that one Python process with many calls would measure itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from tools.history import ROOT
 
 Record = dict[str, Any]
 
-CALLS_OF_ONE = 50  # by one identity; memory keeps 200 turns of each
+# Calls by one identity: memory keeps 200 turns of each.
+CALLS_OF_ONE = 50
 
 
 class TextCaller(Caller):
@@ -50,7 +52,7 @@ class Dropped(Exception):
 
 
 async def unless_dropped(caller: Caller, work: Awaitable[Any]) -> Any:
-    """The result of `work`; raises Dropped if the agent leaves meanwhile."""
+    """The result of `work`; raises Dropped if the agent leaves first."""
     task = asyncio.ensure_future(work)
     gone = [asyncio.ensure_future(event.wait()) for event in (caller.agent_gone, caller.cut_off)]
     try:
@@ -73,9 +75,9 @@ async def one_call(
     stay: float = 0.0,
     tell: Callable[[Record], None] = lambda record: None,
 ) -> Record:
-    """Join, hear the greeting, ask if there is something to ask, stay, hang up; when what happened, and what failed.
+    """Join, hear the greeting, ask, stay, hang up; return the times of each, and any problem.
 
-    Times are of time.time(). `stay` is the least number of seconds from the greeting to the hang-up.
+    Times are of time.time(). `stay` is the minimum of seconds from the greeting to the hang-up.
     """
     room = f"call-{uuid.uuid4().hex[:10]}"
     call: Record = {"room": room, "who": identity, "problem": "", "joined": time.time()}
@@ -105,11 +107,11 @@ async def one_call(
 
 
 async def many_calls(options: argparse.Namespace) -> None:
-    """One call after another until there were enough, or a signal says so; the one that goes on is finished."""
-    nothing = Path(
-        os.devnull
-    )  # the server is another process's: only its address and keys are needed
-    server = LiveKit(port=options.port, log=nothing, config=nothing, process=None)  # type: ignore[arg-type]
+    """Make the calls one after another; after SIGTERM, finish the current one and return."""
+    # Another process runs the server: only its address and keys are needed.
+    nothing = Path(os.devnull)
+    process: Any = None
+    server = LiveKit(port=options.port, log=nothing, config=nothing, process=process)
     enough = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, enough.set)
 
@@ -121,9 +123,8 @@ async def many_calls(options: argparse.Namespace) -> None:
         if enough.is_set():
             return
         identity = f"{options.who}-{number % identities}"
-        stay = options.stay * chance.uniform(
-            0.5, 1.5
-        )  # or all would call and hang up at the same moments
+        # random, or all would call and hang up at the same moments
+        stay = options.stay * chance.uniform(0.5, 1.5)
         tell(
             await one_call(
                 server,
@@ -137,7 +138,7 @@ async def many_calls(options: argparse.Namespace) -> None:
         )
 
 
-# ---------------------------------------------------------------------- the side that starts them
+# ---------------------------------------------------------------------- starting the processes
 
 
 @dataclass
@@ -146,13 +147,15 @@ class Callers:
 
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
     calls: list[Record] = field(default_factory=list)
-    joining: list[str] = field(default_factory=list)  # rooms, as they are told
+    # rooms, as they are reported
+    joining: list[str] = field(default_factory=list)
     greeted: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)  # lines that are no records
+    # lines that are not records
+    said: list[str] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def read(self, process: asyncio.subprocess.Process) -> None:
-        """Collect what a process tells until it ends."""
+        """Collect the lines of a process until it ends."""
         assert process.stdout is not None
         async for line in process.stdout:
             try:
@@ -171,7 +174,7 @@ class Callers:
                 self._changed.notify_all()
 
     async def wait_for(self, wanted: Callable[[], bool], seconds: float) -> None:
-        """Wait until what was heard of the callers is `wanted`."""
+        """Wait until the callers' reports make `wanted` true."""
         try:
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(wanted)
@@ -181,12 +184,12 @@ class Callers:
             ) from None
 
     async def another(self) -> None:
-        """Wait until somebody begins to call."""
+        """Wait until the next call begins."""
         known = len(self.joining)
         await self.wait_for(lambda: len(self.joining) > known, seconds=60)
 
     def hang_up_soon(self) -> None:
-        """No new calls; those that go on are finished."""
+        """Start no new calls; the current ones are finished."""
         for process in self.processes:
             if process.returncode is None:
                 process.terminate()
@@ -201,7 +204,7 @@ class Callers:
 async def calling(
     server: LiveKit, agent: str, names: Sequence[str], *options: str
 ) -> AsyncIterator[Callers]:
-    """A process of callers for each name, with these options; killed on exit if they still call."""
+    """A process of callers for each name, with these options; killed on exit if still running."""
     callers = Callers()
     readers = []
     try:
@@ -226,7 +229,7 @@ async def calling(
 
 
 def main() -> None:
-    """Call, as the command line says."""
+    """Make the calls of the command line."""
     parser = argparse.ArgumentParser(description="Call an agent, again and again.")
     parser.add_argument("--port", type=int, required=True, help="of the livekit-server")
     parser.add_argument("--agent", required=True)

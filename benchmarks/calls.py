@@ -1,4 +1,4 @@
-"""Calls on a real livekit-server, ours and the rival's in turn: until the first sound, and until the slot is free."""
+"""Calls on a real server, ours and the rival's in turn: until the first sound, and a free slot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from tests.support.worker import Record, Worker, worker
 Sample = dict[str, float]
 
 BARE = Path(__file__).with_name("bare_agent.py")
-CALLER = "ann"  # an identity that is remembered
+# an identity that is remembered
+CALLER = "ann"
 AGENT_SECONDS, ATTEMPTS = 8.0, 5
 OURS, BARE_NAME, DELETING = "ours", "bare", "bare, delete_room_on_close"
 
@@ -33,7 +34,8 @@ class TimedCaller(Caller):
 
     began = 0.0
     agent_at: float | None = None
-    refused = 0  # calls before this one that no agent came to
+    # earlier attempts that no agent joined
+    refused = 0
 
     def _agent(self, participant: rtc.RemoteParticipant, event: asyncio.Event) -> None:
         super()._agent(participant, event)
@@ -51,9 +53,10 @@ class Side:
 
     @asynccontextmanager
     async def called(self) -> AsyncIterator[TimedCaller]:
-        """Somebody in a room with the agent, who hangs up on exit.
+        """A caller in a room with the agent, who hangs up on exit.
 
-        A server sends no agent whose worker reports a fully used CPU, and does not try again; then we call again.
+        A server sends no job to a worker that reports a fully used CPU, and does not try again:
+        then the caller calls again.
         """
         for refused in range(ATTEMPTS):
             caller = TimedCaller(
@@ -70,7 +73,7 @@ class Side:
         raise AssertionError(f"no agent came; the worker said: {self.running.records[-5:]}")
 
     async def settled(self) -> None:
-        """Wait until no job runs, and until the process that the next one will get is there."""
+        """Wait until no job runs and the process for the next one is ready."""
         await self.running.free(seconds=40)
 
         def said(message: str) -> int:
@@ -108,22 +111,24 @@ async def sides(
                     )
                 )
             started[name] = Side(agent_name, running, server)
-        for side in started.values():  # warms up, and makes the caller known
+        # warms up, and makes the caller known
+        for side in started.values():
             await first_audio(side)
         yield started
 
 
-# ---------------------------------------------------------------------- how soon the caller hears something
+# ---------------------------------------------------------------------- until the first sound
 
 
 async def first_audio(side: Side) -> Sample:
-    """One call, up to its first sound: seconds from before the caller joins, and milliseconds of our steps."""
+    """One call to its first sound: seconds since before the caller joins, and our steps' ms."""
     async with side.called() as caller:
         await caller.hear_sound()
     assert caller.first_sound_at is not None
     assert caller.agent_at is not None
-    async with side.server.api() as client:  # the bare agent would hold its slot for 20 s
-        with suppress(api.TwirpError):  # ours is gone already
+    # the bare agent would hold its slot for 20 s; our room is already gone
+    async with side.server.api() as client:
+        with suppress(api.TwirpError):
             await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
     await side.settled()
     steps = {
@@ -153,11 +158,14 @@ async def measure_first_audio(
     return samples
 
 
-# ---------------------------------------------------------------------- how soon the worker is free again
+# ---------------------------------------------------------------------- until the slot is free
 
 
 async def slot_free(side: Side) -> Sample:
-    """One call, hung up after its greeting: seconds until the worker has no job, since then and since it could know."""
+    """One call, hung up after its greeting: seconds until the worker has no job.
+
+    Counted from the hang-up, and from the moment when the agent could know of it.
+    """
     async with side.called() as caller:
         greeting = await caller.hear_text()
         assert greeting.startswith("Welcome back"), f"the caller is not known: {greeting}"
@@ -167,7 +175,8 @@ async def slot_free(side: Side) -> Sample:
             async with http.get(f"http://127.0.0.1:{side.running.port}/worker") as answer:
                 if not (await answer.json()).get("active_jobs"):
                     break
-            await asyncio.sleep(0.02)  # another process: there is no event to await
+            # another process: there is no event to await
+            await asyncio.sleep(0.02)
     free = time.time()
     told = await side.running.wait_for(
         lambda r: r.get("room") == caller.room_name and ("known_at" in r or knows(r))
@@ -177,7 +186,7 @@ async def slot_free(side: Side) -> Sample:
 
 
 def knows(record: Record) -> bool:
-    """Whether this is our record of the moment in which a conversation is over."""
+    """Whether this is our record of the end of a conversation."""
     return record.get("step") == 7
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.copies [--quick]
 
-`copier copy`, `copier update` and `cookiecutter`, each in a process of its own, as a user runs them; what processes one
-of each starts; and all combinations of answers by both tools.
+`copier copy`, `copier update` and `cookiecutter`, each in its own process, as a user runs them; the
+number of processes that each starts; and all combinations of answers by both tools.
 """
 
 from __future__ import annotations
@@ -38,21 +38,25 @@ from tests.support.templates import (
 )
 
 OURS, FLOOR = "ours", "floor"
-GOALS = {"copy": 1.6, "update": 1.6}  # times the floor
-ALL_SECONDS = 60  # for all combinations by both tools
+# times the floor
+GOALS = {"copy": 1.6, "update": 1.6}
+# for all combinations by both tools
+ALL_SECONDS = 60
 TITLES = {"copy": "`copier copy`", "update": "`copier update`", "cookiecutter": "`cookiecutter`"}
 METHOD = {
-    "pairs": "ours and the floor take turns, and which goes first alternates; other programs may have been running, so"
-    " only ratios of a pair mean something",
-    "floor": "three files, one of them rendered, and as many questions as ours, all plain; for Copier the third is its"
-    " answers file, and an update changes one of the other two",
-    "started": "by the tools' own Python processes, counted once more by an audit hook (subprocess.Popen) in each",
-    "git": "every git process, also those that git starts, as git itself traces them (GIT_TRACE2_EVENT); helpers of git"
-    " that are shell scripts are not counted",
-    "combinations": "both tools in one process, one after the other; Cookiecutter's hooks are processes of their own",
+    "pairs": "ours and the floor take turns, and which goes first alternates; other programs may"
+    " have been running, so only the ratio of a pair has a meaning",
+    "floor": "three files, one of them rendered, and as many questions as ours, all plain; for"
+    " Copier the third is its answers file, and an update changes one of the other two",
+    "started": "by the tools' own Python processes, counted in a separate run by an audit hook"
+    " (subprocess.Popen) in each",
+    "git": "every git process, also those that git starts, as git itself traces them"
+    " (GIT_TRACE2_EVENT); helpers of git that are shell scripts are not counted",
+    "combinations": "both tools in one process, one after the other; Cookiecutter's hooks are"
+    " separate processes",
 }
 
-# Loaded by every Python process below a measured command, whose processes are then counted.
+# Every Python process below a measured command loads it, so that the processes are counted.
 COUNTER = """\
 import os, sys
 
@@ -74,7 +78,8 @@ class Side:
 
     copier: Template
     cookiecutter: Template
-    checkout: str  # for Cookiecutter, which does not choose the newest release by itself
+    # for Cookiecutter, which does not choose the newest release by itself
+    checkout: str
     older: Project
 
     def copy(self, scratch: Path) -> float:
@@ -85,7 +90,8 @@ class Side:
         """Seconds of one `copier update --defaults` of the project that is a version behind."""
         project = Project(scratch / "updated")
         shutil.copytree(self.older.path, project.path)
-        git(project.path, "status")  # git has to look at every copied file once; better now
+        # git has to read every copied file once: not in the measured time
+        git(project.path, "status")
         seconds = timed(copier("update", str(project.path)))
         assert project.answers()["_commit"] != self.older.answers()["_commit"]
         shutil.rmtree(project.path)
@@ -122,7 +128,7 @@ def timed(command: Sequence[str], made: Path | None = None) -> float:
 
 
 def begin_template(folder: Path, files: dict[str, str]) -> Template:
-    """A git repository of these files, tagged v1.0.0."""
+    """A git repository with these files, tagged v1.0.0."""
     template = Project(folder)
     for name, text in files.items():
         template.write(name, text)
@@ -138,7 +144,9 @@ def small_for_copier(folder: Path) -> Template:
         folder,
         {
             "copier.yml": yaml.safe_dump({"_subdirectory": "template", **questions}),
-            "template/{{ _copier_conf.answers_file }}.jinja": "{{ _copier_answers | to_nice_yaml }}",
+            "template/{{ _copier_conf.answers_file }}.jinja": (
+                "{{ _copier_answers | to_nice_yaml }}"
+            ),
             "template/README.md.jinja": "# {{ project_name }}\n",
             "template/agent.py": '"""An agent."""\n',
         },
@@ -166,7 +174,7 @@ def small_for_cookiecutter(folder: Path) -> Template:
 
 
 def make_sides(scratch: Path) -> dict[str, Side]:
-    """Both sides, with projects of the release before."""
+    """Both sides, with projects of the previous release."""
     ours, small = make_template(scratch / "ours"), small_for_copier(scratch / "small")
     older = {
         OURS: ours.copy(scratch / "older-ours", released()[-1]),
@@ -182,7 +190,7 @@ def make_sides(scratch: Path) -> dict[str, Side]:
     }
 
 
-# ---------------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------------- measuring
 
 OPERATIONS: dict[str, Callable[[Side, Path], float]] = {
     "copy": Side.copy,
@@ -205,7 +213,7 @@ def measure_pairs(
 
 @contextmanager
 def counted(scratch: Path) -> Iterator[dict[str, int]]:
-    """What processes are started meanwhile; filled in at the end."""
+    """The number of processes started inside; filled in at the end."""
     with_counter, traces, log = scratch / "counter", scratch / "traces", scratch / "started"
     for folder in (with_counter, traces):
         folder.mkdir()
@@ -236,17 +244,18 @@ def counted(scratch: Path) -> Iterator[dict[str, int]]:
 def count_processes(
     operation: Callable[[Side, Path], float], side: Side, scratch: Path
 ) -> dict[str, int]:
-    """The processes that one run starts; those of preparing an update are taken off."""
+    """The processes that one run starts, without those that prepare an update."""
     with counted(scratch) as counts:
         operation(side, scratch)
     if operation is Side.update:
-        counts["git"] -= 1  # our own `git status`
+        # the `git status` of Side.update
+        counts["git"] -= 1
     return counts
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Nothing is printed, not even by the hooks, which are processes of their own."""
+    """Nothing is printed inside, not even by the hooks, which are separate processes."""
     kept = os.dup(1)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -286,7 +295,8 @@ def measure(scratch: Path, *, quick: bool) -> Results:
     sides = make_sides(scratch)
     results["update from"] = released()[-1]
     results["files"] = {name: len(side.older.files()) for name, side in sides.items()}
-    tell("counting processes")  # compiles the tools and fills their caches, too
+    # also compiles the tools and fills their caches
+    tell("counting processes")
     results["processes"] = {
         name: {side: count_processes(operation, sides[side], scratch) for side in sides}
         for name, operation in OPERATIONS.items()
@@ -308,7 +318,7 @@ def measure(scratch: Path, *, quick: bool) -> Results:
 
 
 def ratio(ours: Sequence[float], floor: Sequence[float]) -> tuple[float, float, float]:
-    """The median ratio of a pair, with the interval in which 95 % of resampled pairs have theirs."""
+    """The median ratio of a pair, and its interval in 95 % of resampled pairs."""
     ratios, chance = [a / b for a, b in zip(ours, floor, strict=True)], random.Random(0)
     drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
     return statistics.median(ratios), drawn[50], drawn[-51]
@@ -328,9 +338,10 @@ def tables(results: Results) -> str:
     """The results as Markdown."""
     about, files, every = results["machine"], results["files"], results["combinations"]
     lines = [
-        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load {about['load_before']} before and"
-        f" {about['load_after']} after; Python {about['python']}, Copier {about['copier']}, Cookiecutter"
-        f" {about['cookiecutter']}, {about['git']}. {len(results['copy'][OURS])} pairs each; ours writes"
+        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load"
+        f" {about['load_before']} before and {about['load_after']} after; Python"
+        f" {about['python']}, Copier {about['copier']}, Cookiecutter {about['cookiecutter']},"
+        f" {about['git']}. {len(results['copy'][OURS])} pairs each; ours writes"
         f" {files[OURS]} files, the floor {files[FLOOR]}. Updates from {results['update from']}.",
         "",
         "| median (smallest to largest) | ours | floor | ratio of a pair: median (95 %) | goal |",
@@ -341,7 +352,8 @@ def tables(results: Results) -> str:
         middle, low, high = ratio(ours, floor)
         goal = verdict(middle, GOALS[name]) if name in GOALS else ""
         lines.append(
-            f"| {title} | {spread(ours)} | {spread(floor)} | {middle:.2f} ({low:.2f} to {high:.2f}) | {goal} |"
+            f"| {title} | {spread(ours)} | {spread(floor)}"
+            f" | {middle:.2f} ({low:.2f} to {high:.2f}) | {goal} |"
         )
     lines += [
         "",
@@ -356,13 +368,14 @@ def tables(results: Results) -> str:
     lines += [
         "",
         f"All {every['count']} combinations of answers by both tools: {every['copier']:.1f} s and"
-        f" {every['cookiecutter']:.1f} s, {seconds:.1f} s together; {verdict(seconds, ALL_SECONDS, ' s')}.",
+        f" {every['cookiecutter']:.1f} s, {seconds:.1f} s together;"
+        f" {verdict(seconds, ALL_SECONDS, ' s')}.",
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Measure and report. Whether a goal is met is for the reader to judge."""
+    """Measure and report; a missed goal is not an error."""
     parser = argparse.ArgumentParser(
         description="Measure copies and updates against a template of three files."
     )

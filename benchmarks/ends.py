@@ -1,6 +1,8 @@
-"""Part of `make bench`: the tests of every end, run for their seconds, from what the agent could know to a free slot.
+"""Part of `make bench`: the tests of every end, and the seconds until the slot is free.
 
-python -m benchmarks.ends [--quick]
+    python -m benchmarks.ends [--quick]
+
+The seconds count from the moment when the agent could know of the end.
 """
 
 from __future__ import annotations
@@ -25,11 +27,12 @@ TESTS = (
     "tests/call/test_slow_ends.py",
     "tests/call/test_server_trouble.py",
 )
-FROM_OUTSIDE = ("dev-stop", "dev-ctrl-c")  # the worker is gone too: from the signal to its exit
+# the worker ends too: from the signal to its exit
+FROM_OUTSIDE = ("dev-stop", "dev-ctrl-c")
 
 
 def measure(*, quick: bool) -> list[dict[str, object]]:
-    """Run the tests, one after the other; a line for each end they timed. Raises SystemExit when one fails."""
+    """Run the tests one after the other; return the timed ends. Raises SystemExit if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ends.jsonl"
         command = [
@@ -45,12 +48,12 @@ def measure(*, quick: bool) -> list[dict[str, object]]:
             command, cwd=ROOT, env={**os.environ, "ENDS_MEASURED": str(file)}, check=False
         )
         if done.returncode:
-            raise SystemExit("an end went wrong, so nothing was measured")
+            raise SystemExit("a test of an end failed, so nothing was measured")
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def table(results: Results) -> str:
-    """One row an end."""
+    """A row for each end."""
     lines = [report.describe(results), "", "| end | reason | seconds |", "|---|---|---|"]
     for name, end in ENDS.items():
         if taken := [float(line["seconds"]) for line in results["ends"] if line["end"] == name]:
@@ -63,11 +66,9 @@ def table(results: Results) -> str:
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(description="How long every end takes.")
-    parser.add_argument(
-        "--quick", action="store_true", help="without the slow ends, and keep nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="skip the slow ends, and keep nothing")
     quick: bool = parser.parse_args().quick
     if not report.has_server():
         return 1

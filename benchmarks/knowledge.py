@@ -2,10 +2,10 @@
 
     PYTHONPATH=template/src python -m benchmarks.knowledge [--quick]
 
-The questions are those of benchmarks/retrieval, which nobody here wrote; what is tuned is tuned on
-one half of them. The model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent
-start` runs beside the worker. Sizes and times are those of SQLite, and of PostgreSQL with pgvector
-on this machine.
+The questions are those of benchmarks/retrieval, from public pages; tuning uses one half of them.
+The model is all-MiniLM-L6-v2 in 8 bits, from a wheel, in the process that `agent start` runs
+beside the worker. Sizes and times are those of SQLite, and of PostgreSQL with pgvector on this
+machine.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INDEXES = (
 
 
 def settings_of(home: Path, embeddings: str, knowledge: str = "sqlite", url: str = "") -> Settings:
-    """A project of its own for each kind of index."""
+    """The settings of a separate project for each kind of index."""
     model = str(home.parent / "minilm") if embeddings == "local" else ""
     given = {
         "home": home,
@@ -66,7 +66,7 @@ def settings_of(home: Path, embeddings: str, knowledge: str = "sqlite", url: str
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The same settings for a process of its own."""
+    """The same settings for another process."""
     names = ("home", "data_dir", "name", "knowledge", "embeddings", "embeddings_model")
     plain = {
         key: value
@@ -79,7 +79,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def questions(half: str) -> list[Question]:
-    """Those of one half, or of "both"."""
+    """The questions of one half, or of "both"."""
     return [Question(pair.question, pair.source) for pair in pairs() if half in (pair.half, "both")]
 
 
@@ -87,7 +87,7 @@ def questions(half: str) -> list[Question]:
 
 
 async def measure_quality(scratch: Path) -> dict[str, Any]:
-    """Recall of words, of vectors and of both, by half; and what the floor lets through."""
+    """Recall of words, of vectors and of both, by half; and the effect of the floor."""
     home = scratch / "quality"
     write_answers(home / "knowledge")
     found: dict[str, Any] = {}
@@ -193,7 +193,7 @@ async def measure_size(
 
 
 def index_mb(settings: Settings, postgres: Postgres, database: str) -> float:
-    """What the index takes on the disk: the file, or the tables with all that belongs to them."""
+    """The index's size on the disk: the file, or the tables with their indexes."""
     if settings.knowledge == "sqlite":
         return round((settings.data / "knowledge.db").stat().st_size / 1e6, 1)
     tables = (
@@ -243,7 +243,7 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
     """Every raw number."""
     tell = Progress()
     minilm(scratch / "minilm")
-    # for the embedder, which is started as a module of the agent's
+    # for the embedder, which is started as a module of the agent
     os.environ["PYTHONPATH"] = str(SOURCES)
     results: dict[str, Any] = {"machine": machine(), "quick": quick, "version": WORK_TREE}
     tell("questions and answers")
@@ -315,21 +315,21 @@ def table(results: dict[str, Any]) -> str:
 
 
 def met(name: str, first: float, fifth: float) -> str:
-    """Whether both recalls are what they were to be."""
+    """Whether both recalls meet their goals."""
     goals = GOALS[name]
     reached = first >= goals[0] and fifth >= goals[1]
     return f"{goals[0]:.2f} and {goals[1]:.2f}: {'met' if reached else '**missed**'}"
 
 
 def goal_of(counts: bool, value: float, goal: float | None, unit: str) -> str:
-    """Whether a figure is at most what it was to be, where there is a goal."""
+    """Whether a figure meets its goal, if there is one."""
     if not counts or goal is None:
         return ""
     return f" (at most {goal:g} {unit}: {'met' if value <= goal else '**missed**'})"
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(
         description="Measure how documents are found, and what that costs."
     )

@@ -3,8 +3,8 @@
     PYTHONPATH=template/src python -m benchmarks.knowledge_pair [--against v0.4.0]
 
 Both have the same passages and the same vectors, embedded once and kept in a cache; a question's
-vector is looked up, so what is timed is the search alone. Each question is asked of one and then
-of the other, in turn which is first.
+vector is looked up, so that only the search is timed. Each question is asked of both, and which is
+asked first alternates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tools.history import ROOT
 DEPTH = 10
 WORDS, MEANING = "by words", "by words and meaning"
 
-# Runs in a process of its own with the sources of one of the two, whose names may differ.
+# Runs in a separate process with the sources of one side, whose names may differ.
 WORKER = """
 import asyncio, json, sys, time
 import numpy as np
@@ -107,7 +107,7 @@ asyncio.run(main())
 
 
 class Side:
-    """One of the two: a process with its sources, and its own database on the server."""
+    """One side: a process with its sources, and its own database on the server."""
 
     def __init__(self, name: str, sources: Path, files: Sequence[Path], postgres: Postgres) -> None:
         self.name, self._postgres, self._database = name, postgres, f"pair-{name}"
@@ -127,7 +127,7 @@ class Side:
         self.ranks: dict[str, list[int]] = {WORDS: [], MEANING: []}
 
     def ask(self, question: str, source: str, how: str) -> None:
-        """Ask, and note how long it took and where the source was."""
+        """Ask, and note how long it took and the rank of the source."""
         assert self._process.stdin is not None
         asked = {"question": question, "meaning": how == MEANING}
         print(json.dumps(asked), file=self._process.stdin, flush=True)
@@ -142,7 +142,7 @@ class Side:
         self._process.wait()
 
     def figures(self, how: str) -> dict[str, float]:
-        """Recall, and milliseconds; the first round, which warms up, is left out of the latter."""
+        """Recall, and milliseconds without the first round, which warms up."""
         took, ranks = self.took[how][len(pairs()) :], self.ranks[how]
         cuts = statistics.quantiles(took, n=100)
         recall = {f"recall_at_{n}": sum(0 < r <= n for r in ranks) / len(ranks) for n in (1, 5)}
@@ -156,7 +156,7 @@ class Side:
         return json.loads(line)
 
 
-# ---------------------------------------------------------------------- what both are given
+# ---------------------------------------------------------------------- inputs of both
 
 
 def corpus(cache: Path, passages: int, tell: Progress) -> list[Path]:
@@ -185,7 +185,7 @@ def corpus(cache: Path, passages: int, tell: Progress) -> list[Path]:
 
 
 def embedded(model: Any, texts: list[str]) -> NDArray[np.float32]:
-    """A row a text, of length 1, as the embedder's client makes them."""
+    """A row of length 1 for each text, as the embedder's client makes them."""
     rows = np.array(list(model.embed(texts, batch_size=1)), np.float32)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = rows / np.maximum(lengths, 1e-12)
@@ -254,7 +254,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(description="Compare how documents are found by two versions.")
     parser.add_argument("--against", default="v0.4.0", help="a release, or the sources of another")
     parser.add_argument("--passages", type=int, default=10_000)

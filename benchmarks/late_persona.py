@@ -1,7 +1,7 @@
-"""The template's persona with a scripted model that keeps the caller waiting for its first word, as real ones do.
+"""The template's persona with a scripted model whose first word comes late, as with real models.
 
-benchmarks/turns.py puts this in the place of persona.py in a copy of the agent's sources: that file is the owner's, and
-nothing else of the agent is touched. BENCH_FIRST_WORD is how many seconds every pass of the model takes to begin.
+benchmarks/turns.py replaces persona.py, the owner's file, with this one in a copy of the agent's
+sources, and changes nothing else. BENCH_FIRST_WORD is the seconds before every reply of the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agent.models.scripted import ScriptedLLM, _ScriptedStream
 
 
 class LateLLM(ScriptedLLM):
-    """The scripted model, later."""
+    """The scripted model, delayed."""
 
     def chat(
         self,
@@ -40,7 +40,7 @@ class _LateStream(_ScriptedStream):
 
 
 class Persona(CallAgent):
-    """Says what the template's persona says."""
+    """Says the same as the template's persona."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call, instructions="Answer from the documents.", llm=LateLLM())

@@ -26,7 +26,8 @@ from benchmarks import copies, shapes, turns
 from benchmarks.report import PLOTS, Results, newest
 
 GREY, FAINT = "#57606a", "#d0d7de"
-COLOURS = {  # told apart by the colour-blind, too; ours stands out
+# The colour-blind can distinguish them too; ours stands out.
+COLOURS = {
     shapes.OURS: "#0969da",
     "one door": "#56b4e9",
     "kept alive": "#009e73",
@@ -34,10 +35,10 @@ COLOURS = {  # told apart by the colour-blind, too; ours stands out
     "starter": "#d55e00",
     "copied cure": "#8c8c8c",
 }
-WORKERS = ["#0969da", "#e69f00"]  # A and B
-STATES: dict[
-    str, tuple[str, dict[str, dict[str, object]]]
-] = {  # of the stores: colour, and the samples by panel
+# A and B
+WORKERS = ["#0969da", "#e69f00"]
+# states of the stores: colour, and the samples by panel
+STATES: dict[str, tuple[str, dict[str, dict[str, object]]]] = {
     "stores healthy": (
         "#0969da",
         {"turns": {"stores": turns.HEALTHY}, "greetings": {"stores": turns.HEALTHY}},
@@ -67,7 +68,7 @@ STYLE: dict[Any, Any] = {
 
 
 def caption(figure: Figure, results: Results) -> None:
-    """Where the numbers are from, below the plot."""
+    """Write the source of the numbers below the plot."""
     about = results["machine"]
     names = ("livekit-agents",) if "livekit-agents" in about else ("copier", "cookiecutter")
     tools = ", ".join(f"{name} {about[name]}" for name in names)
@@ -76,7 +77,7 @@ def caption(figure: Figure, results: Results) -> None:
 
 
 def readable(seconds: float) -> str:
-    """A number of seconds, as short as it can be."""
+    """A number of seconds, as short as possible."""
     return (
         f"{seconds:.2f}" if seconds < 1 else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
     )
@@ -86,7 +87,7 @@ def readable(seconds: float) -> str:
 
 
 def draw_shapes(results: Results) -> Figure:
-    """Grouped bars: an end each, a shape each, on a logarithmic scale."""
+    """Grouped bars on a logarithmic scale: a group for each end, a bar for each shape."""
     ends, names, limit = shapes.ALL_ENDS, shapes.SHAPES, results["limit"]
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 14), sharey=True, layout="constrained")
     smallest = 0.01
@@ -129,7 +130,7 @@ def bar(
     thickness: float,
     colour: str,
 ) -> None:
-    """One bar and its label; what never happened is hatched up to the limit, what happened before has no bar."""
+    """One bar and its label: never is hatched up to the limit, already closed has no bar."""
     style: dict[str, Any] = {"height": thickness * 0.9, "zorder": 2}
     if math.isinf(value):
         axis.barh(
@@ -141,7 +142,8 @@ def bar(
     else:
         axis.barh(at, max(value, smallest * 1.2), color=colour, **style)
         label, end = words.replace(" s", "", 1), value
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the lines of the grid
+    # covers the lines of the grid
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     axis.text(
         max(end, smallest) * 1.08,
         at,
@@ -158,7 +160,7 @@ def bar(
 
 
 def draw_soak(results: Results) -> Figure:
-    """What the worker holds while calls go by."""
+    """The worker's processes, memory, threads and files over the calls."""
     samples = results["samples"]
     calls = [sample["calls"] for sample in samples]
     figure, axes = plt.subplots(3, 1, figsize=(9, 9), sharex=True, layout="constrained")
@@ -235,7 +237,8 @@ def draw_rolling(results: Results) -> Figure:
         axis.plot(
             [one["stopping"] - began] * 2, [lane - 0.4, lane + 0.4], color="#cf222e", linewidth=2
         )
-        free = [0.0, 0.0, 0.0, 0.0]  # when each line of the lane is free again
+        # when each row of the lane is free again
+        free = [0.0, 0.0, 0.0, 0.0]
         for call in calls:
             if one["name"] not in call["workers"]:
                 continue
@@ -255,7 +258,8 @@ def draw_rolling(results: Results) -> Figure:
     axis.set_axisbelow(True)
     bad = sum(bool(call["problem"]) for call in calls)
     axis.set_title(
-        f"{results['restarts']} restarts of two workers, {len(calls)} calls, {bad} of them dropped or unanswered"
+        f"{results['restarts']} restarts of two workers, {len(calls)} calls,"
+        f" {bad} of them dropped or unanswered"
     )
     handles = [
         Line2D([], [], color=WORKERS[0], linewidth=2.4, label="a call (A)"),
@@ -264,9 +268,8 @@ def draw_rolling(results: Results) -> Figure:
         Line2D([], [], color="#cf222e", linewidth=2, label="SIGTERM"),
         Rectangle((0, 0), 1, 1, color=GREY, alpha=0.22, label="drains"),
     ]
-    axis.legend(
-        handles=handles, loc="upper right"
-    )  # restarts go down to the right: nothing is there
+    # restarts go down to the right, so this corner is empty
+    axis.legend(handles=handles, loc="upper right")
     return figure
 
 
@@ -274,7 +277,7 @@ def draw_rolling(results: Results) -> Figure:
 
 
 def draw_turns(results: Results) -> Figure:
-    """How long callers wait after their words, and after joining: a bar is a median, a dot one turn or one call."""
+    """How long callers wait after their words and after joining: bars are medians, dots samples."""
     names = [str(parts) for parts in turns.COMBINATIONS]
     figure, axes = plt.subplots(
         1, 2, figsize=(11, 0.65 * len(names) + 1.8), sharey=True, layout="constrained"
@@ -315,7 +318,7 @@ def draw_turns(results: Results) -> Figure:
 
 
 def draw_ingests(results: Results) -> Figure:
-    """How long an ingest takes, of everything, of one changed document, and of nothing new."""
+    """How long an ingest takes: of everything, of one changed document, and without changes."""
     rows = [
         (f"{int(size):,}, {kind}", run)
         for size, kinds in results["sizes"].items()
@@ -366,7 +369,7 @@ def draw_ingests(results: Results) -> Figure:
 
 
 def draw_copies(results: Results) -> Figure:
-    """How much longer ours takes than the floor: a dot for every pair, a bar to their median."""
+    """How much longer ours takes than the floor: a dot for every pair, a bar for the median."""
     figure, axis = plt.subplots(figsize=(9, 2.8), layout="constrained")
     axis.set_title("times what three files take: every pair, and the median")
     axis.grid(axis="x", zorder=0)
@@ -413,7 +416,7 @@ DRAWINGS: dict[str, Callable[[Results], Figure]] = {
 
 
 def main() -> int:
-    """Draw everything there are numbers of."""
+    """Draw a plot for every measurement that has numbers."""
     PLOTS.mkdir(exist_ok=True)
     plt.rcParams.update(STYLE)
     for kind, draw in DRAWINGS.items():

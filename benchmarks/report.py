@@ -1,4 +1,4 @@
-"""What every measurement shares: the machine, a project to measure, raw numbers that are kept, the page to fill in."""
+"""What measurements share: the machine, a project to measure, saved raw numbers, the docs page."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tools_of(*packages: str) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader has to know of the machine, where calls are measured."""
+    """The machine, for measurements of calls."""
     server = subprocess.run(
         [find_binary(), "--version"], capture_output=True, text=True
     ).stdout.strip()
@@ -61,18 +61,18 @@ def finish(results: Results, seconds: float) -> None:
 
 
 def describe(results: Results) -> str:
-    """The machine in one sentence, and the template's version where it is not the work tree's."""
+    """The machine in one sentence, and the template's version unless it is the work tree."""
     about, released = results["machine"], results["version"] != WORK_TREE
     return (
         f"{'Template ' + results['version'] + '. ' if released else ''}"
-        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load {about['load_before']} before and"
-        f" {about['load_after']} after; Python {about['python']}, livekit-agents {about['livekit-agents']},"
-        f" {about['livekit-server']}."
+        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load"
+        f" {about['load_before']} before and {about['load_after']} after; Python"
+        f" {about['python']}, livekit-agents {about['livekit-agents']}, {about['livekit-server']}."
     )
 
 
 class Progress:
-    """Says on standard error what is being done, and since when."""
+    """Prints on standard error what is being done, and since when."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -87,7 +87,7 @@ class Progress:
 
     @staticmethod
     def dot() -> None:
-        """One more of many is done."""
+        """Print a dot: one more of many is done."""
         print(".", end="", file=sys.stderr, flush=True)
 
 
@@ -95,7 +95,7 @@ class Progress:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what every measurement lets one choose."""
+    """Add the options of every measurement."""
     parser.add_argument(
         "--quick", action="store_true", help="little of everything, and keep nothing"
     )
@@ -108,18 +108,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def workshop() -> Iterator[Path]:
-    """A folder for everything, in which the tester's own settings have no say."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # make's; users have compiled modules
-    logging.getLogger("livekit").setLevel(
-        logging.CRITICAL
-    )  # of the callers' side, where rooms go away on purpose
+    """A temporary folder, and an environment without the tester's own settings."""
+    # The Makefile sets it; users have compiled modules.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The callers' side: their rooms are deleted on purpose.
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(isolated_environment(Path(folder)))
         yield Path(folder)
 
 
 def make_project(scratch: Path, template_version: str) -> Project:
-    """An installed project with its defaults, of this version of the template."""
+    """An installed project with defaults, of this version of the template."""
     template = make_template(scratch / "template")
     path = scratch / "bench-agent"
     template.copy(path, template_version, project_name="Bench Agent", **PAIRS[0].data())
@@ -129,7 +129,7 @@ def make_project(scratch: Path, template_version: str) -> Project:
 
 
 def has_server() -> bool:
-    """Whether a livekit-server can be had; says why not."""
+    """Whether a livekit-server is available; prints why not."""
     try:
         find_binary()
     except Unavailable as why:
@@ -138,11 +138,11 @@ def has_server() -> bool:
     return True
 
 
-# ---------------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------------- saved numbers
 
 
 def keep(kind: str, results: Results) -> Path:
-    """Write the raw numbers; one line for each element of a list, so that long runs stay readable."""
+    """Write the raw numbers into benchmarks/results/."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{kind}-{re.sub(r'[^0-9T]', '', results['machine']['date'][:16])}.json"
     file.write_text(dump(results), encoding="utf-8")
@@ -150,7 +150,7 @@ def keep(kind: str, results: Results) -> Path:
 
 
 def dump(results: Results) -> str:
-    """JSON, with one line for each key and for each element of a list."""
+    """JSON with one line for each key and list element, so that long runs stay readable."""
 
     def value(of: object) -> str:
         if isinstance(of, list) and of:
@@ -165,7 +165,7 @@ def dump(results: Results) -> str:
 
 
 def newest(kind: str) -> Results | None:
-    """The newest raw numbers of this kind that were kept."""
+    """The newest saved raw numbers of this kind."""
     files = sorted(RESULTS.glob(f"{kind}-[0-9]*.json"))
     if not files:
         return None
@@ -174,7 +174,7 @@ def newest(kind: str) -> Results | None:
 
 
 def write_section(name: str, text: str) -> None:
-    """Replace what is between the marks of this section in docs/benchmarks.md."""
+    """Replace the text between the marks of this section in docs/benchmarks.md."""
     page = PAGE.read_text(encoding="utf-8")
     begin, end = re.search(rf"<!-- {name}: .*-->", page), f"<!-- end of {name} -->"
     assert begin is not None, f"{PAGE} has no section {name}"
@@ -183,7 +183,7 @@ def write_section(name: str, text: str) -> None:
 
 
 def report(kind: str, results: Results, tables: Callable[[Results], str], *, quick: bool) -> None:
-    """Keep the numbers, print the tables and fill in the page; a quick look only prints."""
+    """Save the numbers, print the tables and fill in the page; `quick` only prints."""
     if not quick:
         print(f"\nraw numbers: {keep(kind, results)}", file=sys.stderr)
     text = tables(results)

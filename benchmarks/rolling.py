@@ -1,10 +1,10 @@
-"""Two workers of one agent, restarted in turn while calls keep coming: is a call dropped, or not answered?
+"""Two workers of one agent, restarted in turn under load: is a call dropped, or not answered?
 
     python -m benchmarks.rolling [--quick] [--rounds 5] [--version v0.1.0]
 
-Each worker in turn is told to stop (SIGTERM), lets its live calls go on and exits, while its replacement starts. It is
-told so just after somebody has begun to call, a little later after that each time: a call that is being handed out to a
-worker is what a restart could lose.
+Each worker in turn gets SIGTERM, finishes its live calls and exits, while its replacement starts.
+The signal comes just after a call has begun, each time a little later: a restart could lose a call
+that is being assigned to a worker.
 """
 
 from __future__ import annotations
@@ -39,20 +39,24 @@ from tests.support.server import LiveKit, livekit_server
 from tests.support.worker import Worker, worker
 
 ROUNDS, QUICK_ROUNDS = 5, 1
-CALLERS = ["ann", "ben", "cleo"]  # a process each, one call at a time
-STAY_SECONDS = 3.0  # about, from the greeting to the hang-up
-BETWEEN_SECONDS = 3.0  # from one restart to the next, while both workers take calls
-STEP_SECONDS = (
-    0.1  # how much later after the beginning of a call each restart comes, up to a second
-)
-DRAIN_SECONDS = 60.0  # longer than any call here
+# a process each, one call at a time
+CALLERS = ["ann", "ben", "cleo"]
+# from the greeting to the hang-up, on average
+STAY_SECONDS = 3.0
+# from one restart to the next, while both workers take calls
+BETWEEN_SECONDS = 3.0
+# each restart comes so much later after the beginning of a call, up to a second
+STEP_SECONDS = 0.1
+# longer than any call here
+DRAIN_SECONDS = 60.0
 
 
 @dataclass
 class Started:
-    """A worker, and what happened to it; times are of time.time()."""
+    """A worker and its times, which are of time.time()."""
 
-    name: str  # A1 and B1 come first, A2 replaces A1
+    # A1 and B1 come first, A2 replaces A1
+    name: str
     running: Worker
     started: float
     registered: float
@@ -61,7 +65,7 @@ class Started:
 
 
 async def rolling(project: Project, server: LiveKit, rounds: int) -> Results:
-    """Restart both workers so many times while callers call; everything that was seen."""
+    """Restart both workers so many times while callers call; return all observations."""
     agent = f"rolling-{uuid.uuid4().hex[:8]}"
     command = [str(project.path / ".venv" / "bin" / "agent")]
     everyone: list[Started] = []
@@ -105,14 +109,14 @@ async def rolling(project: Project, server: LiveKit, rounds: int) -> Results:
 
 
 async def replaced(old: Started, start: Any, name: str) -> Started:
-    """Stop a worker while its replacement starts; the replacement, once both are done."""
+    """Stop a worker while its replacement starts; return the replacement once both are done."""
     new, _ = await asyncio.gather(start(name), stopped(old))
     replacement: Started = new
     return replacement
 
 
 async def stopped(one: Started) -> None:
-    """Tell a worker to stop, and wait until its calls are over and it is gone."""
+    """Stop a worker, and wait until its calls have ended and it has exited."""
     one.stopping = time.time()
     await one.running.stop(signal.SIGTERM, seconds=DRAIN_SECONDS)
     one.exited = time.time()
@@ -131,7 +135,7 @@ def in_short(one: Started, began: float) -> dict[str, Any]:
 
 
 def by_worker(call: dict[str, Any], everyone: list[Started], began: float) -> dict[str, Any]:
-    """One call, who answered it and how it ended there; its times as seconds of the run."""
+    """One call, its workers and its end reasons; its times as seconds of the run."""
     whens = ("joined", "greeted", "left", "over")
     times: dict[str, float] = {name: round(call[name] - began, 3) for name in whens if name in call}
     answered = [one for one in everyone if one.running.of(call["room"])]
@@ -147,11 +151,11 @@ def by_worker(call: dict[str, Any], everyone: list[Started], began: float) -> di
     }
 
 
-# ---------------------------------------------------------------------- the judgement
+# ---------------------------------------------------------------------- the verdict
 
 
 def problems(results: Results) -> list[str]:
-    """Everything that must not be, in a sentence each. No threshold is a time."""
+    """Every failure, in a sentence each. No threshold is a time."""
     found = [f"{call['room']}: {call['problem']}" for call in results["calls"] if call["problem"]]
     found += [
         f"{call['room']}: ended as {call['reasons']} by {call['workers']}"
@@ -184,10 +188,11 @@ def table(results: Results) -> str:
     ]
     greeted = sum(at > call.get("greeted", call["over"]) for call, at in live)
     lines = [
-        f"{describe(results)} {results['restarts']} restarts, {len(calls)} calls, {len(CALLERS)} at a time.",
+        f"{describe(results)} {results['restarts']} restarts, {len(calls)} calls,"
+        f" {len(CALLERS)} at a time.",
         "",
-        "| calls | dropped | unanswered | talking when their worker was stopped | just beginning then |"
-        " greeted after joining | from SIGTERM to exit |",
+        "| calls | dropped | unanswered | talking when their worker was stopped"
+        " | just beginning then | greeted after joining | from SIGTERM to exit |",
         "|---|---|---|---|---|---|---|",
         f"| {len(calls)} | {dropped} | {unanswered} | {greeted} | {len(live) - greeted} |"
         f" {spread(waits)} | {spread(drains)} |",
@@ -217,7 +222,7 @@ async def measure(scratch: Path, *, version: str, rounds: int) -> Results:
 
 
 def main() -> int:
-    """Restart, report, judge; 1 if something was found wrong, or where no server can be had."""
+    """Measure, report, judge; 1 if there was a failure, or if no server is available."""
     parser = argparse.ArgumentParser(description="Restart workers while calls keep coming.")
     arguments(parser)
     parser.add_argument(

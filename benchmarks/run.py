@@ -1,4 +1,4 @@
-"""`make bench`: measure, keep the raw numbers in benchmarks/results/, write the tables of docs/benchmarks.md.
+"""`make bench`: measure, save raw numbers in benchmarks/results/, write docs/benchmarks.md.
 
     python -m benchmarks.run [--quick]
 
@@ -22,7 +22,8 @@ from tests.support.projects import PAIRS, render
 from tests.support.server import livekit_server
 from tests.support.templates import make_template
 
-GOALS = {"join to sound": 1.05, "known to free": 0.3}  # a ratio, and seconds
+# a ratio, and seconds
+GOALS = {"join to sound": 1.05, "known to free": 0.3}
 
 
 async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Ratio of the medians, with the interval in which 95 % of resampled pairs have theirs."""
+    """The ratio of the medians, and its interval in 95 % of resampled pairs."""
     pairs, chance = list(zip(ours, theirs, strict=True)), random.Random(0)
 
     def of(sample: Sequence[tuple[float, float]]) -> float:
@@ -76,14 +77,18 @@ def table(results: dict[str, Any]) -> str:
     ) -> str:
         middle, low, high = ratio(ours, theirs)
         met = "" if goal is None else f"at most {goal}: {'met' if middle <= goal else '**missed**'}"
-        return f"| {what} | {spread(ours)} | {spread(theirs)} | {middle:.2f} ({low:.2f} to {high:.2f}) | {met} |"
+        return (
+            f"| {what} | {spread(ours)} | {spread(theirs)}"
+            f" | {middle:.2f} ({low:.2f} to {high:.2f}) | {met} |"
+        )
 
     free = statistics.median(of("slot", OURS, "known to free"))
     about = results["machine"]
     lines = [
-        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load {about['load_before']} before and"
-        f" {about['load_after']} after; Python {about['python']}, livekit-agents {about['livekit-agents']},"
-        f" {about['livekit-server']}. {len(results['first audio'][OURS])} pairs of calls.",
+        f"{about['date'][:10]}, {about['system']} with {about['cpus']} CPUs, load"
+        f" {about['load_before']} before and {about['load_after']} after; Python"
+        f" {about['python']}, livekit-agents {about['livekit-agents']}, {about['livekit-server']}."
+        f" {len(results['first audio'][OURS])} pairs of calls.",
         "",
         "| median (smallest to largest) | ours | rival | ratio of medians (95 %) | goal |",
         "|---|---|---|---|---|",
@@ -97,7 +102,8 @@ def table(results: dict[str, Any]) -> str:
             for name in ("join to sound", "join to agent", "agent to sound")
         ],
         "",
-        f"| after a hang-up, {len(results['slot'][OURS])} calls each | slot free | since the agent could know |",
+        f"| after a hang-up, {len(results['slot'][OURS])} calls each | slot free"
+        " | since the agent could know |",
         "|---|---|---|",
     ]
     for side in (OURS, DELETING, BARE_NAME):
@@ -106,13 +112,14 @@ def table(results: dict[str, Any]) -> str:
     goal = GOALS["known to free"]
     lines += [
         "",
-        f"Goal: ours at most {goal} s since it could know: {'met' if free <= goal else '**missed**'}.",
+        f"Goal: ours at most {goal} s since it could know:"
+        f" {'met' if free <= goal else '**missed**'}.",
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had. Whether a goal is met is for the reader to judge."""
+    """Measure and report; 1 if no server is available. A missed goal is not an error."""
     parser = argparse.ArgumentParser(description="Measure calls against a plain rival.")
     parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
     quick: bool = parser.parse_args().quick

@@ -1,6 +1,6 @@
-"""The rivals of benchmarks/shapes.py: the ways to write an entrypoint that one meets, one chosen by BENCH_SHAPE.
+"""The rivals of benchmarks/shapes.py: common shapes of an entrypoint, chosen by BENCH_SHAPE.
 
-They run in a rendered project's environment and open what it opens: all have the same SDK, models and resources.
+They run in a rendered project's environment: all have the same SDK, models and resources.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from livekit.agents.cli.log import JsonFormatter
 from livekit.agents.voice.room_io import RoomOptions
 
 GREETING = "Hello! How can I help you?"
-CALLER_WAIT_SECONDS = float(
-    os.environ["AGENT_CALLER_WAIT_SECONDS"]
-)  # only "one door" has such a limit
+# only "one door" has such a limit
+CALLER_WAIT_SECONDS = float(os.environ["AGENT_CALLER_WAIT_SECONDS"])
 
 parts: Any = importlib.import_module("agent.bench_parts")
 scripted: Any = importlib.import_module("agent.models.scripted")
@@ -30,7 +29,7 @@ log = logging.getLogger("bench")
 
 
 class Server(AgentServer):
-    """The SDK's server, which in dev would write a log for eyes only."""
+    """The SDK's server, with JSON records also in dev."""
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         for handler in logging.getLogger().handlers:
@@ -62,7 +61,7 @@ def new_session() -> AgentSession[None]:
 
 
 async def open_two(ctx: JobContext) -> tuple[AsyncExitStack, Any]:
-    """What a call opens: both resources, closed in reverse order by the stack; the pool."""
+    """Open both resources; return the stack, which closes them in reverse order, and the pool."""
     stack = AsyncExitStack()
     pool = await stack.enter_async_context(parts.Resource("pool", ctx.job.room.name))
     await stack.enter_async_context(parts.Resource("client", ctx.job.room.name))
@@ -79,7 +78,7 @@ def close_at_shutdown(ctx: JobContext, stack: AsyncExitStack) -> None:
 
 
 async def copied_cure(ctx: JobContext) -> None:
-    """Wait for a method that no session has; the error is swallowed, and everything closed while the caller talks."""
+    """Await a method that no session has: the error is swallowed, all is closed during the call."""
     stack, pool = await open_two(ctx)
     try:
         await ctx.connect()
@@ -104,7 +103,7 @@ async def starter(ctx: JobContext, options: RoomOptions | None = None) -> None:
 
 
 async def starter_deleting(ctx: JobContext) -> None:
-    """The starter with the one option that ends the room with the session, for everybody in it."""
+    """The starter with the option that deletes the room when the session closes."""
     await starter(ctx, RoomOptions(delete_room_on_close=True))
 
 
@@ -124,7 +123,7 @@ async def kept_alive(ctx: JobContext) -> None:
 
 
 async def one_door(ctx: JobContext) -> None:
-    """Return once the call is up; the session's close ends the job, and one shutdown callback cleans up."""
+    """Return once the call runs; the session's close ends the job, one callback cleans up."""
     stack, pool = await open_two(ctx)
     close_at_shutdown(ctx, stack)
     await ctx.connect()

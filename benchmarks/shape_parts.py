@@ -1,7 +1,7 @@
-"""What every shape of an entrypoint is given alike; copied into the measured project as `agent.bench_parts`.
+"""The same parts for every shape of an entrypoint; copied into the project as `agent.bench_parts`.
 
-Two resources that write into a file when they are opened and closed, which a killed worker cannot take with it, and a
-model that fails when it is asked to.
+Two resources that note their opening and closing in a file, which a killed worker cannot lose, and
+a model that fails on request.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from typing import Any, Self
 from livekit.agents import APIStatusError
 
 NOTES = os.environ.get("BENCH_NOTES", os.devnull)
-FAILING = "the model is down"  # a caller who writes this gets no answer
+# a caller who writes this gets no answer
+FAILING = "the model is down"
 OPEN = "The pool is open."
-SLOW, SLOW_SECONDS = "slow", 12.0  # in rooms of this name the client takes so long to close
-STUCK = "stuck"  # and in these it never does
+# in rooms of this name the client takes so long to close
+SLOW, SLOW_SECONDS = "slow", 12.0
+# and in these it never closes
+STUCK = "stuck"
 
 
 def note(room: str, resource: str, event: str) -> None:
-    """Append a line that says what happened when, and in which process."""
+    """Append a line with the event, its time and its process."""
     line = json.dumps(
         {"at": time.time(), "room": room, "pid": os.getpid(), "resource": resource, "event": event}
     )
@@ -36,10 +39,10 @@ def note(room: str, resource: str, event: str) -> None:
 
 
 class Resource:
-    """Something that a call has open and its answers need; open inside `async with`.
+    """A resource that a call's answers need; open inside `async with`.
 
-    A class and no generator: what a generator holds is closed even by a dying event loop, a pool is not.
-    The one called client is slow to close, or never does, in rooms named for it.
+    A class, not a generator: a dying event loop closes generators, but not a pool. The resource
+    called client closes slowly, or never, in rooms named for it.
     """
 
     def __init__(self, name: str, room: str) -> None:
@@ -68,14 +71,14 @@ class Resource:
         note(self.room, self.name, "closed")
 
     def ask(self) -> str:
-        """What an answer needs of it; raises ConnectionError unless it is open."""
+        """Give a part of an answer; raises ConnectionError unless it is open."""
         if not self.is_open:
             raise ConnectionError(f"the {self.name} is closed")
         return f"The {self.name} is open."
 
 
 def fail_when_asked() -> None:
-    """Have the scripted model fail, as one with a wrong key does, on every turn that asks for it."""
+    """Make the scripted model fail, as with a wrong key, on every turn that asks for it."""
     scripted: Any = importlib.import_module("agent.models.scripted")
     respond = scripted.respond
 

@@ -1,9 +1,10 @@
-"""Ours and five other shapes of an entrypoint, through every end of a call: when is everything closed, the slot free?
+"""Ours and five other shapes of an entrypoint, through every end of a call.
 
     python -m benchmarks.shapes [--quick] [--version v0.1.0]
 
-Every shape runs on the same server with the same models and opens the same two resources, a pool and a client, which
-write down when they are closed. Seconds count from the moment of the cause.
+When is everything closed, and the slot free? Every shape runs on the same server with the same
+models and opens the same two resources, a pool and a client, which note when they are closed.
+Seconds count from the cause.
 """
 
 from __future__ import annotations
@@ -51,12 +52,15 @@ Sample = dict[str, float | str | None]
 HERE = Path(__file__).parent
 OURS = "ours"
 SHAPES = [OURS, "one door", "kept alive", "starter, delete_room_on_close", "starter", "copied cure"]
-LIMIT_SECONDS, QUICK_LIMIT_SECONDS = 65.0, 25.0  # what has not happened by then is not waited for
-HOLD_SECONDS = 3.0  # the next call waits so long for a quick end; slower ends go on beside it
-WAIT_SECONDS = "5"  # for a caller who never joins; and for one who may come back
+# for everything after the cause
+LIMIT_SECONDS, QUICK_LIMIT_SECONDS = 65.0, 25.0
+# the next call waits so long for a quick end; slower ends continue beside it
+HOLD_SECONDS = 3.0
+# for a caller who never joins, and for one who may come back
+WAIT_SECONDS = "5"
 ATTEMPTS = 3
 
-RESOURCES = '''"""Two resources that write down when they are closed."""
+RESOURCES = '''"""Two resources that note when they are closed."""
 
 from agent import bench_parts
 
@@ -78,14 +82,14 @@ TOOL = '''
 
 @dataclass
 class Notes:
-    """What the resources have written down, in the order of writing."""
+    """The notes of the resources, in the order of writing."""
 
     file: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
     _read: int = 0
 
     def of(self, room: str) -> list[dict[str, Any]]:
-        """Everything about the call in this room so far."""
+        """The notes about the call in this room so far."""
         if self.file.exists():
             with self.file.open("rb") as file:
                 file.seek(self._read)
@@ -107,7 +111,7 @@ class Side:
     notes: Notes
 
     async def ready(self) -> None:
-        """Wait until the process that the next call will get is there."""
+        """Wait until the process for the next call is ready."""
 
         def said(message: str) -> int:
             return sum(record.get("message") == message for record in self.running.records)
@@ -119,7 +123,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Cause:
-    """What ends a call: where and when, and the caller who is still there."""
+    """The cause of a call's end: its room, its time, and the caller who is still there."""
 
     room: str
     at: float
@@ -156,7 +160,7 @@ async def started(
 
 
 def furnish(project: Project) -> None:
-    """Give the project what the shapes are given."""
+    """Give the project the parts that every shape has."""
     shutil.copy(HERE / "shape_parts.py", project.path / "src" / "agent" / "bench_parts.py")
     project.write("src/agent/resources.py", RESOURCES)
     project.write("src/agent/persona.py", project.read("src/agent/persona.py") + TOOL)
@@ -167,7 +171,7 @@ def furnish(project: Project) -> None:
 
 @asynccontextmanager
 async def greeted(side: Side, prefix: str = "call") -> AsyncIterator[TextCaller]:
-    """Somebody who has been greeted, and hangs up on exit."""
+    """A caller who has been greeted, and hangs up on exit."""
     for _ in range(ATTEMPTS):
         async with TextCaller(side.server, new_room(prefix), side.agent) as caller:
             try:
@@ -180,7 +184,7 @@ async def greeted(side: Side, prefix: str = "call") -> AsyncIterator[TextCaller]
 
 
 def new_room(prefix: str = "call") -> str:
-    """A room nobody has been in."""
+    """A new room's name."""
     return f"{prefix}-{uuid.uuid4().hex[:10]}"
 
 
@@ -195,7 +199,7 @@ async def hung_up(side: Side, prefix: str = "call") -> AsyncIterator[Cause]:
 
 @asynccontextmanager
 async def room_deleted(side: Side) -> AsyncIterator[Cause]:
-    """Somebody deletes the room."""
+    """An operator deletes the room."""
     async with greeted(side) as caller, side.server.api() as client:
         at = time.time()
         await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
@@ -204,7 +208,7 @@ async def room_deleted(side: Side) -> AsyncIterator[Cause]:
 
 @asynccontextmanager
 async def agent_removed(side: Side) -> AsyncIterator[Cause]:
-    """Somebody removes the agent from the room; the caller stays."""
+    """An operator removes the agent from the room; the caller stays."""
     async with greeted(side) as caller, side.server.api() as client:
         (agent,) = caller.room.remote_participants
         at = time.time()
@@ -216,7 +220,7 @@ async def agent_removed(side: Side) -> AsyncIterator[Cause]:
 
 @asynccontextmanager
 async def caller_killed(side: Side) -> AsyncIterator[Cause]:
-    """The caller's process is killed: nobody tells the server."""
+    """The caller's process is killed, and the server is not informed."""
     async with calling(
         side.server, side.agent, ["ann"], "--calls", "1", "--stay", "3600"
     ) as callers:
@@ -239,11 +243,12 @@ async def nobody_joins(side: Side) -> AsyncIterator[Cause]:
 
 @asynccontextmanager
 async def model_fails(side: Side) -> AsyncIterator[Cause]:
-    """The model fails at every turn of a caller who asks again every second."""
+    """The model fails on every turn of a caller who asks again every second."""
 
     async def ask_again(caller: TextCaller) -> None:
         while not caller.cut_off.is_set():
-            with suppress(Exception):  # the room may go away under it
+            # the room may disappear meanwhile
+            with suppress(Exception):
                 await caller.write(shape_parts.FAILING)
             await asyncio.sleep(1)
 
@@ -263,17 +268,19 @@ ENDS: dict[str, Callable[[Side], AbstractAsyncContextManager[Cause]]] = {
     "a close that takes 12 s": lambda side: hung_up(side, shape_parts.SLOW),
     "a close that hangs": lambda side: hung_up(side, shape_parts.STUCK),
 }
-QUICK_ENDS = ["caller hangs up", "room deleted", "agent removed"]  # one at a time, several rounds
-SLOW_ENDS = [end for end in ENDS if end not in QUICK_ENDS]  # side by side, once
+# one at a time, several rounds
+QUICK_ENDS = ["caller hangs up", "room deleted", "agent removed"]
+# side by side, once
+SLOW_ENDS = [end for end in ENDS if end not in QUICK_ENDS]
 CLOSES = SLOW_ENDS[3:]
 STOPPED, KILLED = "dev worker stopped (SIGTERM)", "worker killed (SIGKILL)"
 ALL_ENDS = [*QUICK_ENDS, STOPPED, *SLOW_ENDS[:3], KILLED, *SLOW_ENDS[3:]]
 
 
 async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
-    """Seconds from the cause to each close, to the end of the call's process, and until the caller was let go.
+    """Seconds from the cause to each close, to the end of the process, and to the caller's removal.
 
-    None for what has not happened within the limit.
+    None for what did not happen within the limit.
     """
     sample: Sample = {
         "opened": None,
@@ -298,7 +305,8 @@ async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
                 sample["cut"] = seconds
         if opened and gone(process) and sample["process"] is None:
             sample["process"] = round(time.time() - cause.at, 3)
-            continue  # for what was written just before
+            # read what was written just before
+            continue
         if (
             cause.caller is not None
             and cause.caller.cut_off.is_set()
@@ -309,7 +317,8 @@ async def watch(notes: Notes, cause: Cause, limit: float) -> Sample:
         ended = sample["process"]
         if isinstance(ended, float) and (not waiting or time.time() - cause.at > ended + 2):
             break
-        await asyncio.sleep(0.02)  # other processes: there is no event to await
+        # other processes: there is no event to await
+        await asyncio.sleep(0.02)
     return sample
 
 
@@ -324,7 +333,7 @@ def gone(process: psutil.Process | None) -> bool:
 
 
 async def observe(end: str, side: Side, gate: asyncio.Lock, hold: float, limit: float) -> Sample:
-    """One call with this end. The gate is held while the call is set up, and `hold` seconds longer."""
+    """One call with this end; the gate is held during its setup and `hold` seconds longer."""
     async with AsyncExitStack() as stack:
         async with gate:
             await side.ready()
@@ -333,14 +342,15 @@ async def observe(end: str, side: Side, gate: asyncio.Lock, hold: float, limit: 
             await asyncio.wait([watching], timeout=hold)
         sample = await watching
         Progress.dot()
-    async with side.server.api() as client:  # whoever still holds the room would be in the way
+    # an agent that is still in the room would disturb the next calls
+    async with side.server.api() as client:
         with suppress(api.TwirpError):
             await client.room.delete_room(api.DeleteRoomRequest(room=cause.room))
     return sample
 
 
 async def answers(side: Side) -> bool:
-    """Whether a question after the greeting gets an answer that needs what the call has opened."""
+    """Whether a question after the greeting gets an answer that needs an open resource."""
     async with greeted(side) as caller:
         with suppress(TimeoutError, AssertionError):
             async with asyncio.timeout(8):
@@ -352,7 +362,7 @@ async def answers(side: Side) -> bool:
 async def signalled(
     project: Project, server: LiveKit, shape: str, notes: Notes, sig: signal.Signals, limit: float
 ) -> Sample:
-    """One call whose worker gets the signal, in `dev` for SIGTERM, else in `start`."""
+    """One call whose worker gets the signal; it runs `dev` for SIGTERM, else `start`."""
     async with started(project, server, shape, notes, dev=sig == signal.SIGTERM) as side:
         await side.ready()
         async with greeted(side) as caller:
@@ -370,10 +380,9 @@ async def signalled(
                 sample["worker"] = round(exited_at[0] - at, 3) if exited_at else None
             finally:
                 if sig == signal.SIGKILL:
+                    # its children, which it can no longer end
                     with suppress(ProcessLookupError):
-                        os.killpg(
-                            process.pid, signal.SIGKILL
-                        )  # its children, which it can no longer end
+                        os.killpg(process.pid, signal.SIGKILL)
     return sample
 
 
@@ -417,9 +426,8 @@ async def measure(scratch: Path, *, version: str, quick: bool) -> Results:
                     (end, side)
                     for end in SLOW_ENDS
                     for side in sides
-                    for _ in range(
-                        rounds if end in CLOSES else 1
-                    )  # whether they are killed meanwhile is a race
+                    # a slow close may be killed or not: that is a race
+                    for _ in range(rounds if end in CLOSES else 1)
                 ],
                 ends,
                 0,
@@ -442,7 +450,7 @@ async def observe_all(
     hold: float,
     limit: float,
 ) -> None:
-    """These calls, in this order, each set up alone."""
+    """Make these calls in this order; only one is set up at a time."""
     gate = asyncio.Lock()
 
     async def one(end: str, side: Side) -> None:
@@ -457,26 +465,26 @@ async def observe_all(
 
 
 def cleanup_of(end: str, sample: Sample) -> float:
-    """When everything that this end allows to close was closed; infinite if it never was.
+    """When everything that can close at this end was closed; infinite if never.
 
-    Where a close hangs, the others are looked at; a close that was cut short counts when it was cut.
+    If a close hangs, only the other one counts; a close that was cut off counts from then.
     """
     pool, client = number(sample["pool"]), min(number(sample["client"]), number(sample["cut"]))
     return pool if end == "a close that hangs" else max(pool, client)
 
 
 def free_of(end: str, sample: Sample) -> float:
-    """When the slot was free, or the worker was gone where it was told to stop; infinite if not within the limit."""
+    """When the slot was free, or the stopped worker had exited; infinite if not in time."""
     return number(sample["worker" if end == STOPPED else "process"])
 
 
 def number(value: float | str | None) -> float:
-    """Infinite for what did not happen."""
+    """The value, infinite for None."""
     return math.inf if value is None else float(value)
 
 
 def medians(results: Results, end: str, shape: str) -> tuple[float, float]:
-    """Cleanup and slot free, in the middle of the rounds in which they happened; infinite where they never did."""
+    """Median of cleanup and slot free over the rounds with them; infinite without any."""
     samples = results["ends"][end][shape]
 
     def middle(values: list[float]) -> float:
@@ -490,7 +498,7 @@ def medians(results: Results, end: str, shape: str) -> tuple[float, float]:
 
 
 def in_words(results: Results, end: str, shape: str) -> tuple[str, str]:
-    """Cleanup and slot free for a reader. A call whose process is gone without a cleanup will never have one."""
+    """Cleanup and slot free as text; a process that exited without a cleanup never has one."""
     cleanup, free = medians(results, end, shape)
     samples = results["ends"][end][shape]
     late = f"not within {results['limit']:g} s"
@@ -507,15 +515,15 @@ def in_words(results: Results, end: str, shape: str) -> tuple[str, str]:
 
 
 def seconds_of(value: float) -> str:
-    """Hundredths where they matter."""
+    """Seconds, with hundredths below ten."""
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
 
 
 def table(results: Results) -> str:
     """The results as Markdown."""
     lines = [
-        f"{describe(results)} Medians of {results['rounds']} rounds of hang-ups, deletions, removals"
-        " and slow closes; the others ran once.",
+        f"{describe(results)} Medians of {results['rounds']} rounds of hang-ups, deletions,"
+        " removals and slow closes; the others ran once.",
         "",
         "| cleanup / slot free | " + " | ".join(SHAPES) + " |",
         "|---|" + "---|" * len(SHAPES),
@@ -534,12 +542,12 @@ def table(results: Results) -> str:
             else "no"
             for shape in SHAPES
         ]
-        lines.append(f"| {end}: caller taken along | " + " | ".join(cells) + " |")
+        lines.append(f"| {end}: caller removed too | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(
         description="Measure the shapes of an entrypoint through every end of a call."
     )

@@ -1,8 +1,9 @@
-"""Many calls through one worker, four at a time: is every one closed, no turn lost, and nothing left behind?
+"""Many calls through one worker, four at a time: all closed, no turn lost, nothing left behind?
 
     python -m benchmarks.soak [--quick] [--calls 1000] [--version v0.1.0]
 
-Four processes of callers, each with one call at a time: join, hear the greeting, ask, hear the answer, hang up.
+Four processes of callers, each with one call at a time: join, hear the greeting, ask, hear the
+answer, hang up.
 """
 
 from __future__ import annotations
@@ -44,25 +45,26 @@ from tests.support.worker import Record, Worker, worker
 Sample = dict[str, float]
 
 CALLS, QUICK_CALLS = 1000, 40
-CALLERS = ["ann", "ben", "cleo", "dora"]  # a process each
-ASK, HEAR = "Where is the entrance?", "blue gate"  # a short answer, from the documents
-TURNS = 3  # of a call: greeting, question, answer
+# a process each
+CALLERS = ["ann", "ben", "cleo", "dora"]
+# a short answer, from the documents
+ASK, HEAR = "Where is the entrance?", "blue gate"
+# of a call: greeting, question, answer
+TURNS = 3
 SAMPLE_SECONDS = 2.0
-WARM_UP = 0.1  # of the calls: caches fill, and the pool of idle processes
-POOL_THREADS = min(
-    32, (os.cpu_count() or 1) + 4
-)  # asyncio's own, which it starts as it needs them and then keeps
-GROWTH, GROWTH_MB = (
-    1.1,
-    8.0,
-)  # of the memory, the larger of the two; how many processes there are depends on what else runs
+# share of the calls in which caches and the pool of idle processes fill
+WARM_UP = 0.1
+# asyncio's own threads, which it starts on demand and then keeps
+POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)
+# allowed growth of memory, the larger of the two; the number of processes depends on other programs
+GROWTH, GROWTH_MB = 1.1, 8.0
 
 
 # ---------------------------------------------------------------------- samples
 
 
 def take_sample(pid: int, ended: int, began: float) -> Sample:
-    """What the worker and its children hold at this moment."""
+    """The processes, memory, threads and files of the worker and its children now."""
     main = psutil.Process(pid)
     children = main.children(recursive=True)
     megabytes = {process.pid: memory_of(process) for process in [main, *children]}
@@ -80,7 +82,7 @@ def take_sample(pid: int, ended: int, began: float) -> Sample:
 
 
 def memory_of(process: psutil.Process) -> float:
-    """Megabytes of a process, with its part of what it shares where the system tells; 0 when it has just ended."""
+    """Megabytes of a process, by PSS if the system has it; 0 if it has just ended."""
     with suppress(psutil.Error, OSError):
         memory = process.memory_full_info()
         return float(getattr(memory, "pss", memory.uss)) / 2**20
@@ -88,7 +90,7 @@ def memory_of(process: psutil.Process) -> float:
 
 
 def sockets_of(pid: int) -> int:
-    """How many of its open files are sockets; 0 where the system does not tell."""
+    """How many of its open files are sockets; 0 if the system does not report it."""
     count = 0
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
@@ -107,7 +109,8 @@ async def settled(running: Worker, began: float, ended: int) -> Sample:
     await running.wait_for(
         lambda _: said("process initialized") >= said("initializing process"), seconds=60
     )
-    await asyncio.sleep(1)  # connections that are being closed
+    # for connections that are being closed
+    await asyncio.sleep(1)
     return take_sample(running.process.pid, ended, began)
 
 
@@ -115,7 +118,7 @@ async def settled(running: Worker, began: float, ended: int) -> Sample:
 
 
 async def soak(project: Project, server: LiveKit, calls: int) -> Results:
-    """So many calls through one worker of this project; everything that was seen."""
+    """Make so many calls through one worker of this project; return all observations."""
     agent = f"soak-{uuid.uuid4().hex[:8]}"
     data = project.path / "data" / agent
     command = [str(project.path / ".venv" / "bin" / "agent")]
@@ -123,9 +126,8 @@ async def soak(project: Project, server: LiveKit, calls: int) -> Results:
         project.path, command, server, AGENT_NAME=agent, AGENT_DATA_DIR=str(data)
     ) as running:
         first = ["--calls", "1", "--ask", ASK, "--hear", HEAR]
-        async with calling(
-            server, agent, ["eve"], *first
-        ) as warming:  # what a worker opens at its first call
+        # a worker opens more at its first call
+        async with calling(server, agent, ["eve"], *first) as warming:
             await warming.finished()
         assert [call["problem"] for call in warming.calls] == [""], (warming.calls, warming.said)
         began, samples = time.time(), []
@@ -181,7 +183,7 @@ def complaint(record: Record, began: float) -> dict[str, Any]:
 
 
 def what_the_log_says(running: Worker, callers: Callers) -> Results:
-    """How the worker ended the callers' calls, and closed what they had open."""
+    """How the worker ended the callers' calls, and closed their resources."""
     rooms = {call["room"] for call in callers.calls}
     records = [record for record in running.records if record.get("room") in rooms]
     ends = [record for record in records if "reason" in record and "turns" in record]
@@ -200,11 +202,12 @@ def what_the_log_says(running: Worker, callers: Callers) -> Results:
 
 
 def what_is_stored(file: Path, callers: Callers) -> Results:
-    """What memory has of the callers' calls: how many, and how many turns of each."""
+    """The callers' calls in memory: how many, and how many turns of each."""
     rooms = {call["room"] for call in callers.calls}
     with closing(sqlite3.connect(file)) as db:
         rows = db.execute(
-            "SELECT room, count(item) FROM calls LEFT JOIN turns USING (caller, call) GROUP BY caller, call"
+            "SELECT room, count(item) FROM calls LEFT JOIN turns USING (caller, call)"
+            " GROUP BY caller, call"
         ).fetchall()
         (sound,) = db.execute("PRAGMA integrity_check").fetchone()
     turns = Counter(count for room, count in rows if room in rooms)
@@ -216,11 +219,11 @@ def what_is_stored(file: Path, callers: Callers) -> Results:
     }
 
 
-# ---------------------------------------------------------------------- the judgement
+# ---------------------------------------------------------------------- the verdict
 
 
 def quarters(samples: Sequence[Sample], name: str) -> tuple[float, float]:
-    """The median in the first and in the last quarter of the run, its warm-up left out."""
+    """The medians of the first and the last quarter of the run, without its warm-up."""
     calls = samples[-1]["calls"]
     warm = [sample for sample in samples if WARM_UP * calls <= sample["calls"] < calls]
     length = max(1, len(warm) // 4)
@@ -231,12 +234,12 @@ def quarters(samples: Sequence[Sample], name: str) -> tuple[float, float]:
 
 
 def grown(first: float, last: float) -> bool:
-    """Whether this is more than a little."""
+    """Whether memory grew by more than allowed."""
     return last > max(GROWTH * first, first + GROWTH_MB)
 
 
 def problems(results: Results) -> list[str]:
-    """Everything that must not be, in a sentence each. No threshold is a time."""
+    """Every failure, in a sentence each. No threshold is a time."""
     found = [f"{call['room']}: {call['problem']}" for call in results["calls"] if "problem" in call]
     calls = results["calls wanted"]
 
@@ -285,7 +288,8 @@ def table(results: Results) -> str:
     lines = [
         f"{describe(results)} {calls} calls in {took / 60:.1f} minutes,"
         f" {60 * calls / took:.0f} a minute, {len(CALLERS)} at a time;"
-        f" greeted {statistics.median(waits):.2f} s after joining (median; longest {max(waits):.2f} s).",
+        f" greeted {statistics.median(waits):.2f} s after joining"
+        f" (median; longest {max(waits):.2f} s).",
         "",
         "| | before the first call | first quarter | last quarter | after the last call |",
         "|---|---|---|---|---|",
@@ -300,7 +304,8 @@ def table(results: Results) -> str:
     closes = ", ".join(f"{what} {times}" for what, times in sorted(results["closes"].items()))
     lines += [
         "",
-        f"Calls ended: {ends}. Closed: {closes}. Turns stored: {results['stored turns']} of {TURNS * calls}.",
+        f"Calls ended: {ends}. Closed: {closes}."
+        f" Turns stored: {results['stored turns']} of {TURNS * calls}.",
         "",
         "Found wrong: " + ("; ".join(problems(results)) or "nothing") + ".",
     ]
@@ -313,7 +318,7 @@ NAMES = {
     "fds": "open files of the worker",
     "sockets": "sockets among them",
     "rss MB": "resident memory of the worker, MB",
-    "pss MB": "the same, shared pages shared out (PSS), MB",
+    "pss MB": "the same, with shared pages divided (PSS), MB",
     "pss MB, with children": "PSS with all its children, MB",
 }
 
@@ -333,7 +338,7 @@ async def measure(scratch: Path, *, version: str, calls: int) -> Results:
 
 
 def main() -> int:
-    """Call, report, judge; 1 if something was found wrong, or where no server can be had."""
+    """Measure, report, judge; 1 if there was a failure, or if no server is available."""
     parser = argparse.ArgumentParser(description="Many calls through one worker.")
     arguments(parser)
     parser.add_argument(

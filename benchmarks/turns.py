@@ -1,10 +1,11 @@
-"""How long a caller waits for the first sound, after joining and after their own words, with every choice of stores.
+"""How long a caller waits for the first sound after joining and speaking, with every store.
 
     PYTHONPATH=template/src python -m benchmarks.turns [--quick]
 
-The template runs in place on a real livekit-server, a worker for every combination of knowledge and memory; Redis and
-PostgreSQL are real too, and are stopped (SIGSTOP) where they are said to stall. All combinations take one call each a
-round, one after another, in an order that is shuffled anew every round; `--quick` only shows that it works.
+The template runs in place on a real livekit-server, with a worker for every combination of
+knowledge and memory; Redis and PostgreSQL are real too, and SIGSTOP makes them stall. In every
+round each combination takes one call, one after another in a shuffled order; `--quick` only shows
+that it works.
 """
 
 from __future__ import annotations
@@ -49,19 +50,17 @@ from tools.history import ROOT
 
 TEMPLATE = ROOT / "template"
 LATE_PERSONA = Path(__file__).with_name("late_persona.py")
-QUESTION, ANSWER = (
-    "How much do you spend on parts before you call?",
-    "30 euros on parts",
-)  # the last of its passage
+# the answer is the end of its passage
+QUESTION, ANSWER = "How much do you spend on parts before you call?", "30 euros on parts"
 NOT_NOW = "cannot look that up"
-QUIET_SECONDS = 0.3  # without a sound: a reply is over; its own pauses are shorter
+# after so much silence a reply is over; its own pauses are shorter
+QUIET_SECONDS = 0.3
 
 HEALTHY, STALLED = "healthy", "stalled"
-TURNS = {HEALTHY: 3, STALLED: 2}  # of a call: the stores stall between the third and the fourth
-COMBINATION_SECONDS, LOOKUP_SECONDS = (
-    300.0,
-    100.0,
-)  # rounds go on for as long as another one fits in
+# of a call: the stores stall between the third and the fourth
+TURNS = {HEALTHY: 3, STALLED: 2}
+# rounds repeat as long as another one fits
+COMBINATION_SECONDS, LOOKUP_SECONDS = 300.0, 100.0
 LOOKUP_TURNS = 4
 LOOKUPS, FIRST_WORDS = ("before", "tool"), (0.0, 0.4)
 
@@ -70,16 +69,17 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a worker is started with."""
+    """The configuration of a worker."""
 
     knowledge: str = "none"
     memory: str = "none"
     embeddings: str = "none"
     lookup: str = "before"
-    first_word: float | None = None  # None: the scripted model as it is
+    # None: the scripted model without a delay
+    first_word: float | None = None
 
     def __str__(self) -> str:
-        """As the tables have it."""
+        """The name in the tables."""
         knowledge = self.knowledge + (" by meaning" if self.embeddings == "local" else "")
         return f"{knowledge} / {self.memory}"
 
@@ -97,7 +97,8 @@ COMBINATIONS = (
         for knowledge in ("none", "sqlite", "pgvector")
         for memory in ("none", "redis")
     ),
-    Parts("sqlite", embeddings="local"),  # what can stall here is the embedder
+    # here the embedder can stall
+    Parts("sqlite", embeddings="local"),
 )
 LATE = tuple(
     Parts("sqlite", lookup=lookup, first_word=seconds)
@@ -106,11 +107,11 @@ LATE = tuple(
 )
 
 
-# ---------------------------------------------------------------------- workers and what they need
+# ---------------------------------------------------------------------- workers and their stores
 
 
 class Stores:
-    """A Redis and a PostgreSQL of our own, and the folders that the workers share."""
+    """A private Redis and PostgreSQL, and the folders that the workers share."""
 
     def __init__(self, scratch: Path, redis: RedisServer, postgres: Postgres) -> None:
         self.redis, self.postgres = redis, postgres
@@ -120,27 +121,26 @@ class Stores:
             minilm(scratch / "minilm"),
             scratch / "late",
         )
-        self._ports = itertools.count(
-            21_000
-        )  # below those that connections are given while several workers start
+        # below the ports that connections get while several workers start
+        self._ports = itertools.count(21_000)
         self.home.mkdir()
         shutil.copytree(TEMPLATE / "knowledge", self.home / "knowledge")
         shutil.copytree(TEMPLATE / "src", self.late, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(LATE_PERSONA, self.late / "agent" / "persona.py")
 
     def data(self, parts: Parts) -> Path:
-        """Where a worker writes."""
+        """The folder where a worker writes."""
         return self.home / f"data-{parts.name}"
 
     def port(self) -> str:
-        """A port that is free, and given to nobody else."""
+        """A free port, different on every call."""
         for port in self._ports:
             with suppress(OSError), socket.create_server(("", port)):
                 return str(port)
         raise AssertionError("there is always another number")
 
     def environment(self, parts: Parts) -> dict[str, str]:
-        """Everything a worker is told."""
+        """The environment of a worker."""
         late = {} if parts.first_word is None else {"BENCH_FIRST_WORD": str(parts.first_word)}
         return {
             **late,
@@ -158,7 +158,7 @@ class Stores:
         }
 
     def ingest(self, parts: Parts) -> None:
-        """What an owner does before a worker is started on a shared index."""
+        """Fill the index, as an owner does before workers start on a shared one."""
         command = [sys.executable, "-m", "agent", "ingest"]
         done = subprocess.run(
             command,
@@ -179,7 +179,7 @@ class Desk(Side):
     data: Path
 
     def embedders(self) -> list[psutil.Process]:
-        """The worker's own, if it has one."""
+        """The worker's embedder, if it has one."""
         if self.parts.embeddings != "local":
             return []
         found = []
@@ -191,7 +191,7 @@ class Desk(Side):
 
     @asynccontextmanager
     async def talking(self) -> AsyncIterator[TimedCaller]:
-        """A call whose room is deleted at its end: a server takes seconds to tell of somebody who hangs up."""
+        """A call whose room is deleted at its end: a server takes seconds to report a hang-up."""
         async with self.called() as caller:
             yield caller
             async with self.server.api() as client:
@@ -199,16 +199,17 @@ class Desk(Side):
                     await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
 
     async def another_process(self) -> None:
-        """Wait until the next call's process is there: while it loads, it takes one of the cores."""
+        """Wait until the next call's process is ready: while it loads, it uses a core."""
         await self.running.wait_for(
             lambda _: self._said("process initialized") >= self._said("initializing process"),
             seconds=60,
         )
 
     async def between_calls(self) -> None:
-        """Wait until the worker is as it was before its first call, and forget what failed in the last one."""
+        """Wait until the worker is idle, and forget failures of the last call."""
         await self.settled()
-        if self.parts.embeddings == "local":  # one that has stalled for long is replaced
+        # an embedder that has stalled for long is replaced
+        if self.parts.embeddings == "local":
             await asyncio.sleep(0.3)
             await self.running.wait_for(
                 lambda _: (
@@ -227,7 +228,7 @@ class Desk(Side):
 async def desks(
     server: LiveKit, stores: Stores, wanted: Sequence[Parts]
 ) -> AsyncIterator[list[Desk]]:
-    """Workers of these combinations, all at the same time, each with a caller it knows; ended on exit."""
+    """Workers of these combinations, all at once, each with a known caller; ended on exit."""
     for parts in wanted:
         if parts.knowledge == "pgvector":
             await asyncio.to_thread(stores.ingest, parts)
@@ -256,7 +257,7 @@ async def desks(
 
 @contextmanager
 def stalled(stores: Stores, desk: Desk) -> Iterator[None]:
-    """Everything that can stall does while this is open: it takes connections, and says nothing."""
+    """Inside, every store that can stall does: it accepts connections and does not answer."""
     embedders = desk.embedders()
     stores.redis.stop()
     stores.postgres.stop()
@@ -272,17 +273,18 @@ def stalled(stores: Stores, desk: Desk) -> Iterator[None]:
         stores.redis.go_on()
 
 
-# ---------------------------------------------------------------------- what is timed
+# ---------------------------------------------------------------------- timed calls
 
 
 async def quiet(caller: TimedCaller) -> None:
-    """Wait until the agent has not been heard for a moment."""
-    while time.monotonic() - (caller.last_sound_at or 0.0) < QUIET_SECONDS:  # noqa: ASYNC110 -- nothing tells
+    """Wait until the agent has been silent for a moment."""
+    # no event reports silence
+    while time.monotonic() - (caller.last_sound_at or 0.0) < QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
 async def greeted(caller: TimedCaller) -> Sample:
-    """Hear the greeting to its end; seconds from before joining until its first sound, and whether one is known."""
+    """Hear the greeting; seconds since before joining to its first sound, and if one is known."""
     await caller.hear_sound()
     assert caller.first_sound_at is not None
     joined_to_sound = caller.first_sound_at - caller.began
@@ -292,7 +294,7 @@ async def greeted(caller: TimedCaller) -> Sample:
 
 
 async def turn(caller: TimedCaller) -> Sample:
-    """Ask, and hear the reply to its end; seconds from the caller's words to the first sound, and what it was."""
+    """Ask, and hear the reply; seconds from the caller's words to its first sound, and its kind."""
     caller.first_sound_at = None
     caller.sound.clear()
     asked = time.monotonic()
@@ -308,7 +310,7 @@ async def turn(caller: TimedCaller) -> Sample:
 
 
 async def first_call(desk: Desk) -> None:
-    """Warm up, and make the caller known."""
+    """Warm up, and make the caller known to the worker."""
     async with desk.talking() as caller:
         await greeted(caller)
         await turn(caller)
@@ -318,7 +320,7 @@ async def first_call(desk: Desk) -> None:
 async def measured_call(
     desk: Desk, stores: Stores, turns: dict[str, int], results: dict[str, Any], at: int
 ) -> None:
-    """A call: greeting, turns, and turns after the stores have stalled."""
+    """A call: greeting, turns, and turns after the stores stall."""
     about = {"parts": str(desk.parts), "round": at}
     async with desk.talking() as caller:
         results["greetings"].append({**about, "stores": HEALTHY, **await greeted(caller)})
@@ -336,7 +338,7 @@ async def measured_call(
 
 
 async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], at: int) -> None:
-    """A call that finds the stores stalled; they go on when its first sound was heard."""
+    """A call that begins with stalled stores; they continue after its first sound."""
     about = {"parts": str(desk.parts), "round": at, "stores": STALLED}
     with ExitStack() as until_heard:
         until_heard.enter_context(stalled(stores, desk))
@@ -351,7 +353,7 @@ async def stalled_greeting(desk: Desk, stores: Stores, results: dict[str, Any], 
 
 
 async def lookup_call(desk: Desk, turns: int, results: dict[str, Any], at: int) -> None:
-    """A call: its turns, with the model and the kind of lookup of this desk."""
+    """A call: its turns, with this desk's model and kind of lookup."""
     about = {"lookup": desk.parts.lookup, "first word": desk.parts.first_word, "round": at}
     async with desk.talking() as caller:
         await greeted(caller)
@@ -367,7 +369,7 @@ async def rounds(
     chance: random.Random,
     call: Callable[[Desk, int], Awaitable[None]],
 ) -> int:
-    """Rounds of calls, at least one, for as long as another one fits in; how many."""
+    """Rounds of calls, at least one, as long as another one fits; return how many."""
     until, longest, done = time.monotonic() + seconds, 0.0, 0
     while done == 0 or time.monotonic() + longest < until:
         began = time.monotonic()
@@ -424,7 +426,7 @@ async def measure(scratch: Path, *, quick: bool) -> dict[str, Any]:
 
 
 def of(results: dict[str, Any], kind: str, **wanted: object) -> list[Sample]:
-    """The samples of a kind that have these values, in the order of rounds and turns, so that they make pairs."""
+    """The samples of a kind with these values, by round and turn, so that they make pairs."""
     keys = {name.replace("_", " "): value for name, value in wanted.items()}
     found = [
         sample
@@ -435,13 +437,14 @@ def of(results: dict[str, Any], kind: str, **wanted: object) -> list[Sample]:
 
 
 def times(samples: Sequence[Sample]) -> list[float]:
-    """How long each took."""
+    """The seconds of each sample."""
     return [sample["seconds"] for sample in samples]
 
 
 def spread(values: Sequence[float]) -> str:
     """Median, smallest and largest, in milliseconds."""
-    return f"{statistics.median(values) * 1000:.0f} ms ({min(values) * 1000:.0f} to {max(values) * 1000:.0f})"
+    middle, low, high = (1000 * figure(values) for figure in (statistics.median, min, max))
+    return f"{middle:.0f} ms ({low:.0f} to {high:.0f})"
 
 
 def compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -489,12 +492,13 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *map(turns_of, COMBINATIONS),
         "",
-        "| knowledge / memory: join to sound | healthy | to none / none (95 %) | stalled before the call "
-        "| to none / none (95 %) |",
+        "| knowledge / memory: join to sound | healthy | to none / none (95 %) "
+        "| stalled before the call | to none / none (95 %) |",
         "|---|---|---|---|---|",
         *map(greetings_of, COMBINATIONS),
         "",
-        "| the model's first word comes after | looked up before the reply | by a tool | tool to before (95 %) |",
+        "| the model's first word comes after | looked up before the reply | by a tool "
+        "| tool to before (95 %) |",
         "|---|---|---|---|",
     ]
     for seconds in FIRST_WORDS:
@@ -502,7 +506,8 @@ def table(results: dict[str, Any]) -> str:
             times(of(results, "lookups", lookup=lookup, first_word=seconds)) for lookup in LOOKUPS
         )
         lines.append(
-            f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} | {compared(tool, before)} |"
+            f"| {seconds * 1000:.0f} ms | {spread(before)} | {spread(tool)} "
+            f"| {compared(tool, before)} |"
         )
     wrong = [sample for sample in results["turns"] + results["lookups"] if unexpected(sample)]
     strange = [
@@ -512,7 +517,7 @@ def table(results: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"Replies and greetings other than they should be: {len(wrong + strange) or 'none'}.",
+        f"Unexpected replies and greetings: {len(wrong + strange) or 'none'}.",
         "",
     ]
     lines += ["![How long callers wait, with every choice of stores](plots/turns.png)"]
@@ -520,7 +525,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def unexpected(sample: Sample) -> bool:
-    """Whether a reply is not what the documents have, although they could be asked, or nothing that is ever said."""
+    """Whether a reply is not the one that this state of the documents gives."""
     knows = sample.get("parts", "sqlite").split(" ")[0]
     if knows == "none":
         return bool(sample["answer"] != "no documents")
@@ -530,7 +535,7 @@ def unexpected(sample: Sample) -> bool:
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(
         description="Measure how long callers wait, with every choice of stores."
     )

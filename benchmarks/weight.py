@@ -1,4 +1,4 @@
-"""What an owner receives and waits for: the last release but this one against the work tree.
+"""What an owner receives and waits for: the last release against the work tree.
 
     python -m benchmarks.weight [--quick] [--before v0.4.0]
 
@@ -25,13 +25,14 @@ from tests.support.templates import WORK_TREE, Template, git, make_template
 
 BEFORE, AFTER = "before", "after"
 GOALS = {"pytest": 0.25, "update": 0.35, "files": 80, "lines": 0.8}
-FIXED = "src/agent/settings.py"  # in every release, at one path
+# a file that every release has
+FIXED = "src/agent/settings.py"
 METHOD = {
     "pytest": "`uv run pytest` in an installed project with defaults; both sides take turns",
     "update": "`uv run agent update` of a committed, installed project to the same version with a"
     " line more in one file: copy, merge, lock, sync, the project's tests, patch, sync",
-    "from the release": "the same of a project of the release, by its own command, to the work"
-    " tree: what its owner waits for",
+    "from the release": "the same for a project of the release, by its own command, to the work"
+    " tree: its owner's wait",
 }
 
 
@@ -48,7 +49,7 @@ class Side:
         return timed(self.project, "uv", "run", "pytest")
 
     def update(self) -> float:
-        """Seconds of an update to the version with the fix; the project is as before afterwards."""
+        """Seconds of an update to the version with the fix; the project is reset afterwards."""
         return updated(self.project, self.later)
 
 
@@ -60,7 +61,7 @@ def timed(project: Project, *command: str) -> float:
 
 
 def updated(project: Project, version: str) -> float:
-    """Seconds of an update of the project to `version`, which is undone again."""
+    """Seconds of an update of the project to `version`, which is then undone."""
     seconds = timed(project, "uv", "run", "agent", "update", "--to", version)
     assert project.answers()["_commit"] == version
     git(project.path, "reset", "--quiet", "--hard")
@@ -70,12 +71,13 @@ def updated(project: Project, version: str) -> float:
 
 
 def with_fix(template: Template, version: str, later: str) -> None:
-    """Tag `later`: `version` with a line more in one of the template's files."""
+    """Tag `later`: `version` with one more line in one of the template's files."""
     git(template.path, "checkout", "--quiet", "--detach", version)
     template.add_line(FIXED, "# A fix that owners wait for.")
     if version == WORK_TREE:
         template.release(later)
-    else:  # whose own list of files was written by another version of tools/ownership.py
+    else:
+        # another version of tools/ownership.py wrote its list of files
         git(template.path, "commit", "--quiet", "--all", "--message", later)
         git(template.path, "tag", "--annotate", "--message", later, later)
     git(template.path, "checkout", "--quiet", "main")
@@ -91,7 +93,7 @@ def make_side(template: Template, folder: Path, version: str, later: str) -> Sid
 
 
 def weigh(project: Project) -> dict[str, int]:
-    """How much was rendered: files, and lines of Python by what they are for."""
+    """How much was rendered: files, and lines of Python by purpose."""
     listed = git(project.path, "ls-files").split()
     python = [name for name in listed if name.endswith(".py")]
     lines = {name: len(project.read(name).splitlines()) for name in python}
@@ -105,7 +107,7 @@ def weigh(project: Project) -> dict[str, int]:
 
 
 def template_lines(template: Template, version: str) -> int:
-    """Lines of all Python below template/, whatever the answers."""
+    """Lines of all Python below template/, for all answers."""
     listed = git(template.path, "ls-tree", "-r", "--name-only", version, "--", "template")
     names = [name for name in listed.splitlines() if name.endswith(".py")]
     return sum(len(git(template.path, "show", f"{version}:{name}").splitlines()) for name in names)
@@ -190,7 +192,7 @@ def tables(results: Results) -> str:
 
 
 def main() -> int:
-    """Measure and report. Whether a goal is met is for the reader to judge."""
+    """Measure and report; a missed goal is not an error."""
     parser = argparse.ArgumentParser(description="Measure what an owner receives and waits for.")
     parser.add_argument("--quick", action="store_true", help="one of everything, and keep nothing")
     parser.add_argument("--before", default="v0.4.0", help="the release to compare with")

@@ -1,9 +1,9 @@
-"""Fifty callers talk at once, and every turn is to be kept: how soon each is written, and whether.
+"""Fifty callers talk at once, and every turn must be stored: is each written, and how soon?
 
     PYTHONPATH=template/src python -m benchmarks.writes [--quick]
 
-Five processes hold ten call memories each. Every caller has a turn written, and the next one as
-soon as that is: to one SQLite file, and to a Redis, in rounds that take turns.
+Five processes hold ten call memories each. Every caller writes a turn, and the next one as soon as
+it is stored: in one SQLite file, and in a Redis, in alternating rounds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from benchmarks.report import Progress, describe, finish, has_server, machine, r
 from tests.support.redis import RedisServer
 from tests.support.templates import WORK_TREE
 
-# of each
+# processes, and callers of each
 PROCESSES, CALLERS = 5, 10
-# of a caller, each round: all that a memory recalls of one caller, and some more if one was doubled
+# of a caller, each round: as many as a memory recalls, with room for doubled ones
 TURNS = 15
 PATIENCE = 60.0
 STORES = ("sqlite", "redis")
@@ -39,7 +39,7 @@ Round = dict[str, Any]
 
 
 def settings_of(home: Path, store: str, redis_url: str) -> Settings:
-    """One agent with that memory."""
+    """The settings of an agent with that memory."""
     url = redis_url if store == "redis" else store
     return Settings.model_validate(
         {"home": home, "data_dir": home / f"data-{store}", "memory_url": url}
@@ -52,7 +52,7 @@ def caller_of(number: int, process: int, caller: int) -> str:
 
 
 def turn_of(call: str, number: int) -> Turn:
-    """A turn as long as turns are."""
+    """A turn of usual length."""
     role = "assistant" if number % 2 else "user"
     return Turn(
         call,
@@ -67,7 +67,7 @@ def turn_of(call: str, number: int) -> Turn:
 
 
 async def write(settings: Settings, number: int, process: int, barrier: Barrier) -> dict[str, Any]:
-    """Ten callers at once: when they began and ended, the seconds of each turn, what was lost."""
+    """Ten callers at once: their begin and end, the seconds of each turn, and the losses."""
     took: list[float] = []
     async with AsyncExitStack() as stack:
         memories = [
@@ -83,7 +83,7 @@ async def write(settings: Settings, number: int, process: int, barrier: Barrier)
                 began = time.perf_counter()
                 memory.add_turn(turn_of(f"call-{caller_of(number, process, caller)}", at))
                 async with asyncio.timeout(PATIENCE):
-                    # `flush` would hurry what is tried again
+                    # `flush` would speed up a retry
                     await memory.queue._written.wait()
                 took.append(round(time.perf_counter() - began, 5))
 
@@ -109,11 +109,11 @@ def work(
         barrier.wait(PATIENCE)
 
 
-# ---------------------------------------------------------------------- all of them
+# ---------------------------------------------------------------------- all processes
 
 
 async def remembered(settings: Settings, number: int) -> dict[str, int]:
-    """How many turns of a round the store lacks, has more than once, or has out of order."""
+    """How many turns of a round the store lacks, has twice, or has out of order."""
     lost = doubled = misplaced = 0
     async with open_store(settings) as memory:
         assert memory is not None
@@ -214,7 +214,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and report; 1 where no server can be had."""
+    """Measure and report; 1 if no server is available."""
     parser = argparse.ArgumentParser(
         description="Measure how fast many callers' turns are written."
     )

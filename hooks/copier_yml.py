@@ -1,6 +1,7 @@
-"""What copier.yml says, for Cookiecutter: the same questions, defaults, refusals and exclusions, defined once.
+"""copier.yml for Cookiecutter: questions, defaults, validators and exclusions are defined once.
 
-Cookiecutter loads `CopierTemplate` from the throw-away copy of the repository that pre_prompt.py has reshaped.
+Cookiecutter loads `CopierTemplate` from the temporary copy of the repository that pre_prompt.py
+has reshaped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from jinja2.runtime import Context
 from jinja2.utils import missing
 
 Answers = dict[str, Any]
-COMMIT = "commit"  # a file beside this one, in which pre_prompt.py says what it has reshaped
+# A file beside this one: pre_prompt.py writes the commit that it has reshaped into it.
+COMMIT = "commit"
 
 CONFIG: dict[str, Any] = yaml.safe_load(
     (Path(__file__).parent.parent / "copier.yml").read_text(encoding="utf-8")
@@ -32,7 +34,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def settle(environment: Environment, given: Answers) -> Answers:
-    """Every question's answer as Copier would hold it: what was given, else the rendered default."""
+    """Every question's answer, as Copier has it: the given answer, else the rendered default."""
     answers: Answers = {}
     for name, spec in QUESTIONS.items():
         if name in ASKED and name in given:
@@ -52,7 +54,7 @@ def complaints(environment: Environment, answers: Answers) -> list[str]:
 
 
 def excluded(environment: Environment, answers: Answers, root: Path) -> list[Path]:
-    """What is in `root` and not in a project with these answers."""
+    """The paths in `root` that a project with these answers does not have."""
     rendered = [
         environment.from_string(entry).render(answers, _copier_operation="copy")
         for entry in CONFIG["_exclude"]
@@ -64,26 +66,29 @@ def excluded(environment: Environment, answers: Answers, root: Path) -> list[Pat
 
 
 def in_the_way(project: Path) -> list[str]:
-    """Why a folder cannot become a project: `--overwrite-if-exists` would not stop at what is the owner's."""
+    """Why this folder cannot become a project: `--overwrite-if-exists` would change its files."""
     if not project.is_dir() or not any(project.iterdir()):
         return []
-    cure = "`uv run agent update` there brings a project up to date; for another project, give another name"
-    return [f"{project} exists and is not empty, and nothing in it is overwritten: {cure}"]
+    return [
+        f"{project} exists and is not empty, and nothing in it is overwritten: `uv run agent"
+        " update` there brings a project up to date; for another project, give another name"
+    ]
 
 
 def replayed(given: Answers) -> list[str]:
-    """Why answers of another version cannot be used: files are left out and filled in as that one had it."""
+    """Why answers to another version cannot be used: its files and exclusions were different."""
     noted = Path(__file__).with_name(COMMIT)
     commit = noted.read_text(encoding="utf-8") if noted.exists() else given.get("_commit")
     if commit == given.get("_commit"):
         return []
     return [
-        f"these answers were given to {given.get('_commit')}, and this is {commit}: add `--checkout` for that one"
+        f"these answers were given to {given.get('_commit')}, and this is {commit}:"
+        " add `--checkout` for that one"
     ]
 
 
 class CopierTemplate(Extension):
-    """Makes Cookiecutter read Copier's templates: its plain names, and the filters of Ansible that are used."""
+    """Makes Cookiecutter read Copier's templates: plain names, and the Ansible filters they use."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -102,9 +107,10 @@ class CopierTemplate(Extension):
         environment.globals["next_steps"] = self.next_steps
 
     def accepted(self, given: Answers) -> Answers:
-        """The answers, which name the project's folder, not made yet; raises FailedHookException if one is refused.
+        """The answers, which name the project's folder; raises FailedHookException.
 
-        So is a folder that is there already, with whatever it holds of its owner's, and a replay of another version.
+        It refuses invalid answers and, before the folder is made, a folder that exists and holds
+        files, and a replay of another version's answers.
         """
         answers = settle(self.environment, given)
         problems = complaints(self.environment, answers)
@@ -119,13 +125,13 @@ class CopierTemplate(Extension):
         return answers
 
     def excluded(self, given: Answers) -> list[str]:
-        """What to delete from the project that Cookiecutter has made."""
+        """The paths to delete from the project that Cookiecutter has made."""
         answers = settle(self.environment, given)
         project = Path(given["_output_dir"], answers["project_slug"])
         return [str(path) for path in excluded(self.environment, answers, project)]
 
     def next_steps(self, given: Answers) -> str:
-        """What Copier says after a copy."""
+        """The message that Copier prints after a copy."""
         answers = settle(self.environment, given)
         conf = {"dst_path": answers["project_slug"]}
         return self.environment.from_string(CONFIG["_message_after_copy"]).render(
@@ -134,10 +140,10 @@ class CopierTemplate(Extension):
 
 
 class CopierContext(Context):
-    """Resolves `project_name` to `cookiecutter.project_name`, and `_copier_answers` to what an update needs to know."""
+    """Resolves `project_name` to `cookiecutter.project_name`; `_copier_answers` is for updates."""
 
     def resolve_or_missing(self, key: str) -> Any:
-        """The value of a name; `missing` if there is none."""
+        """The value of a name, or `missing`."""
         found = super().resolve_or_missing(key)
         given = super().resolve_or_missing("cookiecutter")
         if found is not missing or given is missing:

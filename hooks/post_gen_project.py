@@ -1,4 +1,7 @@
-"""Delete what copier.yml excludes for these answers, then say what to type next; Cookiecutter fills in both."""
+"""Delete what copier.yml excludes for these answers, then print the next steps.
+
+Cookiecutter fills in both.
+"""
 
 import contextlib
 import json
@@ -15,6 +18,6 @@ for path in map(Path, EXCLUDED):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-# The project is made: a terminal that cannot show a name, or that nobody reads any more, must not cost it.
+# The project is complete: a terminal that cannot show a name, or is closed, must not lose it.
 with contextlib.suppress(OSError):
     os.write(sys.stdout.fileno(), f"{NEXT_STEPS}\n".encode(sys.stdout.encoding, errors="replace"))

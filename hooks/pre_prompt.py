@@ -1,8 +1,9 @@
-"""Turn this throw-away copy of the repository into the tree that Cookiecutter expects.
+"""Turn this temporary copy of the repository into the tree that Cookiecutter expects.
 
-Runs in the copy's root, before the first question. A copy of a branch becomes the newest release first, as with Copier.
-Afterwards every question of copier.yml is one of cookiecutter.json, and the templates lie in a folder named by the
-answers, which are checked in the course (see copier_yml.py).
+Runs in the copy's root, before the first question. A copy of a branch becomes the newest release
+first, as with Copier. Afterwards cookiecutter.json asks every question of copier.yml, and the
+templates are in a folder whose name is rendered from the answers, which validates them (see
+copier_yml.py).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from cookiecutter.utils import rmtree  # type: ignore[import-untyped]
 sys.path.insert(0, "hooks")
 from copier_yml import ASKED, COMMIT, CONFIG
 
-MODULE = "livekit_agent_template_copier_yml"  # a name of its own: `hooks` could be anybody's
-DECOY = Path("{{cookiecutter.needs_its_hooks}}")  # for tools that run no hook: see its README.md
-# A final or post release as PEP 440 has it: what Copier chooses from, but for +local ones.
+# A unique name: another package may be called `hooks`.
+MODULE = "livekit_agent_template_copier_yml"
+# For tools that run no hooks: see its README.md.
+DECOY = Path("{{cookiecutter.needs_its_hooks}}")
+# A final or post release as PEP 440 has it: what Copier chooses from, except +local ones.
 RELEASE = re.compile(
     r"v?(?:(\d+)!)?(\d+(?:\.\d+)*)(?:(?:[-_.]?(?:post|rev|r)[-_.]?|-)(?P<post>\d+))?",
     re.IGNORECASE | re.ASCII,
@@ -31,10 +34,10 @@ RELEASE = re.compile(
 
 
 def git(*arguments: str) -> str | None:
-    """What git prints here, None if this is no git repository, there is no git, or git says no."""
+    """What git prints here, None if git fails, is not installed, or this is not a repository."""
     if not Path(".git").exists() or not shutil.which("git"):
         return None
-    # A git hook that runs us names its own repository; what is configured stays.
+    # If a git hook runs this, its variables name another repository; configuration is kept.
     kept = [
         name for name in os.environ if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
     ]
@@ -46,16 +49,17 @@ def git(*arguments: str) -> str | None:
 
 
 def described_commit() -> str | None:
-    """The commit as Copier records it, None where there is no git repository or no git."""
+    """The commit as Copier records it, None without a git repository or git."""
     return git("describe", "--tags", "--always") or None
 
 
 def newest_release(tags: list[str]) -> str | None:
-    """The tag that Copier would take, None if no tag is a release."""
+    """The tag that Copier would choose, None if no tag is a release."""
     ranked = []
     for tag in tags:
         if found := RELEASE.fullmatch(tag):
-            number = re.sub(r"(\.0+)+$", "", found[2]).split(".")  # 1.0 and 1 are the same
+            # 1.0 and 1 are the same
+            number = re.sub(r"(\.0+)+$", "", found[2]).split(".")
             ranked.append(
                 (int(found[1] or 0), [int(part) for part in number], int(found["post"] or -1), tag)
             )
@@ -63,27 +67,22 @@ def newest_release(tags: list[str]) -> str | None:
 
 
 def release_to_take() -> str | None:
-    """The release that this copy of a branch should be; None if it is one, or a commit that was asked for."""
+    """The newest release if this is a copy of a branch; None if a tag or commit was checked out."""
     on_a_branch = git("symbolic-ref", "--quiet", "HEAD")
     return newest_release((git("tag", "--list") or "").split()) if on_a_branch else None
 
 
 def become(release: str) -> None:
-    """Put that release in the place of this copy, and say so."""
-    # A clone, because the .git of a linked work tree is the owner's own: a checkout would move their HEAD.
+    """Replace this copy with that release, and print so."""
+    # A clone, because a linked worktree shares its .git: a checkout would move the owner's HEAD.
     fresh = Path(".release")
-    ours = (
-        "-c",
-        "protocol.file.allow=always",
-        "-c",
-        f"core.hooksPath={os.devnull}",
-    )  # it is a copy of a copy
-    git(*ours, "clone", "--quiet", "--no-checkout", ".", str(fresh))
-    git(*ours, "-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}")
+    settings = ("-c", "protocol.file.allow=always", "-c", f"core.hooksPath={os.devnull}")
+    git(*settings, "clone", "--quiet", "--no-checkout", ".", str(fresh))
+    git(*settings, "-C", str(fresh), "checkout", "--quiet", "--detach", f"refs/tags/{release}")
     if not (fresh / "hooks" / "pre_prompt.py").is_file():
         sys.exit(
-            f"The newest release is {release}, which git cannot check out here. Name the one to take: "
-            f"`--checkout {release}`, or for a folder of this machine `git checkout --detach {release}` there."
+            f"The newest release is {release}, which git cannot check out here. Name a release:"
+            f" `--checkout {release}`, or for a local folder `git checkout --detach {release}`."
         )
     for path in list(Path().iterdir()):
         if path != fresh:
@@ -92,15 +91,16 @@ def become(release: str) -> None:
         path.rename(path.name)
     fresh.rmdir()
     print(
-        f"This is {release}, the newest release. `--checkout VERSION` takes another, `--checkout origin/BRANCH` what "
-        "is not released yet; for a folder of this machine, `git checkout --detach VERSION` there.",
+        f"This is {release}, the newest release. `--checkout VERSION` takes another one,"
+        " `--checkout origin/BRANCH` the unreleased work of a branch; for a local folder, run"
+        " `git checkout --detach VERSION` there.",
         file=sys.stderr,
         flush=True,
     )
 
 
 def form() -> dict[str, Any]:
-    """The questions, as cookiecutter.json has them: a list is a choice, its default first."""
+    """The questions for cookiecutter.json: a list is a choice, its default first."""
     fields: dict[str, Any] = {}
     prompts: dict[str, Any] = {}
     for name, spec in ASKED.items():
@@ -115,7 +115,7 @@ def form() -> dict[str, Any]:
 
 
 def reshape(root: Path) -> list[str]:
-    """Name each file as the project has it; return those to copy as they are."""
+    """Give each file its name in the project; return those that are copied and not rendered."""
     for pattern in CONFIG["_exclude"]:
         if "{%" not in pattern:
             for path in list(
@@ -135,19 +135,19 @@ def reshape(root: Path) -> list[str]:
 
 
 def main() -> None:
-    """Reshape the copy, or let the release that it becomes do so with its own hook."""
+    """Reshape the copy, or replace it with the newest release and run that release's hook."""
     if release := release_to_take():
         become(release)
         sys.exit(subprocess.call([sys.executable, "hooks/pre_prompt.py"]))
     commit = described_commit()
     if commit is None:
         print(
-            "This is no git repository: the project cannot be updated later.",
+            "This is not a git repository: the project cannot be updated later.",
             file=sys.stderr,
             flush=True,
         )
     elif git("status", "--porcelain", "--", "template", "copier.yml"):
-        print(f"This is {commit} with changes that are not committed.", file=sys.stderr, flush=True)
+        print(f"This is {commit} with uncommitted changes.", file=sys.stderr, flush=True)
     config = form() | ({"_commit": commit} if commit else {})
     config["_copy_without_render"] = reshape(Path("template"))
     config["_extensions"] = [f"{MODULE}.copier_yml.CopierTemplate"]

@@ -1,7 +1,8 @@
-"""What the generation tests share: the template as a git repository, rendered projects, a real server."""
+"""Fixtures of the generation tests: the template's repository, rendered projects, a real server."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,8 +20,15 @@ BOTH_TOOLS = "seconds of both tools"  # the property of the tests that compare t
 pytest.register_assert_rewrite("tests.call.scene")
 
 
+# what takes longest begins first, so that no process is left alone with it at the end
+LONGEST_FIRST = ("call", "update", "build", "stores")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, tests of one project, one worker or one image stay in one process: they share what is expensive."""
+    """Keep tests of one project, worker or image in one process: these are expensive to make."""
+    folders = dict.fromkeys([*LONGEST_FIRST, *(item.path.parent.name for item in items)])
+    rank = {folder: number for number, folder in enumerate(folders)}
+    items.sort(key=lambda item: rank[item.path.parent.name])
     for item in items:
         folder = item.path.parent.name
         if {"both_tools", "every_copy"} & set(getattr(item, "fixturenames", ())):
@@ -37,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that the tester has configured, and no git hook that runs the tests, has a say in them."""
+    """Isolate the tests from the tester's configuration, and from a git hook that runs them."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("GIT_")]:
             patch.delenv(name)
@@ -96,6 +104,17 @@ def projects(
 def default_project(projects: dict[Answers, Project]) -> Project:
     """The project that `copier copy --defaults` makes."""
     return projects[CALLED[0]]
+
+
+@pytest.fixture
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for all projects, which have the same packages; one test at a time fills it."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mypy"
+    cache.mkdir(exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield cache
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

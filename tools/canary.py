@@ -1,7 +1,8 @@
-"""`make canary`: real calls with the lowest and the newest livekit-agents that a rendered project takes.
+"""`make canary`: real calls with the lowest and the newest livekit-agents that a project takes.
 
-The door leans on what the SDK does not promise, and a project that is installed tomorrow gets the SDK of tomorrow. This
-renders projects, pins each of the two versions in them, and has them tested and called: red before a user's call is.
+A call's end relies on behaviour that the SDK does not promise, and a new installation gets the
+newest SDK. This renders projects, pins each of the two versions in them, tests them and calls them,
+so that a change of the SDK fails here first.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ BIN = Path(sys.executable).parent
 SDK = "livekit-agents"
 CALLS = (
     "tests/call/test_ends.py",
+    "tests/call/test_first_call.py::test_its_sdk_is_as_calls_rely_on_it",
     "tests/call/test_first_call.py::test_it_takes_a_call_and_knows_the_caller_the_second_time",
-    "tests/call/test_first_call.py::test_its_own_tests_pass_without_keys_or_network[sqlite-sqlite-Apache-2.0]",
+    "tests/call/test_first_call.py::test_its_own_tests_pass_without_keys_or_network"
+    "[sqlite-sqlite-Apache-2.0]",
 )
 
 
 def declared() -> str:
-    """The SDK as a rendered project requires it, such as livekit-agents>=1.8.9,<1.9."""
+    """The SDK requirement of a rendered project, such as livekit-agents>=1.8.9,<1.9."""
     manifest = (ROOT / "template" / "pyproject.toml.jinja").read_text(encoding="utf-8")
     found = re.findall(rf'^ *"({re.escape(SDK)}\b[^"]*)",$', manifest, flags=re.MULTILINE)
     if len(found) != 1:
@@ -35,7 +38,7 @@ def declared() -> str:
 
 
 def published(requirement: str, resolution: str) -> str:
-    """The lowest or the highest version that fits `requirement`, of those that there are today."""
+    """The lowest or the highest version, published today, that fits `requirement`."""
     command = [
         str(BIN / "uv"),
         "pip",
@@ -58,7 +61,7 @@ def published(requirement: str, resolution: str) -> str:
 
 
 def call_with(version: str) -> bool:
-    """Run the cases with `version` in every rendered project; whether all of them passed."""
+    """Run the tests with `version` in every rendered project; return whether all passed."""
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", *CALLS]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "CANARY_SDK": version}, check=False)
@@ -71,15 +74,15 @@ def call_with(version: str) -> bool:
 
 
 def main() -> int:
-    """Call with either version, with the newest also when the lowest has failed; 1 if any failed."""
+    """Call with both versions, even if the lowest fails; return 1 if any failed."""
     requirement = declared()
     lowest, newest = (published(requirement, resolution) for resolution in ("lowest", "highest"))
     print(
-        f"a project takes {requirement}: the lowest there is today is {lowest}, the newest {newest}",
+        f"a project takes {requirement}: today's lowest is {lowest}, the newest {newest}",
         flush=True,
     )
     if lowest == newest:
-        print(f"these are the same, so one run stands for both: {lowest}", flush=True)
+        print(f"both are {lowest}, so one run is enough", flush=True)
     results = []
     for version in dict.fromkeys((lowest, newest)):
         print(f"calling with {SDK} {version} ...", flush=True)

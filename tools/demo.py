@@ -1,7 +1,7 @@
 """`make demo`: render a project, install it, ask it three questions, call it on a real server.
 
-Run again it renders anew what nobody has touched and leaves alone what somebody has. It needs no keys, listens on
-loopback only, and ends every process it starts.
+A second run renders the project again if it is unchanged, and otherwise uses it as it is. The demo
+needs no keys, listens on loopback only, and ends every process it starts.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from tests.support.worker import Worker, worker
 from tools.history import ROOT, WORK_TREE, Trouble, git, make_history
 
 DEMO = ROOT / "demo-agent"
-RENDERER = "make demo"  # who commits what was rendered: a newer commit of anybody else's is work to be kept
+# The committer of the rendered files: a newer commit by somebody else is work to keep.
+RENDERER = "make demo"
 CALLER = "ann"
 QUESTIONS = (
     "When are you open on Saturday?",
     "What does the small service cost?",
-    "What is the capital of Peru?",  # nothing in knowledge/ says
+    # knowledge/ has no answer
+    "What is the capital of Peru?",
 )
 console = Console(highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Show that something is going on, and in the end how long it took."""
+    """Show what is being done, and at the end how long it took."""
     began = time.monotonic()
     if console.is_terminal:
         with console.status(f"{what} ..."):
@@ -55,7 +57,7 @@ def doing(what: str) -> Iterator[None]:
 
 
 def run(*command: str, cwd: Path = ROOT, stdin: str = "", **environment: str) -> str:
-    """Run a command to its end; what it printed. Raises Trouble with the last thing it said."""
+    """Run a command and return its output; raises Trouble with its last lines."""
     environ = clean_environment(**environment)
     done = subprocess.run(
         command, cwd=cwd, env=environ, input=stdin, capture_output=True, encoding="utf-8"
@@ -67,7 +69,7 @@ def run(*command: str, cwd: Path = ROOT, stdin: str = "", **environment: str) ->
 
 
 def is_untouched() -> bool:
-    """Whether everything in demo-agent is as it was rendered; uv.lock and what git ignores there do not count."""
+    """Whether demo-agent is as it was rendered, except uv.lock and the files that git ignores."""
     if not (DEMO / ".git").exists():
         return False
     status = git(DEMO, "status", "--porcelain", "--untracked-files=all").splitlines()
@@ -76,19 +78,18 @@ def is_untouched() -> bool:
 
 
 def render() -> None:
-    """Make or renew demo-agent by `copier copy`; what somebody has changed stays as it is. Raises Trouble."""
+    """Render demo-agent with `copier copy`, unless somebody has changed it; raises Trouble."""
     if DEMO.exists() and any(DEMO.iterdir()) and not is_untouched():
         if not (DEMO / "src" / "agent").is_dir():
             raise Trouble(
-                f"{DEMO} is in the way, and is no rendered project: move it, then run this again"
+                f"{DEMO} exists and is not a rendered project: move it, then run this again"
             )
         console.print(
-            "  demo-agent has changes of yours, so it is used as it is. Move it away to see a new one."
+            "  demo-agent has your changes, so it is used as it is. Move it away to see a new one."
         )
         return
-    template = (
-        CACHE / "demo" / uuid.uuid5(uuid.NAMESPACE_URL, ROOT.as_uri()).hex
-    )  # stays, for `copier update`
+    # kept, for `copier update`
+    template = CACHE / "demo" / uuid.uuid5(uuid.NAMESPACE_URL, ROOT.as_uri()).hex
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch) / DEMO.name
         with doing("copier copy --defaults --data project_name='Demo Agent' TEMPLATE demo-agent"):
@@ -108,20 +109,19 @@ def render() -> None:
             git(fresh, "init", "--quiet", "--initial-branch=main")
             git(fresh, "add", "--all", "--force")
             who = ("-c", f"user.name={RENDERER}", "-c", "user.email=", "-c", "commit.gpgsign=false")
-            git(fresh, *who, "commit", "--quiet", "--message", "What the template rendered")
+            git(fresh, *who, "commit", "--quiet", "--message", "Rendered by the template")
         if (DEMO / ".git").exists():
             git(DEMO, "fetch", "--quiet", str(fresh), "main")
             git(DEMO, "reset", "--quiet", "--hard", "FETCH_HEAD")
         else:
             git(ROOT, "clone", "--quiet", str(fresh), str(DEMO))
             git(DEMO, "remote", "remove", "origin")
-    console.print(
-        f"  demo-agent: {len(git(DEMO, 'ls-files').splitlines())} files, in a git repository of their own"
-    )
+    count = len(git(DEMO, "ls-files").splitlines())
+    console.print(f"  demo-agent: {count} files, in their own git repository")
 
 
 def chat() -> None:
-    """Pipe the questions into `agent chat` and show what it answers, a line each; raises Trouble."""
+    """Pipe the questions into `agent chat` and show the answers, one a line; raises Trouble."""
     with doing("uv run agent chat, with three lines piped in"):
         said = run(
             *(str(UV), "run", "agent", "chat", "--as", CALLER),
@@ -137,7 +137,7 @@ def chat() -> None:
 
 
 async def call() -> None:
-    """One call on a livekit-server of its own, and the log of it."""
+    """Make one call on its own livekit-server, and show its log."""
     name = tomllib.loads((DEMO / "src/agent/defaults.toml").read_text(encoding="utf-8"))["name"]
     async with AsyncExitStack() as stack:
         with doing("starting livekit-server, and the agent with `uv run agent start`"):
@@ -151,7 +151,7 @@ async def call() -> None:
 
 
 async def talk_to(running: Worker, caller: Caller) -> None:
-    """Hear the greeting, ask something, hang up; then the log of the call as tables."""
+    """Hear the greeting, ask a question, hang up; then show the log of the call as a table."""
     async with caller:
         with console.status("listening ..."):
             greeting = await caller.hear_text()
@@ -189,21 +189,22 @@ NEXT = """\
   cd demo-agent
   uv run agent chat              talk to it yourself; it looks things up in knowledge/*.md
   uv run pytest                  its tests, without keys and without network
-  uv run agent doctor            what is missing for real calls: keys go into .env.local, see .env.example
+  uv run agent doctor            what real calls need: keys go into .env.local, see .env.example
   src/agent/persona.py           who it is: change a sentence, chat again
 
-  A project of your own:  copier copy TEMPLATE my-agent   (README.md says where the template is)"""
+  Your own project:  copier copy TEMPLATE my-agent   (README.md says where the template is)"""
 
 
 def demonstrate() -> None:
-    """Everything, in order; raises Trouble."""
+    """Run every part, in order; raises Trouble."""
     console.print("[bold]1  Render a project[/]")
     render()
     console.print("[bold]2  Install it[/]")
     with doing("uv sync (downloads LiveKit's SDK the first time)"):
         run(str(UV), "sync", cwd=DEMO)
     console.print(
-        "[bold]3  Ask it three things[/]  (uv run agent chat; no keys, so a script answers from knowledge/)"
+        "[bold]3  Ask it three questions[/]"
+        "  (uv run agent chat; no keys, so a script answers from knowledge/)"
     )
     chat()
     console.print("[bold]4  Call it, on a real livekit-server[/]")
@@ -212,7 +213,7 @@ def demonstrate() -> None:
             find_binary()
     except Unavailable as why:
         console.print(
-            f"  left out: {why}. Put livekit-server or Go on PATH, and run this again.\n",
+            f"  skipped: {why}. Put livekit-server or Go on PATH, and run this again.\n",
             markup=False,
         )
     else:
@@ -222,10 +223,9 @@ def demonstrate() -> None:
 
 
 def main() -> int:
-    """Return the exit status: 0 also where no server can be had, which is said."""
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # make's; it would compile the SDK anew at every start
+    """Return the exit status: 0 also where no server is available, which is printed."""
+    # The Makefile sets it; the SDK would be compiled again at every start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         demonstrate()
     except (Trouble, AssertionError, TimeoutError, OSError) as trouble:

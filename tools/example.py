@@ -1,10 +1,10 @@
-"""Put what the template renders by default on the branch `example`, to be looked at and not to be worked on.
+"""Commit the default project to the branch `example`, for reading only.
 
     python tools/example.py [--address gh:OWNER/REPO]
 
-It renders HEAD, not the work tree, which stays as it is. The branch has no history in common with the others and one
-commit for each change; the message names the template's commit. Where nothing changed, nothing happens. `--address` is
-what the example's answers file says of where its template is.
+It renders HEAD and does not touch the work tree. The branch shares no history with the others and
+has one commit for each change; the message names the template's commit. Without a change there is
+no commit. `--address` is the template's address in the example's answers file.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.history import ROOT, Trouble, git
 
 BRANCH = "refs/heads/example"
-# a folder, because at the root its workflows would be this repository's, and GitHub's own token may not push those
+# A folder: at the root its workflows would be this repository's, and GitHub's own token may not
+# push workflows.
 PROJECT = "my-agent"
 ANSWERS = ".copier-answers.yml"
 ADDRESS = "gh:OWNER/REPO"
-# changes with every commit of the template
+# This line changes with every commit of the template.
 VERSION = re.compile(r"^_commit: .*\n", re.MULTILINE)
 
 
 def render(root: Path, commit: str, project: Path, address: str) -> None:
     """Render that commit into `project`, as `copier copy --defaults` of `address` would."""
-    nobody = copier.Settings()
-    copier.run_copy(str(root), project, vcs_ref=commit, defaults=True, quiet=True, settings=nobody)
+    empty = copier.Settings()
+    copier.run_copy(str(root), project, vcs_ref=commit, defaults=True, quiet=True, settings=empty)
     answers = project / ANSWERS
     text = answers.read_text(encoding="utf-8")
     named = re.sub(r"^_src_path: .*$", f"_src_path: {address}", text, flags=re.MULTILINE)
@@ -52,7 +53,7 @@ def tree_of(root: Path, folder: Path, index: Path) -> str:
 
 
 def is_there(root: Path, tree: str) -> bool:
-    """Whether the branch has that tree already, the template's version aside."""
+    """Whether the branch already has that tree, except for the template's version."""
     if not git(root, "for-each-ref", BRANCH):
         return False
     answers = f"{PROJECT}/{ANSWERS}"
@@ -66,7 +67,7 @@ def is_there(root: Path, tree: str) -> bool:
 
 
 def commit_example(root: Path, address: str) -> str | None:
-    """Commit the example; the new commit, None where nothing changed. Raises Trouble."""
+    """Commit the example and return the commit, None without a change; raises Trouble."""
     commit = git(root, "rev-parse", "HEAD").strip()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "tree")
@@ -76,7 +77,7 @@ def commit_example(root: Path, address: str) -> str | None:
         return None
     before = git(root, "for-each-ref", "--format=%(objectname)", BRANCH).strip()
     parent = ["-p", before] if before else []
-    # the same commit for the same template, whoever makes it
+    # the same template makes the same commit on every machine
     when = git(root, "show", "--no-patch", "--format=%cI", commit).strip()
     who = {
         f"GIT_{role}_{field}": value
@@ -99,7 +100,7 @@ def main() -> int:
         print(f"example: {trouble}", file=sys.stderr)
         return 1
     if made is None:
-        print("The branch example has what the template renders: nothing to do.")
+        print("The branch example is up to date: nothing to do.")
     else:
         print(f"The branch example is at {made}. To see it: git worktree add ../example example")
     return 0

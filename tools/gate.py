@@ -48,12 +48,10 @@ from tests.support.templates import (
 )
 from tools.ownership import GONE
 
-TRUST = (
-    "_tasks",
-    "_migrations",
-    "_jinja_extensions",
-)  # Copier refuses a template that has them, or ever had
-STEP_BY_STEP = 3  # of so many sets of answers one is updated through every release between as well
+# Copier refuses a template that has them, or that had them in any release.
+TRUST = ("_tasks", "_migrations", "_jinja_extensions")
+# One of so many sets of answers is also updated through every release in between.
+STEP_BY_STEP = 3
 
 # What an owner's code may use: docs/agent/ownership.md of a project promises it.
 PUBLIC = {
@@ -95,7 +93,7 @@ PUBLIC = {
 }
 
 Config = dict[str, Any]
-# Answers that a question may have been given: whatever one release took, the next one takes.
+# Possible answers to the questions: an answer that one release accepts, the next one accepts.
 ANSWERS = [
     *AWKWARD_NAMES.values(),
     *("a" * length for length in (1, 2, 57, 58, 60, 61, 63, 64, 80, 81, 100, 101, 200, 201)),
@@ -117,13 +115,13 @@ ANSWERS = [
 
 
 def configuration(template: Template, version: str) -> Config:
-    """What copier.yml of a release says."""
+    """The copier.yml of a release."""
     found: Config = yaml.safe_load(git(template.path, "show", f"{version}:copier.yml"))
     return found
 
 
 def questions(config: Config) -> dict[str, Config]:
-    """What a release asks, or works out without asking."""
+    """The questions of a release, asked or computed."""
     return {name: spec for name, spec in config.items() if not name.startswith("_")}
 
 
@@ -134,18 +132,18 @@ def cases_of(config: Config) -> list[dict[str, str]]:
     )
 
 
-# ---------------------------------------------------------------------- what is read
+# ---------------------------------------------------------------------- checked by reading
 
 
 def needs_trust(version: str, config: Config) -> Iterator[str]:
-    """Copier asks for --trust for ever after, on the update that leaves such a release too."""
+    """Features for which Copier would demand --trust, also on the update from such a release."""
     for name in TRUST:
         if name in config:
             yield f"{version} has {name}: `copier update` would demand --trust; do without"
 
 
 def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
-    """Answers that an update would silently replace by a default, or could not do without."""
+    """Answers that an update would silently replace with a default, or that it lacks."""
     asked, asks = questions(before), questions(after)
     reads = {name for spec in asks.values() for name in read_by(str(spec.get("default", "")))}
     for name, spec in asked.items():
@@ -183,19 +181,20 @@ def lost_answers(old: str, before: Config, after: Config) -> Iterator[str]:
 
 
 def read_by(expression: str) -> set[str]:
-    """The answers that a default is made from."""
+    """The answers that a default reads."""
     return jinja2.meta.find_undeclared_variables(environment().parse(expression))
 
 
 def refusal(asked: dict[str, Config], name: str, answer: str) -> str:
-    """What the validator of this question says to an answer; nothing if it is accepted."""
+    """The message of this question's validator; empty if the answer is accepted."""
     answers: dict[str, Any] = {}
     for question, spec in asked.items():
         answers[question] = (
             answer if question == name else compiled(str(spec.get("default", ""))).render(answers)
         )
     if answer in str(answers.get("taken_names", "")).split():
-        return ""  # a project of that name could not be installed any more
+        # a project of that name could no longer be installed
+        return ""
     return compiled(asked[name].get("validator", "")).render(answers).strip()
 
 
@@ -213,7 +212,7 @@ def environment() -> jinja2.Environment:
 
 
 def lost_paths(template: Template, old: str, new: str) -> Iterator[str]:
-    """Paths of a release that are gone; the template's own may move, and then say where to."""
+    """Paths of a release that are gone; only the template's own files may move, as MOVED says."""
     was, now = ownership_of(template, old), ownership_of(template, new)
     updated = {*now["template"], *now["shared"]}
     for kind in ("owner", "shared"):
@@ -225,14 +224,14 @@ def lost_paths(template: Template, old: str, new: str) -> Iterator[str]:
 
 
 def ownership_of(template: Template, version: str) -> dict[str, Any]:
-    """What `.template.toml` of a release says for any answers: its conditions are TOML comments."""
+    """The `.template.toml` of a release for all answers: its conditions are TOML comments."""
     return parse_ownership(git(template.path, "show", f"{version}:template/.template.toml.jinja"))
 
 
 def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterator[str]:
-    """What an owner's code may use and would miss.
+    """Names that an owner's code may use and that are gone.
 
-    It may go when the last release of an earlier minor version warned of it.
+    A name may go if the last release of an earlier minor version warned about it.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, after = (
@@ -240,9 +239,8 @@ def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterat
         )
         for path, members in PUBLIC.items():
             was, now = find(before, path), find(after, path)
-            if was is None or (
-                minor and is_deprecated(was)
-            ):  # newer than that release, or warned of
+            # newer than that release, or the release warned about it
+            if was is None or (minor and is_deprecated(was)):
                 continue
             if now is None:
                 yield gone(path, old)
@@ -266,7 +264,7 @@ def lost_names(template: Template, old: str, new: str, *, minor: bool) -> Iterat
 
 
 def breakages(was: griffe.Object, now: griffe.Object) -> Iterator[griffe.Breakage]:
-    """What griffe finds changed, wherever either of the two is defined."""
+    """The changes that griffe finds, wherever the two are defined."""
     holders = [griffe.Module("holder") for _ in range(2)]
     for holder, held in zip(holders, (was, now), strict=True):
         holder.members["held"] = held
@@ -284,13 +282,13 @@ CHANGES = {
 
 
 def gone(path: str, old: str) -> str:
-    """The complaint about a name that is not there any more."""
+    """The complaint about a name that is gone."""
     cure = "keep it for a minor version, with @deprecated and what to use in its place"
     return f"{path} is gone since {old}: {cure}"
 
 
 def sources(template: Template, version: str, folder: Path) -> griffe.Object | griffe.Alias:
-    """The package `agent` of a release, read and not imported."""
+    """The package `agent` of a release, parsed and not imported."""
     folder.mkdir()
     git(template.path, "archive", f"--output={folder}/sources.tar", version, "template/src")
     with tarfile.open(folder / "sources.tar") as archive:
@@ -299,7 +297,7 @@ def sources(template: Template, version: str, folder: Path) -> griffe.Object | g
 
 
 def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | None:
-    """The object that an owner imports by this path, wherever it is defined; None if none."""
+    """The object that an owner imports by this path, wherever it is defined, or None."""
     try:
         found: griffe.Object | griffe.Alias = package[path.removeprefix("agent.")]
         return found.final_target if isinstance(found, griffe.Alias) else found
@@ -308,18 +306,18 @@ def find(package: griffe.Object | griffe.Alias, path: str) -> griffe.Object | No
 
 
 def is_deprecated(known: griffe.Object | griffe.Alias) -> bool:
-    """Whether using it warned already."""
+    """Whether its use already gives a warning."""
     decorators = getattr(known, "decorators", None) or []
     return any(
         str(decorator.value).split("(")[0].endswith("deprecated") for decorator in decorators
     )
 
 
-# ---------------------------------------------------------------------- what is tried
+# ---------------------------------------------------------------------- checked by updating
 
 
 def owner_of(path: str, ownership: dict[str, Any]) -> str:
-    """owner, shared or template."""
+    """The class of a path: owner, shared or template."""
     if any(fnmatch(path, glob) for glob in ownership["owner"]):
         return "owner"
     return "shared" if path in ownership["shared"] else "template"
@@ -328,7 +326,7 @@ def owner_of(path: str, ownership: dict[str, Any]) -> str:
 def broken_updates(
     template: Template, old: str, answers: dict[str, str], folder: Path, *, by_steps: bool = True
 ) -> list[str]:
-    """What goes wrong when an untouched project of a release is updated to the newest version."""
+    """The problems when an unchanged project of a release is updated to the newest version."""
     newest, *between = reversed(versions_since(template, old))
     config, case = configuration(template, newest), "-".join(answers.values())
     project = template.copy(folder / "project", old, **answers)
@@ -378,7 +376,7 @@ def broken_updates(
 
 
 def comes_once(config: Config, name: str) -> bool:
-    """Whether a file comes with the first copy alone, so that no update takes it away."""
+    """Whether only the first copy brings a file, so that no update removes it."""
     prefix, suffix = "{% if _copier_operation == 'update' %}/", "{% endif %}"
     once = [entry.removeprefix(prefix) for entry in config["_exclude"] if entry.startswith(prefix)]
     return name in [path.removesuffix(suffix) for path in once]
@@ -393,7 +391,7 @@ def versions_since(template: Template, old: str) -> list[str]:
 def through(
     template: Template, old: str, versions: list[str], answers: dict[str, str], folder: Path
 ) -> Project:
-    """A project of a release that was updated to each of these versions in turn."""
+    """A project of a release, updated to each of these versions in turn."""
     project = template.copy(folder, old, **answers)
     for version in versions:
         project.commit()
@@ -402,7 +400,7 @@ def through(
 
 
 def differences(direct: Project, by_steps: Project, config: Config) -> list[str]:
-    """The files that depend on the way an update took, but for what comes with the first copy."""
+    """The files that depend on the path of the updates, except those of the first copy alone."""
     one, other = direct.files(), by_steps.files()
     return [
         f"{name} depends on whether one updates step by step"
@@ -411,11 +409,11 @@ def differences(direct: Project, by_steps: Project, config: Config) -> list[str]
     ]
 
 
-# ---------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------- the gate
 
 
 def promises_broken(template: Template, version: str = WORK_TREE) -> Iterator[str]:
-    """What can be read of every release, and of the newest one, which will be `version`."""
+    """The complaints found by reading every release and the newest one, which will be `version`."""
     *old, newest = sorted(git(template.path, "tag").split(), key=Version)
     now = configuration(template, newest)
     for release in [*old, newest]:
@@ -429,7 +427,7 @@ def promises_broken(template: Template, version: str = WORK_TREE) -> Iterator[st
 
 
 def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
-    """Every release with each of its sets of answers, and whether to try step by step too."""
+    """Every release with each of its sets of answers, and whether to also try step by step."""
     old = sorted(git(template.path, "tag").split(), key=Version)[:-1]
     return [
         (version, answers, number % STEP_BY_STEP == 0)
@@ -439,14 +437,14 @@ def tries(template: Template) -> list[tuple[str, dict[str, str], bool]]:
 
 
 def try_one(path: Path, version: str, answers: dict[str, str], by_steps: bool) -> list[str]:
-    """`broken_updates` in a process and with a cache of its own, as Copier's is for one process."""
+    """`broken_updates` in its own process and with its own cache: Copier's is for one process."""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
         os.environ["COPIER_CACHE_DIR"] = cache
         return broken_updates(Template(path), version, answers, Path(folder), by_steps=by_steps)
 
 
 def gate(template: Template, version: str = WORK_TREE) -> list[str]:
-    """Every complaint; what is tried, only if nothing is found by reading."""
+    """Every complaint; updates are tried only if reading finds nothing."""
     if found := list(promises_broken(template, version)):
         return found
     with tempfile.TemporaryDirectory() as folder:
@@ -467,7 +465,7 @@ def gate(template: Template, version: str = WORK_TREE) -> list[str]:
 
 
 def main() -> int:
-    """Try everything; return the exit status."""
+    """Run the gate; return the exit status."""
     parser = argparse.ArgumentParser(
         description="Try the updates from every release to this checkout."
     )

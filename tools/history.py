@@ -3,7 +3,7 @@
     python tools/history.py DIR
 
 Any checkout can do it, without tags and without network: releases/history.bundle has the released
-trees. Only what a template consists of is in them (see PARTS).
+trees. They hold only the parts of a template (see PARTS).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PARTS = (
     *("copier.yml", "cookiecutter.json", "hooks", "template", "CHANGELOG.md", "LICENSE"),
     # the tool that `agent update` fetches from a release
     "updater",
-    # what a Cookiecutter without hooks is answered with
+    # the answer to a Cookiecutter without hooks
     *(
         "needs_cookiecutter_2_4_or_newer_with_its_hooks__or_copier.py",
         "{{cookiecutter.needs_its_hooks}}",
@@ -31,11 +31,11 @@ WORK_TREE = "v999.0.0"
 
 
 class Trouble(Exception):
-    """What is wrong and what to do about it, in one line."""
+    """A problem and what to do about it, in one line."""
 
 
 def git(repository: Path, *arguments: str, stdin: str | None = None, **environ: str) -> str:
-    """Run git there without anyone's settings, and without the variables of a git hook."""
+    """Run git in `repository` without anyone's settings or the variables of a git hook."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     fixed = {
         "GIT_CONFIG_GLOBAL": os.devnull,
@@ -83,7 +83,7 @@ def releases(repository: Path) -> list[str]:
 
 
 def template_files(root: Path, *, untracked: bool) -> list[str]:
-    """The files a template consists of, as git lists them: what is ignored is not among them."""
+    """The files of a template, as git lists them: ignored files are left out."""
     which = ["--cached", *(["--others", "--exclude-standard"] if untracked else [])]
     listed = git(root, "ls-files", "-z", *which, "--", *PARTS).split("\0")
     return sorted({name for name in listed if name and (root / name).exists()})

@@ -2,9 +2,9 @@
 
     python tools/release.py VERSION
 
-A released version never changes, and updates to it are tried before (tools/gate.py). The bundle is
-made of the tree, the version and the date in CHANGELOG.md alone, so anybody can make it again.
-Committing it is left to the person who releases, and tagging that commit to tools/tags.py.
+A released version never changes, so updates to it are tried first (tools/gate.py). The bundle
+depends only on the tree, the version and the date in CHANGELOG.md, so anybody can make it again.
+The person who releases commits it, and tools/tags.py tags that commit.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def release(version: str, root: Path = ROOT) -> str:
     try:
         number = Version(version)
     except InvalidVersion as error:
-        raise Trouble(f"{version!r} is no version: write one such as 0.2.0") from error
+        raise Trouble(f"{version!r} is not a version: write one such as 0.2.0") from error
     if str(number) != version or number >= Version(WORK_TREE):
         raise Trouble(
-            f"{version!r} is no version to release: write one such as 0.2.0, without v, below"
+            f"{version!r} cannot be released: write a version such as 0.2.0, without v, below"
             f" {WORK_TREE}"
         )
     date = released_on(version, root)

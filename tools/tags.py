@@ -26,12 +26,12 @@ TAGS = "refs/tags/"
 
 
 class Unusable(Trouble):
-    """Why nothing could even begin."""
+    """Why nothing could begin."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """A released version and the commit that its tag is on, or belongs on."""
+    """A released version and the commit that has, or should have, its tag."""
 
     version: str
     commit: str
@@ -46,7 +46,8 @@ def extract_bundle(root: Path, commit: str, folder: Path) -> Path:
     bundle = bundle_of(folder)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     name = bundle_of(root).relative_to(root).as_posix()
-    with bundle.open("wb") as file:  # not text, which is what tools.history.git gives
+    # tools.history.git returns text, and a bundle is binary
+    with bundle.open("wb") as file:
         done = subprocess.run(
             ["git", "cat-file", "blob", f"{commit}:{name}"],
             cwd=root,
@@ -59,7 +60,7 @@ def extract_bundle(root: Path, commit: str, folder: Path) -> Path:
 
 
 def held_by(bundle: Path) -> dict[str, str]:
-    """The versions in a bundle, and the tag objects they are there."""
+    """The versions in a bundle, and their tag objects."""
     lines = [
         line.split()
         for line in git(bundle.parent, "bundle", "list-heads", bundle.name).splitlines()
@@ -74,8 +75,9 @@ def released_by(root: Path, scratch: Path) -> dict[str, str]:
     wanted = held_by(extract_bundle(root, "HEAD", scratch))
     found: dict[str, str] = {}
     for commit in commits:
+        # the bundle was missing for a while
         if not git(root, "ls-tree", commit, "--", name):
-            continue  # it was taken away for a while
+            continue
         held = held_by(extract_bundle(root, commit, scratch / "then"))
         for version, tag in wanted.items():
             if held.get(version) == tag:
@@ -93,7 +95,7 @@ def same_template(root: Path, commit: str, history: Path, version: str) -> bool:
 
 
 def tags_of(root: Path) -> dict[str, str]:
-    """The tags of this repository, and the commits they are on."""
+    """The tags of this repository, and their commits."""
     listed = git(root, "for-each-ref", "--format=%(refname) %(objectname) %(*objectname)", TAGS)
     fields = [line.split() for line in listed.splitlines()]
     return {found[0].removeprefix(TAGS): found[-1] for found in fields}
@@ -140,7 +142,7 @@ def find_releases(root: Path, known: dict[str, str]) -> list[Release]:
 
 
 def tag(root: Path, release: Release) -> None:
-    """Make the annotated tag; the same commit makes the same tag, whoever makes it."""
+    """Make the annotated tag; the same commit makes the same tag on every machine."""
     when = git(root, "show", "--no-patch", "--format=%cI", release.commit).strip()
     who = {"NAME": "livekit-agent-template", "EMAIL": "", "DATE": when}
     environ = {f"GIT_COMMITTER_{field}": value for field, value in who.items()}
@@ -168,20 +170,21 @@ def talk(root: Path, *arguments: str) -> str:
 
 
 def remote_tags(root: Path, remote: str) -> dict[str, str]:
-    """The tags of a remote, and the commits they are on; raises Unusable."""
+    """The tags of a remote, and their commits; raises Unusable."""
     try:
         lines = talk(root, "ls-remote", "--tags", "--", remote).splitlines()
     except Trouble as trouble:
         raise Unusable(f"{trouble}\nName a remote or an address that you may push to.") from trouble
     found: dict[str, str] = {}
-    for line in lines:  # an annotated tag comes twice, and its commit second, as v1.0.0^{}
+    # an annotated tag is listed twice, its commit second, as v1.0.0^{}
+    for line in lines:
         commit, name = line.split("\t")
         found[name.removeprefix(TAGS).removesuffix("^{}")] = commit
     return found
 
 
 def refuse_moved(found: Sequence[Release], theirs: dict[str, str], remote: str) -> None:
-    """Raise Trouble if a tag of the remote is on another commit than ours."""
+    """Raise Trouble if a tag of the remote is on another commit than here."""
     moved = [
         f"the tag {release.version} of {remote} is on {theirs[release.version]}, and here it"
         f" {'is' if release.tagged else 'belongs'} on {release.commit}: nothing was tagged or"
@@ -197,14 +200,14 @@ def refuse_moved(found: Sequence[Release], theirs: dict[str, str], remote: str) 
 
 
 def run(root: Path, *, remote: str | None, check: bool) -> bool:
-    """Tag, and push if there is a remote; whether nothing is missing now. Raises Trouble."""
+    """Tag, and push if there is a remote; return whether no tag is missing. Raises Trouble."""
     found = find_releases(root, tags_of(root))
     theirs: dict[str, str] = {}
     if remote is not None:
         print(f"asking {remote} for its tags ...", flush=True)
         theirs = remote_tags(root, remote)
         refuse_moved(found, theirs, remote)
-    # What the remote has is fetched, not made again: another tag object would be in its way.
+    # Tags of the remote are fetched, not made again: another tag object could not be pushed.
     missing = [release for release in found if not release.tagged and release.version not in theirs]
     absent = (
         [] if remote is None else [release for release in found if release.version not in theirs]

@@ -1,1 +1,1 @@
-"""Questions that nobody here wrote, and what is measured with them."""
+"""Questions from public pages, to measure retrieval with."""

@@ -1,4 +1,4 @@
-"""The evaluation set as documents, and as many documents of the same words as one wants."""
+"""The evaluation set as documents, and any number of filler documents with the same words."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Pair:
-    """A question of a public page, and its answer; `source` is the file that `write_answers` puts it into."""
+    """A question of a public page and its answer, which `write_answers` puts into `source`."""
 
     question: str
     answer: str
     source: str
-    half: str  # "tune" or "report"
+    # "tune" or "report"
+    half: str
 
 
 def pairs() -> list[Pair]:
-    """All of them; a source has no words of its question."""
+    """All pairs; the name of a source has no words of its question."""
     found = []
     for number, line in enumerate(_lines("pairs.jsonl")):
         folder = line["source"].split("/")[0]
@@ -39,7 +40,7 @@ def unanswerable() -> list[str]:
 
 
 def write_answers(folder: Path) -> None:
-    """A document an answer, without its question."""
+    """Write a document for each answer, without its question."""
     for pair in pairs():
         file = folder / pair.source
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def write_answers(folder: Path) -> None:
 
 
 def write_filler(folder: Path, passages: int) -> None:
-    """So many more passages, of sentences of the answers in other company: ten sections a document."""
+    """Write so many more passages of shuffled sentences from the answers, ten a document."""
     chance = random.Random(5)
     sentences = [
         one for pair in pairs() for one in re.split(r"(?<=[.!?])\s+", pair.answer) if len(one) > 20

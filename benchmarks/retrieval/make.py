@@ -2,10 +2,10 @@
 
 Usage: python make.py GIT_DIR ...
 
-Each argument is the git directory (bare or not) of a repository named in ``SOURCES`` or ``OTHERS``; the one that
-holds a source's commit is found by itself. The questions are headings of the FAQs, written by nobody here; the
-answers are what stood below them, without markup and shortened. Writes pairs.jsonl and unanswerable.jsonl beside
-this file and prints how many pairs each source gave.
+Each argument is the git directory (bare or not) of a repository named in ``SOURCES`` or
+``OTHERS``; the one that holds a source's commit is found automatically. The questions are headings
+of the FAQs; the answers are the text below them, without markup and shortened. Writes pairs.jsonl
+and unanswerable.jsonl beside this file and prints how many pairs each source gave.
 """
 
 import hashlib
@@ -23,14 +23,16 @@ from typing import NamedTuple
 
 MOST_WORDS = 150
 LEAST_WORDS = 25
-ALIKE = 0.8  # questions whose words overlap this far (Jaccard) count as one
+# questions whose words overlap this far (Jaccard) count as one
+ALIKE = 0.8
 STOP_WORDS = """\
-a about all an and any are as at be been being but by can could did do does doing for from get had has have how
-i if in into is isn it its just may me my need no not of on or our s should so some t than that the their them
-then there these they this those to too up use used using want was we were what when where which who whom why
-will with without work works would you your"""
+a about all an and any are as at be been being but by can could did do does doing for from get had
+has have how i if in into is isn it its just may me my need no not of on or our s should so some t
+than that the their them then there these they this those to too up use used using want was we were
+what when where which who whom why will with without work works would you your"""
 STOP = frozenset(STOP_WORDS.split())
-LEFT_OUT = frozenset(  # they mean little alone, ask about people, or (of OTHERS) share a topic with SOURCES
+# they mean little alone, ask about people, or (of OTHERS) share a topic with SOURCES
+LEFT_OUT = frozenset(
     (
         "Trouble signing in?",
         "How do I access my account?",
@@ -40,7 +42,8 @@ LEFT_OUT = frozenset(  # they mean little alone, ask about people, or (of OTHERS
         "Who created Bitcoin?",
         "What does this output from autotune mean?",
         "How do I know if it is working?",
-        "But how does it do everything it needs to do to gather data and make decisions and tell the pump what to do?",
+        "But how does it do everything it needs to do to gather data and make decisions and tell"
+        " the pump what to do?",
         "What do you do when you change sites?",
         "Where is the power button?",
         "I have a problem, who can I chat with?",
@@ -61,7 +64,7 @@ LEFT_OUT = frozenset(  # they mean little alone, ask about people, or (of OTHERS
 
 
 class Source(NamedTuple):
-    """A repository at a commit, the files of it that are read, and how."""
+    """A repository at a commit, its files to read, and their format."""
 
     name: str
     repository: str
@@ -72,7 +75,7 @@ class Source(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A question and the answer that stood below it."""
+    """A question and the answer below it."""
 
     question: str
     answer: str
@@ -216,7 +219,8 @@ SOURCES = (
         "md",
     ),
 )
-OTHERS = (  # only the questions are kept: nothing in SOURCES answers them
+# only the questions are kept: nothing in SOURCES answers them
+OTHERS = (
     Source(
         "openaps",
         "openaps/docs",
@@ -247,7 +251,7 @@ OTHERS = (  # only the questions are kept: nothing in SOURCES answers them
 
 
 def git(folder: str, *words: str) -> str:
-    """Return what git says of the repository in ``folder``."""
+    """Return git's output in the repository in ``folder``."""
     done = subprocess.run(["git", "--git-dir", folder, *words], check=True, capture_output=True)
     return done.stdout.decode("utf-8")
 
@@ -262,7 +266,7 @@ def home(source: Source, folders: list[str]) -> str:
 
 
 def texts(source: Source, folder: str) -> Iterator[str]:
-    """Yield the English files of the source; of a folder, those whose names carry no other language."""
+    """Yield the English files of the source; of a folder, those whose name has no language."""
     for path in source.files:
         names = [path]
         if path.endswith("/"):
@@ -275,7 +279,7 @@ def texts(source: Source, folder: str) -> Iterator[str]:
 
 
 class Marks(HTMLParser):
-    """Turns HTML into Markdown: headings, paragraphs and lists; code blocks and tables are left out."""
+    """Turns HTML into Markdown: headings, paragraphs and lists, without code blocks and tables."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -352,7 +356,8 @@ def from_scratch(text: str, _other: str) -> str:
         for key, value in table.items():
             if key.split(".")[-1] in (hit[1], hit[1] + "Text"):
                 return value
-        return "\0"  # an answer with a hole is left out
+        # an answer with a gap is left out
+        return "\0"
 
     out: list[str] = []
     for key, title in table.items():
@@ -370,7 +375,7 @@ def from_scratch(text: str, _other: str) -> str:
 
 
 def from_page(text: str) -> str:
-    """Return the page under its title as the heading; the entries of an accordion as headings of their own."""
+    """Return the page with its title as the heading, and each accordion entry under a heading."""
     title = re.search(r"^title: *[\"']?(.+?)[\"']?$", text, re.M)
     body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)
     entries = re.findall(r"^ +title: (.+\?)\n +content: >-\n((?: {12,}.*\n|\n)+)", text, re.M)
@@ -480,7 +485,7 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def loose(mark: str, line: str) -> bool:
-    """Return whether a last line announces what was left out: a heading, a question, an end with no full stop."""
+    """Return whether a last line announces left-out text: a heading, a question, no full stop."""
     ended = re.search(r"[.!)\"”'\u2019]\W*$", line) is not None
     return (
         line.endswith((":", ","))
@@ -490,7 +495,7 @@ def loose(mark: str, line: str) -> bool:
 
 
 def shortened(question: str, text: str) -> str:
-    """Return the first sentences, without those that hold an address or a number to call."""
+    """Return the first sentences, without those with an address or a phone number."""
     kept: list[tuple[str, str]] = []
     count = 0
     for block in blocks(text):
@@ -504,9 +509,8 @@ def shortened(question: str, text: str) -> str:
                 sentence,
             ):
                 continue
-            if re.search(
-                r"\b(?:a|an|the)[.,:]?$|\b(?:at|see|in|to)[.,]?$", sentence, re.I
-            ):  # what it named was left out
+            # the thing it names was left out
+            if re.search(r"\b(?:a|an|the)[.,:]?$|\b(?:at|see|in|to)[.,]?$", sentence, re.I):
                 continue
             if count and count + len(sentence.split()) > MOST_WORDS:
                 count = MOST_WORDS
@@ -557,7 +561,7 @@ def content(text: str) -> frozenset[str]:
 
 
 def pairs(markdown: str) -> Iterator[Pair]:
-    """Yield every heading that asks, with what stands below it up to the next heading of its level or question."""
+    """Yield every question heading, with the text up to the next one or a heading of its level."""
     clean = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.S)
     clean = re.sub(
         r"(?ms)^\s*```.*?^\s*```\s*$",
@@ -603,7 +607,7 @@ def read(source: Source, folders: list[str]) -> Iterator[Pair]:
 
 
 def slug(question: str, taken: set[str]) -> str:
-    """Return a file name for the question that is not taken."""
+    """Return an unused file name for the question."""
     base = "-".join(
         re.findall(r"[a-z0-9]+", question.lower().replace("'", "").replace("\u2019", ""))
     )[:60].strip("-")
@@ -622,12 +626,12 @@ def spread(found: list[Pair], most: int) -> list[Pair]:
 
 
 def half(question: str) -> str:
-    """Return which half a question belongs to: the same one for ever."""
+    """Return the half that a question belongs to; it never changes."""
     return "tune" if hashlib.sha256(question.encode()).digest()[-1] % 2 == 0 else "report"
 
 
 def new(question: str, seen: list[frozenset[str]]) -> bool:
-    """Return whether no question seen is nearly the same, and remember this one."""
+    """Return whether no earlier question is nearly the same, and remember this one."""
     words = content(question)
     if any(len(words & old) >= ALIKE * len(words | old) for old in seen):
         return False
@@ -636,7 +640,7 @@ def new(question: str, seen: list[frozenset[str]]) -> bool:
 
 
 def recall(rows: list[dict[str, str]]) -> str:
-    """Say how often full-text search alone finds the answer."""
+    """Describe how often full-text search alone finds the answer."""
     base = sqlite3.connect(":memory:")
     base.execute("create virtual table answers using fts5(answer, tokenize='porter unicode61')")
     base.executemany(

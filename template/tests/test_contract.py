@@ -327,7 +327,7 @@ class Scene:
     async def expect(
         self, opened: list[str] | None = None, badly: Mapping[str, str] | None = None
     ) -> None:
-        """The call ends as the table says: everything is closed, every turn in memory, the caller taken along."""
+        """The call ends as the table says: all is closed, memory is complete, the caller gone."""
         async with asyncio.timeout(20):
             await self.call.wait_ended()
             await self.call.wait_closed()
@@ -423,7 +423,7 @@ async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> N
     await scene.expect()
 
 
-# ---------------------------------------------------------------------- the agent, the server and the worker
+# ---------------------------------------------------------------------- agent, server and worker
 
 
 @ends("room-deleted", "agent-removed")

@@ -1,4 +1,4 @@
-"""The agent in place: its own tests need no key, no network and none of the tester's settings."""
+"""The agent in place: its tests need no keys, no network and none of the tester's settings."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ __all__ = ["hermetic"]
 
 @pytest.fixture(autouse=True)
 def processes_find_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that a test starts run the agent in place, too."""
+    """Commands that a test starts also run the agent in place."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "template" / "src"))

@@ -1,4 +1,4 @@
-"""What fails is left alone for a while by a whole machine, and no question waits for ever."""
+"""The whole machine leaves a failed store alone for a while, and no question waits for ever."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def silence() -> str:
 
 
 async def gives_up() -> str:
-    """As a library does whose own future is cancelled."""
+    """Fail like a library whose own future is cancelled."""
     raise asyncio.CancelledError
 
 
@@ -81,7 +81,7 @@ async def test_an_answer_that_a_library_cancels_is_none() -> None:
         await within(5, gives_up(), "the store")
 
 
-async def test_whoever_asks_can_be_cancelled(breaker: CircuitBreaker) -> None:
+async def test_a_question_can_be_cancelled(breaker: CircuitBreaker) -> None:
     asking = asyncio.create_task(breaker.ask(silence, 5))
     await asyncio.sleep(0)
     asking.cancel()
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_leaves_it_alone_in_this_process(
 def test_a_date_in_the_future_leaves_nothing_alone_for_ever(
     breaker: CircuitBreaker, file: Path
 ) -> None:
-    """As after a clock that was set back."""
+    """This happens after a clock was set back."""
     breaker.failed()
     age(file, -3600)
     assert not breaker.open

@@ -18,13 +18,13 @@ DESCRIPTIONS = {
 
 
 def shown() -> dict[str, tuple[str, str]]:
-    """Every variable's description and value, as the file has them."""
+    """Every variable's description and value in the file."""
     lines = re.findall(r"^# (.+)\n(?:# )?([A-Z_]+)=(.*)$", EXAMPLE, re.MULTILINE)
     return {name: (description, value) for description, name, value in lines}
 
 
 def written(value: object) -> str:
-    """A value as one writes it in the environment."""
+    """A value in the syntax of the environment."""
     match value:
         case SecretStr():
             return value.get_secret_value()

@@ -1,4 +1,4 @@
-"""What the pages for owners show is code that works."""
+"""The code on the pages for owners works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(page: str, section: str, language: str) -> list[str]:
 
 
 def run(code: str, **names: object) -> dict[str, Any]:
-    """What a module of this code defines, to which these names are known."""
+    """The definitions of a module with this code, in which these names are known."""
     module = dict(names)
     exec(compile(code, "how-to.md", "exec"), module)
     return module

@@ -1,7 +1,8 @@
-"""What the door and the worker take for granted of the installed SDK, literals and private names included.
+"""Facts of the installed SDK that calls and the worker rely on, with literals and private names.
 
-None of it is promised: a new livekit-agents may change any of it without a word, and calls would then end in a way that
-nobody has thought of. These tests read the installed SDK, and are red before a caller notices.
+The SDK does not promise them: a new livekit-agents may change any of them without notice, and calls
+would then end in an unexpected way. These tests read the installed SDK, and fail before a caller
+notices.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from livekit.agents.worker import ServerOptions
 
 from agent.lifecycle import timeouts
 
-WATCHDOG_SECONDS = (
-    60  # a job that answers no ping for so long, because it blocks its event loop, is killed
-)
-WATCH = "Server in agent/entrypoint.py, which watches the processes of jobs"
+# a job that answers no ping for so long, because it blocks its event loop, is killed
+WATCHDOG_SECONDS = 60
+TIMEOUTS = "agent/lifecycle/timeouts.py"
+WATCH = "Server in agent/server.py, which watches the processes of jobs"
 
 
 def changed(what: str, look: str) -> str:
-    """What a failing test says: the fact that is no longer one, and what was built upon it."""
+    """The message of a failing test: the fact that changed, and the code that relies on it."""
     return f"livekit-agents {__version__} differs: {what}. Look at {look}."
 
 
@@ -43,7 +44,7 @@ def code(thing: Any) -> ast.Module:
 
 
 def calls(tree: ast.AST, function: str) -> list[ast.Call]:
-    """Every call of `function`, which is spelled as the source has it, in the order of the source."""
+    """Every call of `function`, as the source spells it, in the order of the source."""
     found = [
         node
         for node in ast.walk(tree)
@@ -53,7 +54,7 @@ def calls(tree: ast.AST, function: str) -> list[ast.Call]:
 
 
 def value(node: ast.expr) -> object:
-    """What a literal is worth; any other expression as the source spells it."""
+    """The value of a literal; any other expression as the source spells it."""
     return node.value if isinstance(node, ast.Constant) else ast.unparse(node)
 
 
@@ -72,7 +73,7 @@ def keyword(call: ast.Call, name: str) -> object:
 
 
 def waits_of(function: Any) -> list[tuple[str, object]]:
-    """What `function` waits for with `asyncio.wait_for`, and how long."""
+    """Everything that `function` awaits with `asyncio.wait_for`, and how long."""
     return [
         (ast.unparse(call.args[0]), keyword(call, "timeout"))
         for call in calls(code(function), "asyncio.wait_for")
@@ -80,7 +81,7 @@ def waits_of(function: Any) -> list[tuple[str, object]]:
 
 
 def disorder(function: Any, *landmarks: str) -> str:
-    """What is wrong with the order of `landmarks` in the source of `function`; empty if it is as they are given."""
+    """The problem with the order of `landmarks` in the source of `function`; empty if none."""
     source, place = inspect.getsource(function), -1
     for landmark in landmarks:
         place = source.find(landmark, place + 1)
@@ -98,28 +99,27 @@ def test_a_running_entrypoint_the_session_and_its_end_have_the_time_that_we_thin
         ("asyncio.shield(job_entry_task)", timeouts.SDK_ENTRYPOINT_SECONDS),
         ("session.aclose()", "_SESSION_ACLOSE_TIMEOUT"),
         ("self._session_end_fnc(self._job_ctx)", "self._session_end_timeout"),
-    ], changed(
-        f"a job that ends now waits for {waits}", "SDK_* in agent/lifecycle/call.py, and Call.begin"
-    )
+    ], changed(f"a job that ends now waits for {waits}", f"SDK_* in {TIMEOUTS}, and Call.start")
     assert sdk_job._SESSION_ACLOSE_TIMEOUT == timeouts.SDK_ACLOSE_SECONDS, changed(
         f"session.aclose() has {sdk_job._SESSION_ACLOSE_TIMEOUT} s",
         "SDK_ACLOSE_SECONDS, and the last sentence's time",
     )
 
 
-def test_a_job_shuts_down_in_the_order_that_the_door_is_built_for() -> None:
+def test_a_job_shuts_down_in_the_order_that_a_call_expects() -> None:
     problem = disorder(
         sdk_job._JobProc._shutdown_job,
         "asyncio.shield(job_entry_task)",
         "session.aclose()",
         "self._session_end_fnc(self._job_ctx)",
-        "self._job_ctx._on_session_end()",  # uploads, which may rightly take minutes
+        # uploads, which may take minutes
+        "self._job_ctx._on_session_end()",
         "send(ShuttingDown())",
         "self._room.disconnect()",
         "self._job_ctx._shutdown_callbacks",
     )
     assert not problem, changed(
-        f"in the shutdown of a job {problem}", "session_ended in agent/entrypoint.py"
+        f"in the shutdown of a job {problem}", "session_ended in agent/server.py"
     )
 
 
@@ -137,7 +137,7 @@ def test_a_worker_that_sets_no_deadline_has_the_default_that_we_think(
     options = {field.name: field.default for field in fields(ServerOptions)}[setting]
     assert (default, options) == (seconds, seconds), changed(
         f"{setting} is {default} s by default ({options} in ServerOptions)",
-        "SDK_* in agent/lifecycle/call.py",
+        f"SDK_* in {TIMEOUTS}",
     )
 
 
@@ -152,30 +152,32 @@ def test_the_deadlines_of_the_worker_are_those_of_its_jobs() -> None:
 
 
 def test_a_job_that_is_asked_to_close_is_killed_only_so_long_after_its_session_has_ended() -> None:
-    """It has to acknowledge; then everything up to ShuttingDown has its own time; only from there it is counted."""
+    """The kill is counted from ShuttingDown: everything before it has its own time."""
     waits = waits_of(SupervisedProc.aclose)
     assert waits == [
         ("self._shutdown_ack_fut", "self._opts.close_timeout"),
         ("asyncio.shield(self._supervise_atask)", "self._opts.close_timeout"),
     ], changed(
         f"a job that is asked to close is now waited for so: {waits}",
-        "SDK_KILL_SECONDS, and Call.job_ending",
+        "SDK_KILL_SECONDS, and Call.on_job_ending",
     )
     problem = disorder(
         SupervisedProc.aclose,
         "wait_for(self._shutdown_ack_fut",
-        "await self._shutting_down_fut\n",  # without a limit of its own
+        # without its own limit
+        "await self._shutting_down_fut\n",
         "asyncio.shield(self._supervise_atask), timeout",
     )
     assert not problem, changed(
-        f"where a worker waits for a job {problem}", "SDK_KILL_SECONDS, and Call.job_ending"
+        f"where a worker waits for a job {problem}", "SDK_KILL_SECONDS, and Call.on_job_ending"
     )
 
 
 def test_nothing_but_a_stopping_worker_the_server_and_a_failed_start_asks_a_job_to_close() -> None:
-    """The server asks when the agent has left the room, so nearly every end has that kill behind it.
+    """The server asks when the agent has left the room, so that kill follows nearly every end.
 
-    It does not ask in the first seconds of a call: there a job that is stuck in its exit is killed by our guard alone.
+    It does not ask in the first seconds of a call: then only our guard kills a job that is stuck in
+    its exit.
     """
     asked = {
         function.name
@@ -186,13 +188,13 @@ def test_nothing_but_a_stopping_worker_the_server_and_a_failed_start_asks_a_job_
     assert asked == {"_handle_termination", "launch_job", "_proc_spawn_task", "_main_task"}, (
         changed(
             f"a job is asked to close by {sorted(asked)}",
-            "EXIT_SECONDS in agent/lifecycle/call.py, which has to stay below the kill",
+            f"EXIT_SECONDS in {TIMEOUTS}, which has to stay below the kill",
         )
     )
 
 
 def test_a_room_that_is_not_connected_in_time_is_warned_of_after_as_long_as_we_think() -> None:
-    look = "SDK_CONNECT_WARNING_SECONDS and STEP_SECONDS[2] in agent/lifecycle/call.py"
+    look = f"SDK_CONNECT_WARNING_SECONDS in {TIMEOUTS}, and the deadlines of the steps"
     sleep = the_call(sdk_job._JobProc._run_job_task, "asyncio.sleep", look)
     seconds = value(sleep.args[0])
     assert seconds == timeouts.SDK_CONNECT_WARNING_SECONDS, changed(
@@ -216,7 +218,7 @@ def test_a_room_that_is_not_connected_in_time_is_warned_of_after_as_long_as_we_t
         "The room connection was not established within 10 seconds",
     ],
 )
-def test_the_warnings_that_no_call_of_ours_may_log_still_read_so(warning: str) -> None:
+def test_the_warnings_that_our_calls_must_not_log_still_read_so(warning: str) -> None:
     said = [node.value for node in ast.walk(code(sdk_job)) if isinstance(node, ast.Constant)]
     assert any(isinstance(text, str) and warning in text for text in said), changed(
         f"it no longer logs {warning!r}",
@@ -253,13 +255,13 @@ def test_a_worker_says_that_it_has_started_when_it_has_its_jobs_processes() -> N
 
 
 class Process:
-    """An executor of one job, as far as the pool's monitor is concerned."""
+    """An executor of one job, as the pool's monitor uses it."""
 
     async def join(self) -> None:
         """The process has ended."""
 
 
-async def test_a_worker_tells_of_each_jobs_process_that_has_ended() -> None:
+async def test_a_worker_reports_each_jobs_process_that_has_ended() -> None:
     assert "process_closed" in get_args(sdk_pool.EventTypes), changed(
         "no event process_closed", WATCH
     )
@@ -289,7 +291,7 @@ def test_a_jobs_process_that_has_ended_still_knows_its_job_and_how_it_ended() ->
         if ast.unparse(target) == "self._running_job"
     }
     assert setters == {"__init__", "launch_job"}, changed(
-        f"the executor's running_job is set by {sorted(setters)}: it may be gone when the process is",
+        f"the executor's running_job is set by {sorted(setters)}: it may end with the process",
         WATCH,
     )
     problem = disorder(

@@ -46,7 +46,8 @@ def test_what_was_answered_wins_over_the_code_and_the_environment_over_that(
 def test_an_env_file_fills_in_what_the_environment_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()  # the real export_env_file
+    # the real export_env_file
+    monkeypatch.undo()
     monkeypatch.setenv("AGENT_HOME", str(tmp_path))
     monkeypatch.setenv("AGENT_NAME", "from-the-environment")
     monkeypatch.delenv("AGENT_PORT", raising=False)

@@ -1,4 +1,4 @@
-"""SQLite's thread interrupts what nobody waits for, and closes whatever runs in it."""
+"""SQLite's thread interrupts abandoned queries, and closes whatever runs in it."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_the_worker_counts_calls_turns_and_closes_from_their_records(
 
 
 class Raising:
-    """Fields that cannot even be looked into."""
+    """Fields that raise when they are read."""
 
     def __contains__(self, name: object) -> bool:
         raise RuntimeError(str(name))
@@ -127,7 +127,8 @@ def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
     fields: object, name: str, ledger: CallLogHandler
 ) -> None:
     for one in (ledger, CallLogHandler(counting=False)):
-        one.handle(record(name=name, fields=fields))  # what it raised would end the SDK's thread
+        # an error would end the SDK's thread
+        one.handle(record(name=name, fields=fields))
 
     assert ledger.ended == set()
     ledger.handle(
@@ -144,7 +145,7 @@ def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
 
 
 def export_a_span() -> None:
-    """What a job does: export a span with something that was said, and end."""
+    """Export a span with a caller's words and end, like a job."""
     from livekit.agents.telemetry import trace_types, tracer
 
     export_spans()
@@ -154,7 +155,7 @@ def export_a_span() -> None:
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServiceRequest]]:
-    """What comes to a collector of traces that the environment names."""
+    """The requests to the collector of traces that the environment names."""
     requests: list[ExportTraceServiceRequest] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -183,7 +184,7 @@ def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
     allow: str | None,
     private: bool,
 ) -> None:
-    """In a process of its own, as a job is one: a tracer provider is for ever."""
+    """In a separate process, like a job: a tracer provider cannot be replaced."""
     if allow:
         monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
 

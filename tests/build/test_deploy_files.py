@@ -1,4 +1,4 @@
-"""The files that deploy an agent are valid, and give its calls the time to end that the code takes."""
+"""The files that deploy an agent are valid, and give its calls the time that the code needs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def test_an_issue_form_is_one_that_github_shows(form: Path) -> None:
 
 def test_containers_may_stop_as_long_as_calls_may_take_to_end(default_project: Project) -> None:
     code = (
-        "import json; from agent.lifecycle import timeouts as t; from agent.settings import Settings;"
+        "import json; from agent.lifecycle import timeouts as t;"
+        "from agent.settings import Settings;"
         "s = Settings();"
         "calls_end = s.goodbye_seconds + s.close_seconds + t.END_ROOM_SECONDS + t.UNWIND_SECONDS;"
         "print(json.dumps([s.drain_seconds, calls_end + t.EXIT_SECONDS + t.SDK_KILL_SECONDS]))"

@@ -1,4 +1,4 @@
-"""The default project's own Dockerfile makes an image that runs as production would run it, and takes a call."""
+"""The default project's Dockerfile makes an image that runs as in production, and takes a call."""
 
 from __future__ import annotations
 

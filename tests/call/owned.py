@@ -1,4 +1,4 @@
-"""A harbour's agent: what somebody makes of a project, and what only their own code can answer in a call."""
+"""A harbour's agent: an owner's changes to a project, and questions that only they can answer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ async def test_it_tells_the_tide() -> None:
 
 
 def make_it_theirs(project: Project) -> dict[str, str]:
-    """A greeting, a tool, a resource, a document, a test, a compose service, a dependency; the text of each file."""
+    """Add the owner's greeting, tool, resource, document, test, compose service and dependency.
+
+    Returns the text of each changed file.
+    """
     persona, resources = (
         project.read("src/agent/persona.py"),
         project.read("src/agent/resources.py"),
@@ -62,7 +65,9 @@ def make_it_theirs(project: Project) -> dict[str, str]:
     theirs = {
         "src/agent/persona.py": persona,
         "src/agent/resources.py": resources,
-        "knowledge/harbour.md": "# Harbour\n\n## Moorings\n\nA mooring costs twelve crowns a night.\n",
+        "knowledge/harbour.md": (
+            "# Harbour\n\n## Moorings\n\nA mooring costs twelve crowns a night.\n"
+        ),
         "tests/yours/test_tide.py": TEST,
         "compose.yaml": compose,
     }
@@ -73,6 +78,6 @@ def make_it_theirs(project: Project) -> dict[str, str]:
 
 
 async def converse(caller: Caller) -> None:
-    """Ask what only the owner's own document, tool and resource can answer."""
+    """Ask questions that only the owner's document, tool and resource can answer."""
     await caller.ask("What does a mooring cost?", "twelve crowns")
     await caller.ask("/tool tide {}", "High water at noon")

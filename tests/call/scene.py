@@ -1,4 +1,4 @@
-"""What the tests of ends share: a worker with every trouble, and everything that a call owes when it is over."""
+"""Shared by the tests of ends: a worker that can fail in every way, and the checks after a call."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from tests.support.templates import ROOT, Template
 from tests.support.worker import Record, Worker, worker
 
 ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
-# which stores the project of the ends has: `make test-all` proves them with those of its own and with shared ones
+# the stores of the project: `make test-all` proves the ends with local and with shared ones
 STORES = os.environ.get("ENDS_STORES", "sqlite-sqlite")
 OPENED = ["room", "memory", "knowledge", "http", "pool", "session"]
-MEASURED = os.environ.get(
-    "ENDS_MEASURED"
-)  # a file for the seconds of every end, for benchmarks/ends.py
+# a file for the seconds of every end, for benchmarks/ends.py
+MEASURED = os.environ.get("ENDS_MEASURED")
 
 
 def troubled(template: Template, folder: Path) -> Project:
@@ -52,20 +51,20 @@ def troubled(template: Template, folder: Path) -> Project:
 
 
 def measured(end: End, seconds: float) -> None:
-    """Keep how long an end took, where somebody has asked for it."""
+    """Write down the seconds of an end, if ENDS_MEASURED is set."""
     if MEASURED:
         with Path(MEASURED).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"end": end.name, "seconds": round(seconds, 3)}) + "\n")
 
 
 def new_room(trouble: str = "none") -> str:
-    """A room nobody has been in."""
+    """A new room's name."""
     return f"{trouble}--{uuid.uuid4().hex[:8]}"
 
 
 @dataclass
 class Scene:
-    """A running worker, its agent's name, where its spans and metrics go."""
+    """A running worker, its agent's name, and the receivers of its spans and metrics."""
 
     running: Worker
     livekit: LiveKit
@@ -75,7 +74,7 @@ class Scene:
     metrics_port: int
 
     def caller(self, room: str, **options: str) -> Caller:
-        """Somebody who calls this worker's agent."""
+        """A caller of this worker's agent."""
         return Caller(self.livekit, room, self.agent, **options)
 
     async def dispatch(self, room: str) -> None:
@@ -104,20 +103,20 @@ class Scene:
         steps: list[int] | None = None,
         opened: list[str] | None = None,
         badly: Mapping[str, str] | None = None,
-        seconds: float = 40,
     ) -> Record:
         """The call in `room` has ended as the table says, and has left nothing behind.
 
-        `steps` and `opened` are those of a call that got as far as the conversation, unless given; `badly` names
-        the resources that are not closed well, and how that went.
+        `steps` and `opened` default to those of a call that reached the conversation; `badly` has
+        the outcome of every resource that is not closed well.
         """
         steps, badly = steps or ALL_STEPS, badly or {}
         opened = OPENED if opened is None else opened
-        record = await self.running.ended(room, seconds)
+        record = await self.running.ended(room)
         assert record["reason"] == end.reason
         assert self.running.steps(room) == steps
         closed = dict(self.running.closed(room))
-        if steps == [1, 8] and "room" not in closed:  # a failure quicker than the connection
+        # the failure came before the connection
+        if steps == [1, 8] and "room" not in closed:
             opened = [name for name in opened if name != "room"]
         assert closed == {name: badly.get(name, "ok") for name in opened}
         assert len(closed) == len(self.running.closed(room))
@@ -132,12 +131,12 @@ class Scene:
         return record
 
     def remembered(self, end: End, record: Record) -> None:
-        """Memory has the call's reason, and every turn that was finished."""
+        """Memory has the call's reason and every finished turn."""
         assert self._kept(record["call"]) == (end.reason, record["turns"])
         assert self.turns(record["call"]) == record["turns"]
 
     def turns(self, call: str) -> int:
-        """How many turns of a call are in memory."""
+        """The number of a call's turns in memory."""
         if self.project.chosen.memory == "redis":
             with closing(self._redis()) as redis:
                 texts = [item for key in redis.scan_iter("*:texts") for item in redis.hkeys(key)]
@@ -148,7 +147,7 @@ class Scene:
             )
 
     def _kept(self, call: str) -> tuple[str, int]:
-        """What the one record of a call says: reason, turns."""
+        """The reason and the turns in the one record of a call."""
         if self.project.chosen.memory == "redis":
             with closing(self._redis()) as redis:
                 (kept,) = [
@@ -166,7 +165,7 @@ class Scene:
         return Redis.from_url(stores_for(self.project)["AGENT_MEMORY_URL"], decode_responses=True)
 
     def _measure(self, end: End, room: str) -> None:
-        """From the moment the agent knew to the free slot; the worker is asked every 50 ms."""
+        """Measure from the moment when the agent knew to the free slot, polled every 50 ms."""
         (known,) = [r for r in self.running.of(room) if "ending" in r]
         measured(end, time.time() - datetime.fromisoformat(known["time"]).timestamp())
 
@@ -201,7 +200,7 @@ class Scene:
         assert counted[end.reason] == len(logged)
 
     async def present(self, room: str) -> list[str]:
-        """Who is in a room, agents aside."""
+        """The participants of a room, without agents."""
         async with self.livekit.api() as server:
             try:
                 listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
@@ -218,7 +217,7 @@ async def scene(
     command: list[str] | None = None,
     **environment: str,
 ) -> AsyncIterator[Scene]:
-    """A worker with an agent name of its own: workers of one name share their calls."""
+    """A worker with its own agent name: workers of one name share their calls."""
     agent, port = f"agent-{uuid.uuid4().hex[:8]}", free_port()
     ours = {
         "AGENT_NAME": agent,
@@ -226,7 +225,8 @@ async def scene(
         "AGENT_LOG_FORMAT": "json",
         **stores_for(project),
     }
-    if project.chosen.knowledge == "pgvector":  # where each agent has an index of its own
+    # in PostgreSQL each agent has its own index
+    if project.chosen.knowledge == "pgvector":
         await asyncio.to_thread(project.run, *project.agent, "ingest", env=ours)
     async with collector() as spans:
         settings = {**ours, **spans.environment, **environment}
@@ -237,6 +237,6 @@ async def scene(
 
 
 async def cut_off(caller: Caller, seconds: float = 10) -> None:
-    """Wait until the server has ended the caller's connection: nobody is left in a silent room."""
+    """Wait until the server has ended the caller's connection: no silent room is left."""
     async with asyncio.timeout(seconds):
         await caller.cut_off.wait()

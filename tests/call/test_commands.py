@@ -1,4 +1,4 @@
-"""The owner's commands against a real server: `agent call`, and `agent doctor` in its good hour."""
+"""The owner's commands against a real server: `agent call`, and a successful `agent doctor`."""
 
 from __future__ import annotations
 

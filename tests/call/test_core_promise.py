@@ -1,4 +1,4 @@
-"""What this template is for: calls that end wrongly, in code that its owner has made their own, cured by an update."""
+"""The template's purpose: an update corrects calls that end wrongly, in a project with own code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.support.server import LiveKit
 from tests.support.templates import WORK_TREE, Template
 from tests.support.worker import worker
 
-FAULTY = "v998.0.0"  # of a history that only this test has: this checkout with the widely copied cure in it
+# a version that only this test has: this checkout with a widely copied mistake
+FAULTY = "v998.0.0"
 
 STAYS = """\
     async with call.step(Step.STAY):
@@ -23,7 +24,8 @@ STAYS = """\
 DOES_NOT_STAY = """\
     async with call.step(Step.STAY):
         try:
-            await call.session.wait_for_completion()  # there is no such method
+            # there is no such method
+            await call.session.wait_for_completion()
         except AttributeError:
             pass
 """
@@ -33,24 +35,24 @@ DOES_NOT_STAY = """\
 async def test_an_update_cures_a_call_that_ends_too_early_and_keeps_every_line_of_the_owners(
     own_template: Template, livekit: LiveKit, tmp_path: Path
 ) -> None:
-    # A release has the fault: once the greeting is over, everything is closed, while the caller is still talking.
+    # A release has the fault: after the greeting, everything is closed during the call.
     entrypoint = own_template.source("src/agent/entrypoint.py")
     right = entrypoint.read_text(encoding="utf-8")
     entrypoint.write_text(right.replace(STAYS, DOES_NOT_STAY), encoding="utf-8")
     own_template.release(FAULTY)
 
-    # Somebody makes a project of it their own, and deploys it.
+    # An owner changes a project of it, and deploys it.
     project = Project(own_template.copy(tmp_path / "harbour", FAULTY).path, Answers())
     project.commit()
     theirs = make_it_theirs(project)
     project.install()
 
-    # A caller is greeted, stays on the line, and is hung up on.
+    # A caller is greeted, stays, and the agent hangs up.
     async with worker(project.path, project.agent, livekit, AGENT_NAME="harbour") as running:
         async with Caller(livekit, room := f"room-{uuid.uuid4().hex[:8]}", "harbour") as caller:
             assert await caller.hear_text() == GREETING
             ended = await running.ended(room)
-        assert ended["reason"] == "agent hung up", "and nobody had asked it to"
+        assert ended["reason"] == "agent hung up", "without being asked"
         assert ("almanac", "ok") in running.closed(room)
 
     # The owner updates.
@@ -59,7 +61,7 @@ async def test_an_update_cures_a_call_that_ends_too_early_and_keeps_every_line_o
     project.commit()
     project.install()
 
-    # The fault is gone: the caller asks as long as they like, and the call ends when they leave.
+    # The fault is gone: the call lasts until the caller leaves.
     async with worker(project.path, project.agent, livekit, AGENT_NAME="harbour") as running:
         async with Caller(livekit, room := f"room-{uuid.uuid4().hex[:8]}", "harbour") as caller:
             assert await caller.hear_text() == GREETING
@@ -69,6 +71,6 @@ async def test_an_update_cures_a_call_that_ends_too_early_and_keeps_every_line_o
         assert ended["reason"] == "caller left"
         assert running.complaints() == []
 
-    # And every line of the owner's is still there.
+    # Every line of the owner is still there.
     assert project.read("src/agent/entrypoint.py") == right
     assert {name: project.read(name) for name in theirs} == theirs

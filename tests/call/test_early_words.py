@@ -1,4 +1,4 @@
-"""What a caller says and writes while the agent is still joining is heard, and answered after the greeting."""
+"""Speech and text from before the agent has joined are heard, and answered after the greeting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RATE, RECORDED_SECONDS = 48_000, 1.5
 SLOW_RESOURCE = """
-    await asyncio.sleep(2)  # the agent is in the room by then, and nobody listens yet
+    # the agent is in the room by then, and does not listen yet
+    await asyncio.sleep(2)
 """
 LISTENING = '''
 
 class Ear(stt.STT):
-    """Says in the log how much sound it has heard."""
+    """Logs how much sound it has heard."""
 
     def __init__(self) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
@@ -38,7 +39,7 @@ class Ear(stt.STT):
 
 
 class Slow(Toolset):
-    """Takes its time to be set up, as one does that asks a server."""
+    """Is set up slowly, like one that asks a server."""
 
     def __init__(self) -> None:
         super().__init__(id="slow")
@@ -52,19 +53,19 @@ class Hearing(stt.RecognizeStream):
     """One stream of sound."""
 
     async def _run(self) -> None:
-        loud, told = 0.0, 0.0
+        log, loud, logged = logging.getLogger("agent.mine"), 0.0, 0.0
         async for frame in self._input_ch:
             if isinstance(frame, rtc.AudioFrame) and max(map(abs, frame.data)) > 1000:
                 loud += frame.duration
-            if loud > told + 0.1:
-                told = loud
-                logging.getLogger("agent.mine").info("heard", extra={"fields": {"loud_seconds": loud}})
+            if loud > logged + 0.1:
+                logged = loud
+                log.info("heard", extra={"fields": {"loud_seconds": loud}})
 '''
 
 
 @pytest.fixture(scope="module")
 def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with an ear, and with a resource that takes its time."""
+    """A project that logs what it hears, and with a slow resource."""
     project = render(template, tmp_path_factory.mktemp("listening") / "front-desk", PAIRS[0])
     persona = project.read("src/agent/persona.py")
     imports = (
@@ -95,13 +96,15 @@ async def test_early_speech_and_early_text_are_not_lost(
         async with Caller(livekit, room, "front-desk") as caller:
             await speak_early(caller)
             await caller.write("Where can I park my bicycle?")
-            assert 5 not in running.steps(room)  # the session has not started: this was early
+            # the session has not started
+            assert 5 not in running.steps(room)
             assert "help" in await caller.hear_text()
             await caller.hear_text_with("bicycle")
             heard = await running.wait_for(
                 lambda record: record.get("loud_seconds", 0) > 0.8 * RECORDED_SECONDS
             )
-            assert heard["loud_seconds"] < 1.2 * RECORDED_SECONDS  # once, not twice
+            # heard once, not twice
+            assert heard["loud_seconds"] < 1.2 * RECORDED_SECONDS
         assert (await running.ended(room))["reason"] == "caller left"
     assert running.complaints() == []
 
@@ -124,7 +127,7 @@ async def test_text_sent_while_the_session_starts_is_not_lost(
 
 
 async def speak_early(caller: Caller) -> None:
-    """Record until the agent is there, then send it, as LiveKit's front ends do: a tone, and then silence."""
+    """Record a tone until the agent joins, then send it and silence, like LiveKit's front ends."""
     active = asyncio.Event()
     caller.room.on("participant_active", lambda _: active.set())
     source = rtc.AudioSource(RATE, 1)
@@ -154,6 +157,6 @@ async def speak_early(caller: Caller) -> None:
 
 
 async def feed(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
-    """A microphone that nobody speaks into."""
+    """A silent microphone."""
     while True:
         await source.capture_frame(frame)

@@ -23,7 +23,7 @@ from tests.support.projects import Project, clean_environment
 from tests.support.server import LiveKit, free_port
 from tests.support.templates import Template
 from tests.support.terminal import terminal
-from tests.support.worker import SDK_WARNINGS
+from tests.support.worker import SDK_WARNINGS, Record
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -41,7 +41,7 @@ def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stage(project: Project, livekit: LiveKit) -> AsyncIterator[Scene]:
-    """A worker for every end that needs no settings of its own."""
+    """A worker for every end that needs no other settings."""
     async with scene(project, livekit, **QUICK) as started:
         yield started
         warned = [
@@ -75,7 +75,8 @@ async def test_the_caller_hangs_up_while_the_agent_greets(end: End, stage: Scene
     async with stage.caller(room) as caller:
         await caller.hear_sound()
     await stage.running.ended(room)
-    greeted = 7 in stage.running.steps(room)  # the server tells of a hang-up after about a second
+    # the server reports a hang-up after about a second
+    greeted = 7 in stage.running.steps(room)
     await stage.expect(end, room, steps=ALL_STEPS if greeted else [1, 2, 3, 4, 5, 6, 8])
 
 
@@ -111,7 +112,8 @@ async def test_a_caller_who_leaves_before_anybody_answers(end: End, stage: Scene
         async with asyncio.timeout(10):
             await caller.agent_here.wait()
     kept = [name for name in OPENED if name != "session"]
-    if end.name.startswith("phone"):  # which ends the call before its pool has opened
+    # it ends the call before the pool has opened
+    if end.name.startswith("phone"):
         await stage.expect(
             end, room, steps=[1, 8], opened=[name for name in kept if name != "pool"]
         )
@@ -131,9 +133,7 @@ async def test_somebody_else_who_joins_and_leaves_is_not_the_caller(end: End, st
 
 
 @ends("company-stays")
-async def test_the_room_stays_with_whoever_is_still_in_it_when_the_caller_hangs_up(
-    end: End, stage: Scene
-) -> None:
+async def test_the_room_stays_for_others_when_the_caller_hangs_up(end: End, stage: Scene) -> None:
     room = new_room()
     async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
@@ -165,7 +165,7 @@ async def test_silence_is_asked_about_once_and_then_ends_the_call(
         await stage.expect(end, room)
 
 
-# ---------------------------------------------------------------------- the agent, the server and the worker
+# ---------------------------------------------------------------------- agent, server and worker
 
 
 @ends("room-deleted")
@@ -179,7 +179,7 @@ async def test_the_room_is_deleted(end: End, stage: Scene) -> None:
 
 
 @ends("agent-removed")
-async def test_the_agent_is_removed_and_takes_its_caller_along(end: End, stage: Scene) -> None:
+async def test_the_agent_is_removed_and_its_caller_too(end: End, stage: Scene) -> None:
     room = new_room()
     async with stage.caller(room) as caller, stage.livekit.api() as server:
         await stage.step(room, 6)
@@ -243,7 +243,8 @@ async def test_a_worker_in_production_lets_its_live_call_go_on(
             await caller.ask("Where can I park my bicycle?", "bicycle")
             async with stage.caller(new_room()) as late:
                 await caller.ask("What does a puncture cost?", "euros")
-                assert not late.agent_here.is_set()  # no new call is taken
+                # no new call is accepted
+                assert not late.agent_here.is_set()
         async with asyncio.timeout(30):
             assert await stage.running.process.wait() == 0
         record = await stage.running.ended(room)
@@ -255,7 +256,7 @@ async def test_a_worker_in_production_lets_its_live_call_go_on(
 async def test_a_process_group_that_is_stopped_keeps_its_live_call(
     end: End, project: Project, livekit: LiveKit
 ) -> None:
-    """As systemd stops a service; the command itself, because `uv run` would pass the signal on a second time."""
+    """Stop it like systemd; without `uv run`, which would send the signal a second time."""
     room = new_room()
     command = [str(project.path / ".venv" / "bin" / "agent")]
     async with scene(project, livekit, command=command) as stage:
@@ -300,7 +301,7 @@ async def test_a_dev_worker_that_is_stopped_ends_its_call_in_order(
 
 
 async def timed_stop(end: End, stage: Scene) -> int:
-    """Stop the worker; the exit code."""
+    """Stop the worker; return the exit code."""
     began = time.monotonic()
     code = await stage.running.stop(signal.SIGTERM)
     measured(end, time.monotonic() - began)
@@ -311,7 +312,7 @@ async def timed_stop(end: End, stage: Scene) -> int:
 async def test_ctrl_c_at_a_terminal_ends_the_call_in_order(
     end: End, project: Project, livekit: LiveKit
 ) -> None:
-    """There the interrupt goes to every process in the foreground at once: uv, the worker and its jobs."""
+    """A terminal interrupts all processes in the foreground: uv, the worker and its jobs."""
     room, agent = new_room(), "agent-at-a-terminal"
     keyless = {
         "AGENT_MODELS": "scripted",
@@ -366,12 +367,10 @@ async def test_jobs_that_outlive_their_worker_close_everything_and_leave(
             await caller.hear_text_with("help")
             await caller.ask("Where can I park my bicycle?", "bicycle")
             told = await stage.step(room, 6)
-            await until(
-                lambda: stage.turns(told["call"]) == 3
-            )  # the answer has been said to its end
-            worker = psutil.Process(told["pid"]).parents()[
-                1
-            ]  # between them is the SDK's fork server
+            # the answer has been said to its end
+            await until(lambda: stage.turns(told["call"]) == 3)
+            # between them is the SDK's fork server
+            worker = psutil.Process(told["pid"]).parents()[1]
             family = [worker, *worker.children(recursive=True)]
             worker.kill()
             await cut_off(caller)
@@ -421,7 +420,8 @@ async def test_a_greeting_that_fails_or_never_comes(end: End, stage: Scene) -> N
     room = new_room("greeting-fails" if end.name == "step-6-fails" else "greeting-hangs")
     async with stage.caller(room) as caller:
         await stage.step(room, 5)
-        async with asyncio.timeout(40):  # the step has 20 s
+        # the step has 20 s
+        async with asyncio.timeout(40):
             while "something went wrong" not in await caller.sentences.get():
                 pass
         await cut_off(caller)
@@ -469,9 +469,8 @@ async def test_a_voice_that_fails_is_three_tones(end: End, stage: Scene) -> None
         text = json.dumps({"text": "voice hang" if end.name == "tts-hangs" else "voice fail"})
         await caller.write(f"/tool say {text}")
         await stage.said(room, "text-to-speech failed")
-        await until(
-            lambda: caller.loud_seconds >= before + 0.6
-        )  # three times a quarter of a second
+        # three times a quarter of a second
+        await until(lambda: caller.loud_seconds >= before + 0.6)
         await caller.ask("Where can I park my bicycle?", "bicycle")
     await stage.expect(end, room)
 
@@ -483,8 +482,11 @@ async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage:
         await caller.hear_text_with("help")
         for failure in range(1, 4):
             await caller.write('/tool say {"text": "voice fail"}')
-            wanted = {"room": room, "failures": failure}.items()
-            await stage.running.wait_for(lambda record, wanted=wanted: wanted <= record.items())  # type: ignore[misc]
+
+            def failed(record: Record, failure: int = failure) -> bool:
+                return record.get("room") == room and record.get("failures") == failure
+
+            await stage.running.wait_for(failed)
         await cut_off(caller)
     await stage.expect(end, room)
 
@@ -561,7 +563,8 @@ async def test_a_thread_that_nothing_can_stop_does_not_hold_the_slot(
         await stage.said(room, "the stuck tool began")
     record = await stage.running.ended(room)
     assert record["reason"] == end.reason
-    await stage.running.free()  # long before the thread would end
+    # long before the thread would end
+    await stage.running.free()
     assert any("ended by force" in record["message"] for record in stage.running.of(room))
     stage.remembered(end, record)
 

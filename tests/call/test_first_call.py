@@ -1,7 +1,8 @@
-"""The generation test: what is rendered installs, lints, types, tests, builds, and takes a real call."""
+"""The generation test: a rendered project installs, lints, types, tests, builds, takes a call."""
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 import uuid
@@ -20,8 +21,8 @@ from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
 
-# With sqlite and sqlite, which test_owned_projects.py tests after an update, each choice is in one of these. The other
-# projects hold the same tests in another mixture, which `make test-all` runs.
+# Together with sqlite and sqlite, which test_owned_projects.py tests after an update, these have
+# every choice. `make test-all` runs the same tests in the other projects.
 DIAGONAL = {("pgvector", "redis"), ("none", "none")}
 TESTED = [
     pytest.param(
@@ -42,13 +43,8 @@ def test_its_format_and_lint_are_clean(project: Project) -> None:
     project.run("uv", "run", "ruff", "check", ".")
 
 
-def test_its_types_are_strict_and_right(
-    project: Project, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    # one cache: mypy goes by what is in a file, and the projects have the same packages
-    project.run(
-        "uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "mypy")}
-    )
+def test_its_types_are_strict_and_right(project: Project, mypy_cache: Path) -> None:
+    project.run("uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(mypy_cache)})
 
 
 @pytest.mark.parametrize("project", TESTED, ids=str, indirect=True)
@@ -64,6 +60,13 @@ def test_nothing_that_it_installs_is_a_name_for_a_project(project: Project) -> N
     assert locked - {project.answers()["project_slug"], *taken} == set(), (
         "copier.yml's taken_names lacks these"
     )
+
+
+def test_its_sdk_is_as_calls_rely_on_it(default_project: Project) -> None:
+    """The canary runs it with other versions of livekit-agents."""
+    alone = ("--noconftest", "-c", os.devnull, "-o", "asyncio_mode=auto", "-p", "no:cacheprovider")
+    facts = ROOT / "tests" / "agent" / "test_sdk.py"
+    default_project.run("uv", "run", "pytest", "-q", *alone, str(facts))
 
 
 def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(
@@ -123,7 +126,7 @@ async def test_it_takes_a_call_and_knows_the_caller_the_second_time(
 
 
 async def call(running: Worker, livekit: LiveKit, project: Project) -> str:
-    """One call from ringing to the free slot, with everything asserted that every call owes; the greeting."""
+    """One call from joining to the free slot, with the checks of every call; the greeting."""
     room = f"room-{uuid.uuid4().hex[:8]}"
     async with Caller(livekit, room, "front-desk", identity="ann-lee") as caller:
         greeting = await caller.hear_text()

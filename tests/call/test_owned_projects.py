@@ -1,4 +1,4 @@
-"""What owners have written for any release goes on with today's template: its types, its tests, its calls."""
+"""Owners' code for any release works with today's template: its types, its tests, its calls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def test_a_project_of_a_release_goes_on_with_its_own_code_after_an_update(
     livekit: LiveKit,
     version: str,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    mypy_cache: Path,
 ) -> None:
     project = Project(template.copy(tmp_path / "harbour", version).path, Answers())
     project.commit()
@@ -38,9 +38,7 @@ async def test_a_project_of_a_release_goes_on_with_its_own_code_after_an_update(
     assert project.read("compose.yaml").endswith("  chart:\n    image: nginx\n")
     assert '"humanize' in project.read("pyproject.toml")
     project.install()
-    project.run(
-        "uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(tmp_path_factory.getbasetemp() / "mypy")}
-    )
+    project.run("uv", "run", "mypy", env={"MYPY_CACHE_DIR": str(mypy_cache)})
     project.run("uv", "run", "pytest", *([] if version == released()[0] else ["tests/yours"]))
     async with worker(project.path, project.agent, livekit, AGENT_NAME="harbour") as running:
         async with Caller(livekit, room := f"room-{uuid.uuid4().hex[:8]}", "harbour") as caller:

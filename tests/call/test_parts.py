@@ -1,4 +1,4 @@
-"""What a worker does beside its calls: it delivers what they could not write, and runs one embedder for all of them."""
+"""A worker's own duties: it delivers what calls could not write, and runs their embedder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from tests.support.worker import Record
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("parts of a call")]
 
 QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
-PARAPHRASE = "At what times may customers come by?"  # of opening-hours.md, with no word of it
+# of opening-hours.md, without any of its words
+PARAPHRASE = "At what times may customers come by?"
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def valkey() -> Iterator[RedisServer]:
 
 
 def degraded(text: str) -> dict[str, float]:
-    """How many calls the worker has counted as without a part."""
+    """The worker's count of calls without a part."""
     return {
         sample.labels["part"]: sample.value
         for family in text_string_to_metric_families(text)
@@ -93,7 +94,7 @@ async def test_what_a_call_could_not_write_is_delivered_by_the_next_worker(
 
 @pytest.fixture(scope="module")
 def embedding(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with what AGENT_EMBEDDINGS=local needs."""
+    """A project with the dependencies of AGENT_EMBEDDINGS=local."""
     project = render(template, tmp_path_factory.mktemp("embedding") / "front-desk", PAIRS[0])
     project.install()
     project.run("uv", "sync", "--quiet", "--group", "local")
@@ -115,14 +116,14 @@ async def stage(embedding: Project, livekit: LiveKit, tmp_path: Path) -> AsyncIt
 
 
 async def answers(stage: Scene, start: int = 0) -> int:
-    """Wait until the embedder answers, for the first time at or after this record; the number of the next record."""
+    """Wait until the embedder answers, from record `start`; return the next record's number."""
     wanted = "the local embedder answers"
     await stage.running.wait_for(lambda record: str(record.get("message")) == wanted, start=start)
     return len(stage.running.records)
 
 
 def embedders(stage: Scene) -> list[psutil.Process]:
-    """The embedder processes below this worker, which may have been started through another command."""
+    """The embedder processes below this worker, also if another command started it."""
     family = psutil.Process(stage.running.process.pid).children(recursive=True)
     return [process for process in family if "agent.knowledge.embedder" in process.cmdline()]
 

@@ -1,4 +1,4 @@
-"""What becomes of a call when its server is killed and restarted, or does not answer for a while."""
+"""A call whose server is killed and restarted, or does not answer for a while."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 
 async def goes_on(end: End, stage: Scene, trouble: Callable[[LiveKit], Awaitable[None]]) -> None:
-    """A call is in its conversation; the server has its trouble; the call goes on and ends as any other."""
+    """The server fails during a conversation; the call continues and ends like any other."""
     room = new_room()
     async with stage.caller(room) as caller:
         await caller.hear_text_with("help")
         await stage.step(room, 6)
         caller.agent_here.clear()
         await trouble(stage.livekit)
-        if end.name == "server-restarts":  # both join the new server's room
+        # both join the new server's room
+        if end.name == "server-restarts":
             async with asyncio.timeout(30):
                 await caller.agent_here.wait()
         before = caller.loud_seconds
@@ -45,7 +46,7 @@ async def goes_on(end: End, stage: Scene, trouble: Callable[[LiveKit], Awaitable
 
 
 async def ask_again(caller: Caller, question: str, expecting: str) -> None:
-    """As people do when they hear nothing: what is sent while a connection is being made anew is lost."""
+    """Repeat the question: text that is sent during a reconnection is lost."""
     for _ in range(6):
         await caller.write(question)
         with suppress(TimeoutError):
@@ -62,11 +63,12 @@ async def restart(server: LiveKit) -> None:
 
 
 def stall(seconds: float) -> Callable[[LiveKit], Awaitable[None]]:
-    """The server's process is stopped, and goes on after `seconds`."""
+    """Stop the server's process, and resume it after `seconds`."""
 
     async def stopped(server: LiveKit) -> None:
         server.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)  # the trouble itself
+        # the length of the fault
+        await asyncio.sleep(seconds)
         server.process.send_signal(signal.SIGCONT)
 
     return stopped
@@ -109,4 +111,4 @@ async def test_a_server_that_never_comes_back(end: End, project: Project, tmp_pa
         await caller.hear_text_with("help")
         await stage.step(room, 6)
         await own.kill()
-        await stage.expect(end, room, seconds=120)
+        await stage.expect(end, room)

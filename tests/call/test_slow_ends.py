@@ -1,4 +1,4 @@
-"""Ends that take their time: the server tells of a broken connection after 20 s, a watchdog waits for a minute."""
+"""Slow ends: the server reports a broken connection after 20 s, a watchdog waits for a minute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 
 async def vanish(stage: Scene, room: str) -> None:
-    """A caller joins and is greeted; then their process is killed, without a goodbye to the server."""
+    """A caller is greeted; then their process is killed, and the server is not informed."""
     token = stage.livekit.token(room, ANN, agent_name=stage.agent)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.support.caller", stage.livekit.url, token),
@@ -46,7 +46,7 @@ async def test_a_caller_whose_process_dies_and_who_never_comes_back(
     room = new_room()
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="1") as stage:
         await vanish(stage, room)
-        await stage.expect(end, room, seconds=90)
+        await stage.expect(end, room)
 
 
 @ends("rejoins")
@@ -56,14 +56,13 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
     room = new_room()
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="60") as stage:
         await vanish(stage, room)
-        await stage.running.wait_for(
-            lambda r: "connection broke" in str(r.get("message")), seconds=90
-        )
+        await stage.running.wait_for(lambda r: "connection broke" in str(r.get("message")))
         async with stage.caller(room, identity=ANN) as caller:
             await stage.said(room, "the caller is back")
             assert "bicycle" in await caller.ask("Where can I park my bicycle?", "bicycle")
         record = await stage.expect(end, room)
-        assert record["turns"] == 3  # one greeting, a question, its answer
+        # one greeting, a question, its answer
+        assert record["turns"] == 3
 
 
 @ends("drain-deadline")
@@ -99,9 +98,8 @@ async def test_a_job_that_blocks_for_more_than_a_minute_loses_the_turn_in_flight
         record = await stage.running.ended(room)
         assert record["reason"] == end.reason
         await stage.running.free()
-        assert (
-            stage.turns(told["call"] if "call" in told else record["call"]) == 4
-        )  # and the question that blocked it
+        # with the question that blocked it
+        assert stage.turns(told["call"] if "call" in told else record["call"]) == 4
         again = new_room()
         async with stage.caller(again, identity="dan") as caller:
             await caller.hear_text_with("cut off")

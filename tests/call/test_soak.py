@@ -1,4 +1,4 @@
-"""What only shows after many calls: nothing is lost or left behind, and workers can be restarted while people call."""
+"""Many calls: nothing is lost or left behind, and workers can be restarted during calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Cookiecutter's hooks do, each step by itself; that the whole makes what Copier makes is test_parity's."""
+"""Each step of Cookiecutter's hooks; test_parity proves that the project equals Copier's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NEVER = st.sampled_from(NEVER_TAGS)
 
 @pytest.fixture(scope="module")
 def pre_prompt() -> Iterator[ModuleType]:
-    """The hook that runs before the first question, imported as it imports its neighbour: from the root."""
+    """The hook before the first question, imported from the root, as it imports its neighbour."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(sys, "path", [*sys.path])
@@ -49,7 +49,7 @@ def pre_prompt() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def copy(template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """The throw-away copy of the repository, which is on its branch; the hook runs in it."""
+    """The temporary copy of the repository, on a branch; the hook runs in it."""
     shutil.copytree(template.path, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return Project(tmp_path / "copy")
@@ -144,7 +144,8 @@ def test_a_folder_that_is_no_repository_is_taken_as_it_is(
     pre_prompt: ModuleType, copy: Project
 ) -> None:
     shutil.rmtree(copy.path / ".git")
-    around = copy.path.parent  # the repository of somebody else
+    # another repository
+    around = copy.path.parent
     git(around, "init", "--quiet")
     git(around, "commit", "--quiet", "--allow-empty", "--message=theirs")
     git(around, "tag", "v9.0.0")
@@ -220,7 +221,7 @@ def test_reshaping_leaves_out_what_work_left_behind_and_names_files_as_a_project
 
 @pytest.fixture
 def reshaped(pre_prompt: ModuleType, copy: Project) -> Project:
-    """The copy, when Cookiecutter asks its first question."""
+    """The copy at Cookiecutter's first question."""
     git(copy.path, "checkout", "--quiet", "--detach")
     pre_prompt.main()
     return copy
@@ -240,7 +241,7 @@ def test_the_copy_names_its_commit_and_loads_the_extension_under_a_name_of_its_o
 
 @pytest.fixture
 def given_answers(tmp_path: Path) -> dict[str, object]:
-    """What Cookiecutter hands to a template: the answers and what it knows itself."""
+    """Cookiecutter's context of a template: the answers and its own values."""
     answers: dict[str, object] = {
         "project_name": "Front Desk",
         "project_slug": "front-desk",
@@ -256,7 +257,7 @@ def given_answers(tmp_path: Path) -> dict[str, object]:
 
 
 def rendered(text: str, given: dict[str, object]) -> str:
-    """A text as Cookiecutter renders it for these answers."""
+    """A text, rendered by Cookiecutter for these answers."""
     context = {"cookiecutter": {"_extensions": ["hooks.copier_yml.CopierTemplate"], **given}}
     shown: str = create_env_with_context(context).from_string(text).render(**context)
     return shown

@@ -1,4 +1,4 @@
-"""Cookiecutter makes what Copier makes: the same folders, bytes and modes, and an answers file for updates."""
+"""Cookiecutter makes the same project as Copier: folders, bytes, modes, and an answers file."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def test_copier_and_cookiecutter_agree(
         "seconds of both tools", sum(both_tools.seconds[tool, identify(case)] for tool in TOOLS)
     )
     ours, theirs = copied.files(), baked.files()
-    origin = theirs.pop(
-        ".copier-answers.yml"
-    )  # the folder that Cookiecutter was given; below it is the same
+    # only the name of the template's folder in this file differs
+    origin = theirs.pop(".copier-answers.yml")
     assert origin[1] == ours.pop(".copier-answers.yml")[1]
     assert {
         name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
@@ -147,10 +146,10 @@ def test_cookiecutter_says_when_what_it_renders_is_no_version(
     work.add_line("README.md", "Not committed.")
     git(work.path, "checkout", "--quiet", "--detach")
     done = cookiecut(str(work.path), tmp_path / "edited")
-    assert f"This is {WORK_TREE} with changes that are not committed." in done.stderr
+    assert f"This is {WORK_TREE} with uncommitted changes." in done.stderr
     shutil.rmtree(work.path / ".git")
     done = cookiecut(str(work.path), tmp_path / "plain")
-    assert "This is no git repository: the project cannot be updated later." in done.stderr
+    assert "This is not a git repository: the project cannot be updated later." in done.stderr
 
 
 def test_cookiecutter_asks_every_question_in_copiers_words(

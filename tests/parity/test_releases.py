@@ -1,4 +1,4 @@
-"""Both tools render a release unless asked for something else, and no release ever asks to be trusted."""
+"""Both tools render a release unless asked for something else, and no release needs trust."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEEDS = "This template needs Cookiecutter 2.4 or newer with its hooks"
 
 @pytest.fixture
 def as_of(template: Template, tmp_path: Path) -> Callable[[str], Template]:
-    """Makes the repository as it was when a version was the newest; its branch may be further on."""
+    """The repository as it was when a version was the newest; its branch may be further on."""
 
     def make(version: str) -> Template:
         past = Template(tmp_path / "livekit-agent-template")
@@ -83,7 +83,7 @@ def test_a_commit_is_rendered_as_asked_and_a_branch_as_its_release(
 
 
 def uvx(tool: str, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a released tool; skips, or fails in CI, where it cannot be had."""
+    """Run a released tool; if it is not available, skip, or fail in CI."""
     run = [
         str(Path(sys.executable).with_name("uvx")),
         "--python",
@@ -106,7 +106,7 @@ def uvx(tool: str, command: str, *arguments: str) -> subprocess.CompletedProcess
 
 
 def assert_told(done: subprocess.CompletedProcess[str], sentence: str, folder: Path) -> None:
-    """It failed, its last words say what is needed, and nothing was made."""
+    """The tool failed, its last lines say what is needed, and nothing was made."""
     assert done.returncode == 1
     said = " ".join((done.stdout + done.stderr).split())
     assert sentence in said.replace("│ ", "")[-400:]

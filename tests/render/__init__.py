@@ -1,1 +1,1 @@
-"""What every combination of answers renders."""
+"""Tests of the projects of every combination of answers."""

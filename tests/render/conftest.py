@@ -1,4 +1,4 @@
-"""What the tests of renderings share: each combination, copied once."""
+"""Shared by the tests of renderings: each combination, copied once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def case(request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 def project(both_tools: BothTools, case: dict[str, str]) -> Project:
-    """A project of that combination, to be read only."""
+    """A read-only project of that combination."""
     return both_tools.copied(case)
 
 
 @pytest.fixture
 def every_copy(both_tools: BothTools) -> list[Project]:
-    """A project of every combination, to be read only."""
+    """A read-only project of every combination."""
     return [both_tools.copied(case) for case in COMBINATIONS]

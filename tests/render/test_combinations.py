@@ -1,4 +1,4 @@
-"""Every combination of answers makes a project whose files parse and hold nothing of what was left out."""
+"""Every combination of answers makes a project that parses, without traces of other options."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ANSWERS = "{{ _copier_conf.answers_file }}"
 
 
 def parsed(project: Project) -> dict[str, Any]:
-    """Every file of the project that can be parsed; raises where one cannot."""
+    """The contents of every file of a known format; raises if one does not parse."""
     return {
         name: PARSERS[Path(name).suffix](project.read(name))
         for name in project.files()
@@ -58,7 +58,7 @@ MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory
 
 
 def is_left_out(name: str, case: dict[str, str]) -> bool:
-    """Whether an option leaves a file out: said again rather than read from copier.yml."""
+    """Whether an option leaves a file out: repeated here, not read from copier.yml."""
     knowledge, memory = case["knowledge"], case["memory"]
     module = name.removeprefix("src/agent/")
     for chosen, every in (knowledge, STORES), (memory, MEMORIES):
@@ -108,7 +108,7 @@ def test_what_an_option_leaves_out_is_not_there_and_all_else_is(
 
 
 def unique_files(projects: list[Project]) -> dict[tuple[str, bytes], Path]:
-    """Each file that differs from all others of its path, once, and where one of it is."""
+    """Each file that differs from all others at its path, once, and where to find it."""
     return {
         (name, content): project.path / name
         for project in projects
@@ -134,8 +134,8 @@ def test_every_unique_file_is_what_its_name_says(every_copy: list[Project]) -> N
 def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(
     every_copy: list[Project],
 ) -> None:
-    # where they are, because ruff looks around a file for the rules of its project, which leaves out
-    # the template's: `make check` has formatted these as they are here
+    # where they are: ruff looks around a file for the rules of its project, which leave out what is
+    # the template's; `make check` judges that
     files = [
         str(path) for (name, _), path in unique_files(every_copy).items() if name.endswith(".py")
     ]
@@ -151,7 +151,7 @@ def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(
 
 
 def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
-    # Python modules, their tests and documents are the same in every project, and may say what redis would be.
+    # Python modules, their tests and documents are the same in every project, and may name redis.
     texts = {name: content.decode().lower() for name, (content, _) in project.files().items()}
     speak = {name for name, text in texts.items() if re.search(r"redis(?!tribut)", text)}
     with_redis = {
@@ -179,7 +179,7 @@ def test_a_project_without_pgvector_has_no_trace_of_it(
             ".copier-answers.yml",
         }
     else:
-        # a setting of whoever looks things up, which may name another store
+        # a setting for every kind of knowledge, which may name another store
         assert with_postgres == ({".env.example"} if case["knowledge"] == "sqlite" else set())
 
 

@@ -1,4 +1,4 @@
-"""What a file says of another is so: versions, ports, images, settings, commands, paths."""
+"""Files do not contradict each other: versions, ports, images, settings, commands, paths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.templates import CONFIG, ROOT, Project
 from tools import example
 
 ENVIRONMENT = re.compile(r"(?<![.\w])(?:AGENT|LIVEKIT)_[A-Z_]*[A-Z]\b")
-# What comes into being when the agent runs, and where owners may put what they like; the documents name them so.
+# Files that the agent makes, and folders for the owner, as the documents name them.
 MADE = {
     "data/",
     "src/agent/tools/",
@@ -53,14 +53,14 @@ def manifests(project: Project) -> dict[str, Any]:
 
 
 def found_in(text: str, pattern: str) -> set[str]:
-    """What a pattern's group finds, which is something."""
+    """The matches of a pattern's group; there is at least one."""
     found = set(re.findall(pattern, text, re.MULTILINE))
     assert found, pattern
     return found
 
 
 def documents(project: Project) -> dict[str, str]:
-    """The pages for whoever works in the project."""
+    """The pages for people who work in the project."""
     return {
         name: project.read(name)
         for name in project.files()
@@ -70,24 +70,24 @@ def documents(project: Project) -> dict[str, str]:
 
 @cache
 def tokens(text: str) -> list[Token]:
-    """A page's blocks, and what is inside of them."""
+    """A page's blocks and their contents."""
     blocks = MarkdownIt("gfm-like", {"linkify": False}).parse(text)
     return [*blocks, *(child for block in blocks for child in block.children or [])]
 
 
 def code_of(text: str) -> Iterator[str]:
-    """Every line of code, in a block or within a sentence."""
+    """Every line of code, in a block or in a sentence."""
     for token in tokens(text):
         if token.type in {"fence", "code_block", "code_inline"}:
             yield from token.content.splitlines()
 
 
 def links_of(text: str) -> set[str]:
-    """Where a page's links lead."""
+    """The targets of a page's links."""
     return {str(token.attrs["href"]) for token in tokens(text) if token.type == "link_open"}
 
 
-# Pages that GitHub makes of this repository, as they are reached from a file at its root.
+# Pages that GitHub makes for this repository, by their links from a file at its root.
 ON_GITHUB = {
     f"../../tree/example/{example.PROJECT}",
     f"../../tree/example/{example.PROJECT}/docs/agent",
@@ -97,13 +97,13 @@ ON_GITHUB = {
 
 
 def anchors_of(text: str) -> set[str]:
-    """The sections that a link can lead to, as GitHub names them."""
+    """The anchors of a page's sections on GitHub."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def assert_links_lead_somewhere(page: Path) -> None:
-    """Every link of a page leads to a file, and to a section that it has."""
+    """Every link of a page leads to an existing file and section."""
     for link in links_of(page.read_text(encoding="utf-8")):
         if "://" not in link and link not in ON_GITHUB:
             name, _, section = link.partition("#")
@@ -115,7 +115,7 @@ def assert_links_lead_somewhere(page: Path) -> None:
 
 @cache
 def variables_of_the_sdk() -> set[str]:
-    """What livekit-agents reads from the environment."""
+    """The environment variables that livekit-agents reads."""
     sources = Path(livekit.agents.__file__).parent.rglob("*.py")
     return {
         name for path in sources for name in ENVIRONMENT.findall(path.read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def variables_of_the_sdk() -> set[str]:
 
 
 def words_of(name: str, content: bytes) -> str:
-    """What a file says to people and programs: of Python only its strings, for constants look like variables."""
+    """A file's text; of Python only the strings, because constants look like variables."""
     text = content.decode()
     if not name.endswith(".py"):
         return text
@@ -218,7 +218,8 @@ def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) ->
     }
     typed = found_in(project.read("compose.yaml"), r"^#   (LIVEKIT_URL=.*) uv run agent call$")
     assert typed == {
-        f"LIVEKIT_URL={environment['LIVEKIT_URL']} LIVEKIT_API_KEY={key} LIVEKIT_API_SECRET={secret}"
+        f"LIVEKIT_URL={environment['LIVEKIT_URL']} LIVEKIT_API_KEY={key}"
+        f" LIVEKIT_API_SECRET={secret}"
     }
 
 
@@ -248,7 +249,8 @@ def test_every_variable_that_a_file_names_is_read_by_something(project: Project)
         for name in variables_in(path, files[path])
     }
     elsewhere = {name for name in tests if name.startswith("AGENT_TEST_")}
-    elsewhere.add("LIVEKIT_CONFIG")  # livekit-server's, in compose.yaml
+    # livekit-server's, in compose.yaml
+    elsewhere.add("LIVEKIT_CONFIG")
     for path, content in files.items():
         for variable in variables_in(path, content) - fields - elsewhere - variables_of_the_sdk():
             # or the beginning of several
@@ -313,12 +315,13 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
                 continue
             if path in MADE or path.startswith("AGENT_DATA_DIR/"):
                 continue
+            # documents are the same in every project, also without knowledge
             if (
                 name.startswith("docs/")
                 and path.startswith("knowledge/")
                 and case["knowledge"] == "none"
             ):
-                continue  # documents are the same in every project, and say what the others have
+                continue
             assert any((place / path).exists() for place in places), f"{name}: {path}"
 
 

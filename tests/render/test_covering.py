@@ -1,4 +1,4 @@
-"""Rows that stand for all combinations have every pair of values."""
+"""The rows that represent all combinations have every pair of values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALL = [
 
 
 def every_pair(choices: dict[str, list[str]]) -> set[frozenset[tuple[str, str]]]:
-    """All that has to be covered."""
+    """All pairs to cover."""
     return {
         frozenset({(one, left), (other, right)})
         for one, other in combinations(choices, 2)

@@ -18,14 +18,14 @@ from packaging.utils import canonicalize_name
 
 from tests.support.templates import Project, identify
 
-# read by uv for types alone
+# read by uv, for types only
 STUBS = {"asyncpg-stubs"}
 OWN = {"agent", "tests"}
 
 
 @cache
 def owners() -> dict[str, str]:
-    """Which distribution has which file of a package, such as `livekit/rtc/__init__.py`."""
+    """The distribution of every file of a package, such as `livekit/rtc/__init__.py`."""
     found: dict[str, str] = {}
     for distribution in distributions():
         for file in distribution.files or []:
@@ -35,7 +35,7 @@ def owners() -> dict[str, str]:
 
 
 def owner_of(module: str) -> str | None:
-    """The distribution that a module comes from; its nearest package, if it is a name in one."""
+    """The distribution of a module; of its nearest package, if it is a name in one."""
     parts = module.split(".")
     for depth in range(len(parts), 0, -1):
         path = "/".join(parts[:depth])
@@ -46,7 +46,7 @@ def owner_of(module: str) -> str | None:
 
 
 def imported(source: Path) -> Iterator[str]:
-    """Every module that a file imports, also inside functions and for types alone."""
+    """Every module that a file imports, also inside functions and only for types."""
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -55,7 +55,7 @@ def imported(source: Path) -> Iterator[str]:
 
 
 def imports_of(folder: Path) -> dict[str, str]:
-    """The distributions that the files below import, each with a file that does."""
+    """The distributions that the files below import, each with one such file."""
     found: dict[str, str] = {}
     for source in sorted(folder.rglob("*.py")):
         for module in imported(source):

@@ -1,4 +1,4 @@
-"""The branch `example` is what the default answers render, and is pushed by a job of its own."""
+"""The branch `example` has the default project, and a separate job pushes it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Checkout:
     remote: Path
 
     def example(self, *arguments: str) -> str:
-        """Run tools/example.py; what it says."""
+        """Run tools/example.py; return its output."""
         tool = self.project.path / "tools" / "example.py"
         done = subprocess.run(
             [sys.executable, "-B", str(tool), *arguments], capture_output=True, text=True
@@ -39,18 +39,18 @@ class Checkout:
         return done.stdout
 
     def work(self, name: str, line: str) -> str:
-        """Add a line to a file and commit; the commit."""
+        """Add a line to a file and commit; return the commit."""
         self.project.write(name, f"{self.project.read(name)}{line}\n")
         self.project.commit()
         return git(self.project.path, "rev-parse", "HEAD").strip()
 
     def seen(self, folder: Path) -> Project:
-        """The example, as somebody who clones the branch has it."""
+        """The example in a clone of the branch."""
         git(folder, "clone", "--quiet", "--branch=example", str(self.project.path), "seen")
         return Project(folder / "seen" / "my-agent")
 
     def run_workflow(self, folder: Path) -> list[str]:
-        """Run the workflow's jobs as GitHub does; the jobs that ran."""
+        """Run the workflow's jobs as GitHub does; return the jobs that ran."""
         temp = folder / "temp"
         temp.mkdir(parents=True)
         environment = {
@@ -67,10 +67,11 @@ class Checkout:
         return jobs
 
     def run_job(self, job: str, folder: Path, environment: dict[str, str]) -> None:
-        """Run the scripts of a job in a clone of its own."""
+        """Run the scripts of a job in its own clone."""
         clone = folder / job
         git(folder, "clone", "--quiet", "--branch=main", self.remote.as_uri(), str(clone))
-        (clone / ".venv").symlink_to(Path(sys.executable).parents[1])  # made by `make env`
+        # `make env` makes it
+        (clone / ".venv").symlink_to(Path(sys.executable).parents[1])
         for script in scripts(job):
             done = subprocess.run(
                 ["bash", "--noprofile", "--norc", "-e", "-c", script],
@@ -89,7 +90,7 @@ def steps(job: str) -> list[dict[str, Any]]:
 
 
 def scripts(job: str) -> list[str]:
-    """What a job runs, without what installs the packages."""
+    """The scripts of a job, without the installation of packages."""
     return [step["run"] for step in steps(job) if step.get("run", "make env") != "make env"]
 
 
@@ -137,7 +138,8 @@ def test_nothing_happens_where_nothing_that_is_rendered_changed(checkout: Checko
     made = git(checkout.project.path, "rev-parse", "example")
     assert "nothing to do" in checkout.example()
 
-    checkout.work("CHANGELOG.md", "More to come.")  # and so the template has another version
+    # a commit gives the template another version
+    checkout.work("CHANGELOG.md", "More to come.")
 
     assert "nothing to do" in checkout.example()
     assert git(checkout.project.path, "rev-parse", "example") == made

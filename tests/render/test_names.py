@@ -1,4 +1,4 @@
-"""Any name is either legal in every file it reaches or refused, in a sentence, before a file is written."""
+"""Any name is either legal in every file that has it, or refused before a file is written."""
 
 from __future__ import annotations
 
@@ -36,19 +36,24 @@ from tests.support.templates import (
 SENTENCES = {
     "project_name": "Write a name of 1 to 80 printable characters on one line, such as Front Desk.",
     "project_slug": (
-        "Write 1 to 60 of a-z, 0-9 and single dashes, with a letter first and no dash last, such as front-desk."
+        "Write 1 to 60 of a-z, 0-9 and single dashes, with a letter first and no dash last, "
+        "such as front-desk."
     ),
     "agent_name": (
         "Write 1 to 63 of A-Z, a-z, 0-9, dots, dashes and underscores, "
         "with a letter or digit first, such as front-desk."
     ),
     "description": (
-        "Write a description of 1 to 200 printable characters on one line, such as Answers the phone of a small hotel."
+        "Write a description of 1 to 200 printable characters on one line, "
+        "such as Answers the phone of a small hotel."
     ),
-    "author_name": "Write an owner of 1 to 100 printable characters on one line, such as Ada Lovelace.",
+    "author_name": (
+        "Write an owner of 1 to 100 printable characters on one line, such as Ada Lovelace."
+    ),
 }
 LIMITS = {"project_name": 80, "description": 200, "author_name": 100}
-WORDS_IN = (  # the files that slugs and dispatch names reach
+# the files with slugs and dispatch names
+WORDS_IN = (
     *(
         ".copier-answers.yml",
         ".env.example",
@@ -247,7 +252,7 @@ def test_any_accepted_name_gives_a_legal_slug_and_agent_name(name: str) -> None:
 
 
 def typed(limit: int) -> st.SearchStrategy[str]:
-    """Free text that is legal: printable characters, and what files could take for a part of themselves."""
+    """Legal free text: printable characters, and pieces that look like a file's own syntax."""
     printable = st.characters(exclude_categories=["C", "Z"], include_characters=" ")
     parts = st.lists(
         st.sampled_from(LOOK_ALIKES) | st.text(printable, min_size=1, max_size=12),
@@ -259,7 +264,7 @@ def typed(limit: int) -> st.SearchStrategy[str]:
 
 
 def read_markdown(text: str) -> list[str]:
-    """What a heading and the paragraph below it say, and nothing but text in either."""
+    """The text of a heading and of the paragraph below it; neither has any markup."""
     for flavour in ("commonmark", "gfm-like"):
         blocks = MarkdownIt(flavour, {"linkify": False}).parse(text)
         assert [block.type for block in blocks[:6]] == [
@@ -275,7 +280,7 @@ def read_markdown(text: str) -> list[str]:
 
 
 def read_back(files: dict[str, str]) -> dict[str, list[str]]:
-    """Every free text that the files hold, as those who read these files understand it."""
+    """Every free text in the files, as their readers parse it."""
     answers = yaml.safe_load(files[".copier-answers.yml"])
     about = tomllib.loads(files["pyproject.toml"])["project"]
     name, description = read_markdown(files["README.md"].split("\n```sh\n")[0])
@@ -328,7 +333,8 @@ def test_every_printable_character_comes_back_from_every_file_it_reaches() -> No
     kept = {name: quick.TEMPLATES[name] for name in FREE_TEXT_IN}
     recorded = quick.settle()
     for first in range(0, len(printable), 198):
-        text = f"a{printable[first : first + 198]}z"  # too long for a name, which no template minds
+        # too long for a name, but the templates accept it
+        text = f"a{printable[first : first + 198]}z"
         names = {"project_name": text, "description": text, "author_name": text}
         answers = recorded | names
         asked = {name: answers[name] for name in ASKED}
@@ -390,7 +396,7 @@ def test_copier_renders_what_plain_jinja_does(
 
 
 def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
-    """Where the files have the slug, and where the dispatch name."""
+    """The places of the slug in the files, and those of the dispatch name."""
     compose = yaml.safe_load(files["compose.yaml"])
     objects = list(yaml.safe_load_all(files["deploy/kubernetes.yaml"]))
     answers = yaml.safe_load(files[".copier-answers.yml"])

@@ -1,4 +1,4 @@
-"""The embedder's process finds the agent in place, as its tests do."""
+"""The embedder's process imports the agent in place, like its tests."""
 
 from tests.agent.conftest import processes_find_the_agent
 

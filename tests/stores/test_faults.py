@@ -1,4 +1,4 @@
-"""Whatever happens to memory and knowledge, calls go on, and all comes back without a restart."""
+"""When memory or knowledge fails, calls continue, and it recovers without a restart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on(
     model: bool = False,
     **healthy: str,
 ) -> World:
-    """A server with this trouble; the setting `address` says where, `healthy` are further ones."""
+    """A server with this fault; the setting `address` has its address, `healthy` are others."""
 
     @asynccontextmanager
     async def world(home: Path) -> AsyncIterator[Trouble]:
@@ -107,7 +107,7 @@ async def slow_valkey(home: Path) -> AsyncIterator[Trouble]:
 
 
 def spoil(file: Path) -> None:
-    """What a bad disk or a copy that was cut off leaves."""
+    """Damage the file like a bad disk or a truncated copy."""
     for suffix in ("-wal", "-shm"):
         Path(f"{file}{suffix}").unlink(missing_ok=True)
     file.write_bytes(b"\xa5" * 20_000)
@@ -175,7 +175,7 @@ def unwritable(disk: Path) -> Trouble:
     def remount(how: str) -> None:
         run("mount", "-o", f"remount,{how}", str(disk))
 
-    # what is open for writing keeps a disk from being remounted, so this is before the call
+    # a disk with files open for writing cannot be remounted, so this comes before the call
     return Trouble(cause=partial(remount, "ro"), heal=partial(remount, "rw"))
 
 
@@ -196,7 +196,7 @@ async def index_corrupt(home: Path) -> AsyncIterator[Trouble]:
 
 
 def embedder_of_ours() -> psutil.Process:
-    """The process beside us; its command says what it is."""
+    """The embedder's process, found by its command."""
     [process] = [
         child
         for child in psutil.Process().children(recursive=True)
@@ -358,7 +358,7 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
             broken = second.answers[1:]
         assert second.greeting.startswith(fault.greeting)
         if fault.when == "blip":
-            # mended in the same call
+            # repaired in the same call
             assert broken.pop() == ANSWER
         assert all(answer in fault.answers for answer in broken)
         degraded = [record.__dict__.get("fields", {}).get("degraded") for record in second.warnings]
@@ -381,19 +381,19 @@ async def test_a_fault_costs_no_call_and_leaves_nothing_behind(
         match fault.keeps:
             case "all":
                 assert kept == first.words + second.words + third.words
-            # nothing of the first call is left, and all from the fault on
+            # nothing of the first call is left, and everything since the fault
             case "new":
                 new = second.words[0 if fault.when == "before" else 3 :] + third.words
                 assert kept[-len(new) :] == new
                 assert len(kept) < len(first.words + second.words + third.words)
-            # what was said while nothing could be written is given up
+            # turns from the outage are given up
             case _:
                 assert kept[: len(first.words)] == first.words
                 assert kept[-len(third.words) :] == third.words
 
 
 def needs_redis() -> None:
-    """Redis itself, beside Valkey: skipped where it cannot be had, but failed in CI."""
+    """Redis itself, beside Valkey: skipped if it is not available, but failed in CI."""
     try:
         engine_binary("redis")
     except NoEngine as error:

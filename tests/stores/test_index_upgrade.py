@@ -29,7 +29,7 @@ DOCUMENTS = {
     "visit.md": "# Parking\n\nTwelve spaces.\n\n# Dogs\n\nDogs are welcome if they are quiet.\n",
     "tickets.md": "# Refunds\n\nWhat was cancelled a day before is reimbursed.\n",
 }
-# what a worker of that release does, and its `agent ingest`
+# a worker of that release, and its `agent ingest`
 OLD = """
 import asyncio, sys
 from agent.knowledge import knowledge_of

@@ -1,8 +1,7 @@
-"""No caller gets what another one said, whoever calls, through outages and forgetting.
+"""No caller ever gets another one's words, through outages and `agent forget`.
 
-Every word that is kept names the person it is of. Some people can be recognised, by an identity or
-a number that is theirs alone; those who share one, or have a new one in every call, are somebody
-else in every call.
+Every stored word names the person who said it. Some people can be recognised, by their own identity
+or number; people who share one, or have a new one in every call, are new in every call.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from tests.support.redis import RedisServer
 
 @dataclass(frozen=True)
 class Caller:
-    """A participant, and which person that is; None is somebody else in every call."""
+    """A participant and their person; None is a new person in every call."""
 
     identity: str
     person: str | None
@@ -88,7 +87,7 @@ FAMILIAR = [
     Caller("sip_+15551234567", "+15551234567", "sip", PHONES[0]),
 ]
 CALLERS = st.one_of(
-    # else hardly anybody would call twice
+    # otherwise few people would call twice
     *[st.sampled_from(FAMILIAR)] * 5,
     st.sampled_from([Caller(name, person=name) for name in NAMED]),
     st.sampled_from([Caller(name, person=None) for name in SHARED]),
@@ -100,7 +99,7 @@ CALLERS = st.one_of(
         ]
     ),
     st.sampled_from([Caller("sip_anonymous", None, "sip", number) for number in WITHHELD]),
-    # strangers who put a phone's number, or its key, into a token of their own
+    # strangers who put a phone's number, or its key, into their own token
     st.sampled_from(
         [Caller(name, person=None) for number in PHONES for name in (number, f"tel:{number}")]
     ),
@@ -109,7 +108,7 @@ CALLERS = st.one_of(
 
 @dataclass(frozen=True)
 class ACall:
-    """Somebody calls, and says so many things; the store may fail in mid-call."""
+    """A person calls, and says so many things; the store may fail in mid-call."""
 
     caller: Caller
     says: list[Literal["words", "name", "fact"]]
@@ -119,7 +118,7 @@ class ACall:
 
 @dataclass(frozen=True)
 class Forget:
-    """`agent forget`, for somebody who can be named."""
+    """`agent forget`, for a person who can be named."""
 
     caller: Caller
 
@@ -179,25 +178,25 @@ class Unreliable:
 
 @asynccontextmanager
 async def open_unreliable(settings: Settings) -> AsyncIterator[Memory]:
-    """What the settings choose, behind the switch."""
+    """The memory that the settings choose, behind the switch."""
     opener = open_redis if settings.memory == "redis" else open_sqlite
     async with opener(settings) as store:
         yield Unreliable(store)
 
 
-# ---------------------------------------------------------------------- what has to be true
+# ---------------------------------------------------------------------- the invariant
 
 
 @dataclass
 class Town:
-    """Everybody who calls, what they have said so far, and what must never be told again."""
+    """All callers, their words so far, and the words that must never be repeated."""
 
     settings: Settings
     numbers: Iterator[int] = field(default_factory=count)
     # by person: words, names and facts in order
     said: dict[str, list[str]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
-    # forgotten, but not by a store that was down
+    # forgotten, except by a store that was down
     unsure: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
 
@@ -268,7 +267,7 @@ class Town:
             self.unsure.discard(person)
 
     def check(self, profile: Profile | None, person: str) -> None:
-        """A caller gets what they have said themselves and have not had forgotten, or nothing."""
+        """A caller gets only their own words that were not forgotten, or nothing."""
         if profile is None:
             return
         told = [
@@ -281,7 +280,7 @@ class Town:
         assert not any("|words" in words for words in told) or self.settings.keep_transcripts
 
     async def settle(self) -> None:
-        """The store is back and has everything: now nothing is missing, and all have their own."""
+        """The store is back: now nothing is missing, and every caller has their own words."""
         Switch.down = False
         await spool.deliver(self.settings)
         assert spool.waiting(self.settings) == []
@@ -309,7 +308,7 @@ class Town:
 
 
 async def live(steps: list[Step], url: str, phones: bool, transcripts: bool) -> None:
-    """A town's history, from the first call on."""
+    """Run a town's history from the first call."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = {
             "memory_url": url,

@@ -1,4 +1,4 @@
-"""Calls with real stores, in this process: the agent's own steps at a terminal, and a fault."""
+"""Calls with real stores in this process: the agent's steps at a terminal, and a fault."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Act = Callable[[], Awaitable[None] | None]
 
 
 async def nothing() -> None:
-    """What needs no doing."""
+    """Do nothing."""
 
 
 async def done(act: Act) -> None:
-    """Do it, here or in a thread."""
+    """Run an act, here or in a thread."""
     if asyncio.iscoroutinefunction(act):
         await act()
     else:
@@ -41,10 +41,10 @@ async def done(act: Act) -> None:
 
 @dataclass
 class Trouble:
-    """What breaks and how it is mended.
+    """A fault and its repair.
 
-    `healthy` are settings of all calls, `broken` those of the one in trouble; `ingest` is whether
-    the owner has to run `agent ingest` besides.
+    `healthy` are settings of all calls, `broken` those of the call with the fault; `ingest` is
+    whether the owner also has to run `agent ingest`.
     """
 
     healthy: dict[str, Any] = field(default_factory=dict)
@@ -58,10 +58,10 @@ class Trouble:
 class Fault:
     """A row of a table of faults: template/docs/agent/memory.md, knowledge.md.
 
-    `part` has the one warning: memory, knowledge or embedder; empty is no warning. It breaks
-    "before" the call, in "mid"-call, or in mid-call and is mended there: "blip". A question that is
-    asked meanwhile gets one of the `answers`. Kept is "all" that is said, what is "new" from the
-    fault on, or what is from "before", but not of the broken call.
+    `part` logs the one warning: memory, knowledge or embedder; empty is no warning. The fault comes
+    "before" the call, in "mid"-call, or is also repaired in mid-call: "blip". A question during the
+    fault gets one of the `answers`. `keeps` is "all" turns, those since the fault ("new"), or those
+    from "before" the broken call.
     """
 
     world: Callable[[Path], AbstractAsyncContextManager[Trouble]]
@@ -74,7 +74,7 @@ class Fault:
 
 @dataclass
 class Said:
-    """A call that is over."""
+    """A call that has ended."""
 
     greeting: str
     answers: list[str]
@@ -82,12 +82,12 @@ class Said:
 
     @property
     def words(self) -> list[str]:
-        """What the memory should have of it, in order."""
+        """The words that memory should have, in order."""
         return [self.greeting, *(word for answer in self.answers for word in (QUESTION, answer))]
 
 
 class Desk:
-    """Takes calls of one caller, one after another."""
+    """Answers calls of one caller, one after another."""
 
     def __init__(
         self, home: Path, records: Callable[[], Sequence[logging.LogRecord]], trouble: Trouble
@@ -101,7 +101,7 @@ class Desk:
             "models": "scripted",
             "knowledge": "sqlite",
         }
-        # so that a busy machine is no fault
+        # so that a busy machine is not a fault
         given["knowledge_seconds"] = 1.0
         self.settings = Settings.model_validate(
             {**given, "memory_url": "sqlite", **trouble.healthy}
@@ -113,7 +113,7 @@ class Desk:
     async def call(
         self, settings: Settings, cause: Act | None = None, heal: Act | None = None
     ) -> Said:
-        """Call, ask, have it break and ask again, have it mended and ask again, hang up."""
+        """Call, ask, cause the fault and ask again, repair it and ask again, hang up."""
         before = len(self._records())
         chat = Chat(settings, Caller("ann", ""))
         said = Said(await chat.start(), [], [])
@@ -133,12 +133,12 @@ class Desk:
         return said
 
     async def ingest(self) -> None:
-        """What `agent ingest` does."""
+        """Do the work of `agent ingest`."""
         async with local_embedder(self.settings, wait=True, alone=True) as inside:
             await ingest(inside)
 
     async def later(self) -> None:
-        """What the worker does between calls, once the breakers' few seconds are over."""
+        """Do the worker's work between calls, after the breakers' few seconds."""
         for outage in self.settings.data.glob("*.outage"):
             os.utime(outage, (outage.stat().st_mtime - 60,) * 2)
         await deliver(self.settings)
@@ -153,7 +153,7 @@ class Desk:
 
 @asynccontextmanager
 async def closing(server: Any) -> AsyncIterator[Any]:
-    """A server of ours while this is open; stopped or not, it is gone afterwards."""
+    """A server until exit, closed even if it is stopped."""
     try:
         yield server
     finally:

@@ -1,4 +1,4 @@
-"""Every combination of answers by both tools, in this process, each rendered when it is first asked for."""
+"""Every combination of answers by both tools, in this process, each rendered on first use."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from cookiecutter.main import cookiecutter  # type: ignore[import-untyped]
 
 from tests.support.templates import Project, Template, git, identify
 
-EXTENSION = "livekit_agent_template_copier_yml"  # what the hook calls its module
+# the hook's name for its module
+EXTENSION = "livekit_agent_template_copier_yml"
 
 
 class BothTools:
-    """Projects to be read only, of Copier and of Cookiecutter."""
+    """Read-only projects of Copier and of Cookiecutter."""
 
     def __init__(self, template: Template, folder: Path) -> None:
         self.template, self.folder = template, folder
@@ -27,7 +28,7 @@ class BothTools:
         self._reshaped: Path | None = None
 
     def copied(self, case: dict[str, str]) -> Project:
-        """What Copier makes of these choices."""
+        """Copier's project for these choices."""
         project = Project(self.folder / "copied" / identify(case) / "my-agent")
         if not project.path.exists():
             began = time.monotonic()
@@ -36,7 +37,7 @@ class BothTools:
         return project
 
     def baked(self, case: dict[str, str]) -> Project:
-        """What Cookiecutter makes of them."""
+        """Cookiecutter's project for these choices."""
         parent = self.folder / "baked" / identify(case)
         if not parent.exists():
             began = time.monotonic()
@@ -48,7 +49,7 @@ class BothTools:
         return Project(parent / "my-agent")
 
     def _reshape(self) -> Path:
-        """The repository as its pre_prompt hook leaves it, which runs before any answer is known: once is enough."""
+        """The repository after its pre_prompt hook; no answer changes it, so once is enough."""
         copy = self.folder / "reshaped"
         shutil.copytree(self.template.path, copy)
         git(copy, "checkout", "--quiet", "--detach")

@@ -1,4 +1,4 @@
-"""A caller: joins a room as a front end does, hears the agent's words and sound, writes to it, hangs up."""
+"""A caller: joins a room like a front end, hears the agent's words and sound, writes, hangs up."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from livekit import rtc
 
 from tests.support.server import LiveKit
 
-PATIENCE = 20.0  # seconds; for a busy machine, not a measure of anything
+# seconds; long enough for a busy machine
+PATIENCE = 60.0
 
 
 def somebody() -> str:
-    """A name that an agent remembers, and that hardly anybody had before: who is cut off and calls again resumes."""
+    """A new name that an agent remembers: a caller who is cut off and calls again resumes."""
     return "".join(random.choice("bdfklmnprst") + random.choice("aeiou") for _ in range(4))
 
 
 class Caller:
-    """One person in one room; `async with` joins and hangs up. Without an identity it is somebody new."""
+    """One person in one room; `async with` joins and hangs up. The default is a new identity."""
 
     def __init__(
         self,
@@ -38,13 +39,17 @@ class Caller:
         identity = identity or somebody()
         self.identity, self.server, self.room_name = identity, server, room
         self.room = rtc.Room()
-        self.sentences: asyncio.Queue[str] = asyncio.Queue()  # what the agent said, a segment each
+        # the agent's words, a segment each
+        self.sentences: asyncio.Queue[str] = asyncio.Queue()
         self.agent_here = asyncio.Event()
         self.agent_gone = asyncio.Event()
-        self.cut_off = asyncio.Event()  # the server ended this connection
-        self.sound = asyncio.Event()  # something that is not silence was heard
+        # the server ended this connection
+        self.cut_off = asyncio.Event()
+        # something that is not silence was heard
+        self.sound = asyncio.Event()
         self.loud_seconds = 0.0
-        self.first_sound_at: float | None = None  # time.monotonic()
+        # of time.monotonic()
+        self.first_sound_at: float | None = None
         self.last_sound_at: float | None = None
         self._token = server.token(room, identity, agent_name=agent_name, kind=kind)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -80,7 +85,7 @@ class Caller:
             event.set()
 
     def keep(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` for as long as the call lasts."""
+        """Run `work` during the call."""
         self._spawn(asyncio.create_task(work))
 
     def _spawn(self, task: asyncio.Task[None]) -> None:
@@ -121,7 +126,7 @@ class Caller:
         self._spawn(asyncio.create_task(listen()))
 
     async def hear_text(self) -> str:
-        """The agent's next sentences, as `lk.transcription` has them."""
+        """The agent's next sentences, from `lk.transcription`."""
         async with asyncio.timeout(PATIENCE):
             return await self.sentences.get()
 
@@ -142,12 +147,12 @@ class Caller:
             await self.sound.wait()
 
     async def heard_more(self) -> None:
-        """Wait until some more sound has been heard."""
+        """Wait until more sound has been heard."""
         self.sound.clear()
         await self.sound.wait()
 
     async def write(self, text: str) -> None:
-        """Write to the agent, as a front end's chat box does."""
+        """Write to the agent, like a front end's chat box."""
         await self.room.local_participant.send_text(text, topic="lk.chat")
 
     async def ask(self, question: str, expecting: str) -> str:
@@ -157,7 +162,7 @@ class Caller:
 
 
 async def stay(url: str, token: str) -> None:
-    """Join with `token` and stay until somebody kills this process: a caller whose connection breaks."""
+    """Join with `token` and stay until this process is killed: a caller whose connection breaks."""
     room = rtc.Room()
     await room.connect(url, token)
     print("joined", flush=True)

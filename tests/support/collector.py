@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector: receives spans as OTLP over HTTP, as any real one does, and keeps them."""
+"""An OpenTelemetry collector: receives spans as OTLP over HTTP, like a real one, and keeps them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.server import free_port
 
 @dataclass(frozen=True)
 class Span:
-    """What a span says of itself."""
+    """A received span."""
 
     name: str
     trace: str
@@ -35,7 +35,7 @@ class Collector:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes an agent send its spans here."""
+        """The variables that make an agent send its spans here."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{self.port}"}
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -62,7 +62,7 @@ class Collector:
             self._changed.notify_all()
         return web.Response()
 
-    async def wait_for(self, wanted: Callable[[Span], bool], seconds: float = 20.0) -> Span:
+    async def wait_for(self, wanted: Callable[[Span], bool], seconds: float = 60.0) -> Span:
         """The first span that is `wanted`, received already or later."""
         try:
             async with asyncio.timeout(seconds), self._changed:

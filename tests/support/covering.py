@@ -1,4 +1,4 @@
-"""Covering arrays: few rows in which every pair of values of two questions is together at least once."""
+"""Covering arrays: few rows that have every pair of values of two questions at least once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def pairs(row: Mapping[str, str]) -> set[Pair]:
 
 
 def covering(choices: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Rows with every pair, always the same for the same choices; not the fewest, but not many more.
+    """Rows with every pair, always the same for the same choices; close to the fewest.
 
-    Each row begins with the first pair that no row has yet, and takes for every other question the value that adds
-    most pairs to it.
+    Each row begins with the first pair that is missing, and takes for every other question the
+    value that adds the most pairs.
     """
+    # a dict, because it keeps its order
     missing = {
-        frozenset({(one, left), (other, right)}): None  # a dict, because it keeps its order
+        frozenset({(one, left), (other, right)}): None
         for one, other in combinations(choices, 2)
         for left in choices[one]
         for right in choices[other]

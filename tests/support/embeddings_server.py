@@ -1,4 +1,4 @@
-"""A server of `/v1/embeddings` on loopback, whose vectors a test can understand: texts about one thing are alike."""
+"""A server of `/v1/embeddings` on loopback with simple vectors: texts about one thing are alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THINGS = [
 
 
 class EmbeddingsServer:
-    """What it was asked, and how it is to answer from now on."""
+    """The requests so far, and how the server answers from now on."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -25,9 +25,11 @@ class EmbeddingsServer:
         self.keys: list[str] = []
         self.dimension = len(THINGS) + 1
         self.status = 200
-        self.refusals: dict[int, int] = {}  # a status by the number of the request, from 1 on
+        # a status by the number of the request, from 1
+        self.refusals: dict[int, int] = {}
         self.asked = asyncio.Event()
-        self.answer: Any = None  # instead of vectors
+        # instead of vectors
+        self.answer: Any = None
         self.stalled = asyncio.Event()
         self.stalled.set()
 
@@ -47,7 +49,8 @@ class EmbeddingsServer:
             {"index": at, "embedding": vector_of(text, self.dimension)}
             for at, text in enumerate(asked["input"])
         ]
-        return web.json_response({"data": rows[::-1]})  # in any order
+        # the order is not promised
+        return web.json_response({"data": rows[::-1]})
 
 
 def vector_of(text: str, dimension: int) -> list[float]:

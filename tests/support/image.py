@@ -1,9 +1,9 @@
-"""Builds a rendered project's own Dockerfile and runs the image as production would: as its user, on a read-only root.
+"""Builds a rendered project's Dockerfile and runs the image as its user on a read-only root.
 
-Where Docker answers, it builds from the real base images. Elsewhere, as root on a Debian, stand-ins with the same names
-are made from Debian packages and uv's wheel, and buildah and podman take Docker's place; the Dockerfile is the same,
-byte for byte. A stand-in proves the Dockerfile, not the base images: their packages and patch levels differ.
-What is kept between runs (packages, layers, downloads) is in the cache folder, about 1.5 GB.
+If Docker answers, it builds from the real base images. Otherwise, as root on a Debian, buildah and
+podman build the same Dockerfile from stand-ins with the same names, made from Debian packages and
+uv's wheel. A stand-in proves the Dockerfile, not the base images: their packages and patch levels
+differ. The cache folder keeps packages, layers and downloads between runs, about 1.5 GB.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.support.projects import UV
 from tests.support.server import CACHE
 
 TOOLS = ("buildah", "podman", "runc", "catatonit", "mmdebstrap")
-DEBIAN_OF_PYTHON = {
-    "3.11-slim-bookworm": "bookworm"
-}  # the Debian whose own Python is the one that a tag promises
+# the Debian whose own Python is the one that a tag promises
+DEBIAN_OF_PYTHON = {"3.11-slim-bookworm": "bookworm"}
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# The engine's own defaults expect systemd, cgroups v2 and leave to raise limits; a build machine may have none of them.
+# The engine's own defaults need systemd, cgroups v2 and the right to raise limits; a build machine
+# may have none of them.
 CONTAINERS_CONF = """\
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -52,12 +52,12 @@ runroot = "{state}/run"
 
 
 class NoEngine(Exception):
-    """Nothing here can build an image; the text says what is missing."""
+    """No tool here can build an image; the text says what is missing."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Runs `docker` or `podman`; `state` is where stand-ins are kept, None where the real base images are used."""
+    """Runs `docker` or `podman`; `state` is the folder of stand-ins, None for real base images."""
 
     command: str
     env: Mapping[str, str] = field(repr=False)
@@ -75,7 +75,7 @@ class Container:
     id: str
 
     def logs(self) -> str:
-        """Everything its process has said so far."""
+        """The output of its process so far."""
         logs = [self.engine.command, "logs", self.id]
         return subprocess.run(
             logs,
@@ -87,7 +87,7 @@ class Container:
         ).stdout
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Return once its process has said `text`; raises AssertionError if it ends or `seconds` pass without."""
+        """Wait until its process prints `text`; raises AssertionError if it ends or is too late."""
         logs = [self.engine.command, "logs", "--follow", self.id]
         with subprocess.Popen(
             logs, env=self.engine.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -104,19 +104,19 @@ class Container:
         )
 
     def execute(self, *command: str) -> str:
-        """What a command inside prints; raises AssertionError when it fails."""
+        """The output of a command inside; raises AssertionError if it fails."""
         return self.engine("exec", self.id, *command)
 
     def check_health(self) -> None:
-        """Run the image's HEALTHCHECK inside; raises AssertionError when it fails."""
+        """Run the image's HEALTHCHECK inside; raises AssertionError if it fails."""
         kind, *command = json.loads(
             self.engine("inspect", "--format", "{{json .Config.Healthcheck.Test}}", self.id)
         )
-        assert kind == "CMD", f"HEALTHCHECK is no list of words: {kind} {command}"
+        assert kind == "CMD", f"HEALTHCHECK is not a list of words: {kind} {command}"
         self.execute(*command)
 
     def stop(self, seconds: int = 60) -> int:
-        """Send its STOPSIGNAL and, after `seconds`, SIGKILL; returns the exit code, 137 for a killed one."""
+        """Send its STOPSIGNAL and, after `seconds`, SIGKILL; the exit code is 137 if killed."""
         self.engine("stop", "-t", str(seconds), self.id)
         return int(self.engine("inspect", "--format", "{{.State.ExitCode}}", self.id))
 
@@ -124,7 +124,7 @@ class Container:
 def build_image(context: Path, name: str = "rendered-agent", stage: str | None = None) -> str:
     """Build the Dockerfile in `context`, to its end or to a stage, and return the image's name.
 
-    Raises NoEngine, and AssertionError when the build fails.
+    Raises NoEngine, and AssertionError if the build fails.
     """
     engine = find_engine()
     image = f"localhost/{name}:test"
@@ -138,7 +138,7 @@ def build_image(context: Path, name: str = "rendered-agent", stage: str | None =
         f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
         f"--volume={engine.state}/uv.toml:/etc/uv/uv.toml:ro",
     )
-    # "docker" is the format that keeps HEALTHCHECK; chroot shares the machine's network and needs no runtime.
+    # The format "docker" keeps HEALTHCHECK; chroot shares the machine's network, without a runtime.
     how = ("--pull=never", "--isolation=chroot", "--format=docker")
     output("buildah", "build", *how, *mounts, *what, env=engine.env)
     # What earlier builds left behind; an image that a container still uses stays for the next time.
@@ -148,7 +148,7 @@ def build_image(context: Path, name: str = "rendered-agent", stage: str | None =
 
 @contextmanager
 def run_image(image: str, env: Mapping[str, str]) -> Iterator[Container]:
-    """Run an image with a read-only root, no capabilities and this machine's network; it is removed on exit."""
+    """Run an image with a read-only root, no capabilities and this network; removed on exit."""
     engine = find_engine()
     limits = (
         "--network=host",
@@ -167,10 +167,9 @@ def run_image(image: str, env: Mapping[str, str]) -> Iterator[Container]:
 
 @cache
 def find_engine() -> Engine:
-    """Docker where it answers, else podman from Debian packages (installed here when we may); raises NoEngine."""
-    if (
-        sys.platform != "linux"
-    ):  # elsewhere an engine lives in a machine of its own: no loopback server, no host network
+    """Docker if it answers, else podman, installed on a Debian as root; raises NoEngine."""
+    # Elsewhere an engine runs in a virtual machine: no loopback server, no host network.
+    if sys.platform != "linux":
         raise NoEngine("images are built and run on Linux only")
     if (
         shutil.which("docker")
@@ -179,7 +178,8 @@ def find_engine() -> Engine:
         return Engine("docker", os.environ)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise NoEngine(
-            "images need a running Docker, or root on a Debian, where buildah and podman can be installed"
+            "images need a running Docker, or root on a Debian, where buildah and podman can be"
+            " installed"
         )
     if not all(map(shutil.which, ("buildah", "podman", "runc", "mmdebstrap"))):
         output("apt-get", "update", "-qq")
@@ -193,13 +193,14 @@ def find_engine() -> Engine:
         **os.environ,
         "CONTAINERS_CONF": f"{state}/containers.conf",
         "CONTAINERS_STORAGE_CONF": f"{state}/storage.conf",
-        "TMPDIR": f"{state}/tmp",  # where buildah keeps what RUN --mount=type=cache keeps
+        # buildah's folder for RUN --mount=type=cache
+        "TMPDIR": f"{state}/tmp",
     }
     return Engine("podman", env, state)
 
 
 def make_stand_ins(engine: Engine, state: Path, dockerfile: str) -> None:
-    """Have every image that the Dockerfile starts from, made once from Debian packages and uv's wheel."""
+    """Make the Dockerfile's base images, once, from Debian packages and uv's wheel."""
     for tag in set(re.findall(r"^FROM python:(\S+)", dockerfile, re.MULTILINE)):
         if not _exists(engine, f"localhost/python:{tag}"):
             assert tag in DEBIAN_OF_PYTHON, (
@@ -222,7 +223,7 @@ def make_stand_ins(engine: Engine, state: Path, dockerfile: str) -> None:
 
 
 def _make_python(engine: Engine, tar: Path, tag: str, debian: str) -> None:
-    """A Debian with its own Python where the official image has one, and a place to mount uv's settings at."""
+    """A Debian with its Python at the official image's path, and a file to mount uv.toml at."""
     hooks = (
         'ln -s /usr/bin/python3 "$1/usr/local/bin/python"',
         'mkdir "$1/etc/uv" && touch "$1/etc/uv/uv.toml"',
@@ -248,7 +249,7 @@ def _exists(engine: Engine, image: str) -> bool:
 
 
 def output(*command: str, env: Mapping[str, str] | None = None) -> str:
-    """What a command prints; raises AssertionError with the end of everything it said when it fails."""
+    """The output of a command; raises AssertionError with the end of its output if it fails."""
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
     assert done.returncode == 0, f"{' '.join(command)} failed ({done.returncode}):\n{said}"

@@ -1,4 +1,4 @@
-"""A real PostgreSQL with pgvector: from the wheel, on a port of loopback, with a password; gone with the tests."""
+"""A real PostgreSQL with pgvector: from a wheel, on loopback, with a password, for the tests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ START_SECONDS = 30.0
 
 
 class Postgres:
-    """A server of our own; it comes back on the same port with the same data."""
+    """A private server; it restarts on the same port with the same data."""
 
     def __init__(self, *settings: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        # PostgreSQL refuses to run as root; nobody may then enter its own folder only
+        # PostgreSQL refuses to run as root; the user nobody may enter only its own folder
         self._user = "nobody" if os.geteuid() == 0 else None
         if self._user:
             owner = pwd.getpwnam(self._user)
@@ -72,7 +72,7 @@ class Postgres:
         return self.url_of(database)
 
     def execute(self, sql: str, database: str = "postgres") -> str:
-        """What psql prints for a statement; raises if it fails."""
+        """The output of psql for a statement; raises if it fails."""
         command = [
             binary("psql"),
             "-XAt",
@@ -86,7 +86,7 @@ class Postgres:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def start(self) -> None:
-        """Return once it takes connections; after `kill` with all that was committed."""
+        """Return once it accepts connections; after `kill`, with all committed data."""
         settings = [part for setting in self._settings for part in ("-c", setting)]
         command = [
             binary("postgres"),
@@ -108,18 +108,18 @@ class Postgres:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """End every process of it at once, as a machine that loses its power does."""
+        """Kill all its processes at once, as in a power failure."""
         assert self._process is not None
         processes = self._signal(signal.SIGKILL)
         self._process.wait()
         psutil.wait_procs(processes, timeout=10)
 
     def stop(self) -> None:
-        """Stop every process of it: it takes connections and says nothing, ever."""
+        """Stop all its processes: it accepts connections and never answers."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it go on after `stop`."""
+        """Resume after `stop`."""
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
@@ -161,7 +161,7 @@ def binary(name: str) -> str:
 
 @functools.cache
 def postgres() -> Postgres:
-    """A running server that the tests share; started once and ended with them."""
+    """A running server that the tests share; started once, ended with them."""
     running = Postgres()
     atexit.register(running.close)
     return running

@@ -1,4 +1,4 @@
-"""Processes of their own for what must not happen in the tests' process.
+"""Separate processes for code that must not run in the tests' process.
 
 A fork server imports LiveKit's SDK once, so that each of them starts in milliseconds, not seconds.
 """
@@ -67,5 +67,5 @@ def _run(
         target(*arguments)
     except SystemExit as ended:
         code = int(ended.code or 0)
-    # as an interpreter ends, and not as a process of multiprocessing does
+    # end like an interpreter, not like a process of multiprocessing
     ctypes.pythonapi.Py_Exit(code)

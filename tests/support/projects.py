@@ -1,4 +1,4 @@
-"""Rendered projects: rendered once by Copier, installed with uv as their owner would, used by many tests."""
+"""Rendered projects: rendered once by Copier, installed with uv, used by many tests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 from tests.support import templates
 
 UV = Path(sys.executable).with_name("uv")
-SDK = os.environ.get(
-    "CANARY_SDK"
-)  # the livekit-agents that every project gets, see tools/canary.py; None: the newest
+# the livekit-agents of every project, see tools/canary.py; None: the newest
+SDK = os.environ.get("CANARY_SDK")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One choice for every question that chooses something."""
+    """One choice for every question with choices."""
 
     knowledge: str = "sqlite"
     memory: str = "sqlite"
@@ -34,7 +33,8 @@ class Answers:
         return {"knowledge": self.knowledge, "memory": self.memory, "license": self.license}
 
 
-PAIRS = [  # every pair of values of two questions is in here
+# every pair of values of two questions is here
+PAIRS = [
     Answers("sqlite", "sqlite", "Apache-2.0"),
     Answers("sqlite", "redis", "MIT"),
     Answers("sqlite", "none", "proprietary"),
@@ -45,11 +45,12 @@ PAIRS = [  # every pair of values of two questions is in here
     Answers("pgvector", "redis", "Apache-2.0"),
     Answers("pgvector", "none", "MIT"),
 ]
-CALLED = PAIRS  # and every combination of stores
+# and every combination of stores
+CALLED = PAIRS
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without what would reach into a rendered project; uv keeps to the project's own."""
+    """The environment without variables that would affect a rendered project or uv."""
     unwanted = ("LIVEKIT_", "AGENT_", "VIRTUAL_ENV", "PYTHON", "GIT_", "PYTEST_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {**kept, "PATH": f"{UV.parent}{os.pathsep}{kept['PATH']}", **more}
@@ -68,7 +69,7 @@ class Project(templates.Project):
         stdin: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project as its owner would; its output is in the error if it fails."""
+        """Run a command in the project; the error has its output if it fails."""
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -84,7 +85,7 @@ class Project(templates.Project):
         return done
 
     def install(self) -> None:
-        """`uv sync`; the version that the canary asks for goes into the project's lock, where `uv run` leaves it."""
+        """`uv sync`; the project's lock has the canary's version, so that `uv run` keeps it."""
         self.run(
             "uv",
             "sync",
@@ -97,7 +98,7 @@ class Project(templates.Project):
             )
 
     def sdk(self) -> str:
-        """The version of livekit-agents that its commands run with."""
+        """The version of livekit-agents in the project."""
         code = "import importlib.metadata; print(importlib.metadata.version('livekit-agents'))"
         return self.run("uv", "run", "python", "-c", code).stdout.strip()
 

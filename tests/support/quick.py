@@ -1,6 +1,7 @@
 """The template rendered by plain Jinja with the hooks' environment: a few milliseconds a project.
 
-For tests that need thousands of renderings. That it renders what Copier renders, a test of tests/render proves.
+For tests that need thousands of renderings. A test of tests/render proves that Copier renders the
+same.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from hooks import copier_yml as hooks
 from tests.support.templates import CONFIG, ROOT
 
-ANSWERS = "{{ _copier_conf.answers_file }}"  # the name that the answers file has in the template
+# the answers file's name in the template
+ANSWERS = "{{ _copier_conf.answers_file }}"
 
 
 class Quick(Environment):
@@ -48,19 +50,19 @@ TEMPLATES = {
 
 
 def settle(**given: str) -> dict[str, Any]:
-    """Every answer, the given ones and the defaults of the others, as the templates see them."""
+    """Every answer, given or default, as the templates see them."""
     answers: dict[str, Any] = hooks.settle(ENVIRONMENT, given)
     return answers
 
 
 def refusals(answers: dict[str, Any]) -> list[str]:
-    """What the validators say."""
+    """The validators' messages."""
     said: list[str] = hooks.complaints(ENVIRONMENT, answers)
     return said
 
 
 def render(*names: str, **given: str) -> dict[str, str]:
-    """The text of these files (all that are rendered, if none is named), whatever an option leaves out."""
+    """The text of these files, or of all rendered ones, also of those that an option leaves out."""
     answers = settle(**given)
     recorded = {name: answers[name] for name in hooks.ASKED}
     return {

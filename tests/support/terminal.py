@@ -1,4 +1,4 @@
-"""A terminal: a command in the foreground of a pseudo-terminal, where Ctrl-C reaches every process of it."""
+"""A command in the foreground of a pseudo-terminal, where Ctrl-C reaches all its processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.worker import Record
 
 
 class Terminal:
-    """What a command has shown so far, and a keyboard."""
+    """A command's output so far, and a keyboard."""
 
     def __init__(self, process: asyncio.subprocess.Process, screen: int) -> None:
         self.process, self.text = process, ""
@@ -24,7 +24,8 @@ class Terminal:
     def _read(self) -> None:
         try:
             data = os.read(self._screen, 65536)
-        except OSError:  # the last process that had the terminal open is gone
+        # the last process with the terminal open has ended
+        except OSError:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._screen)
@@ -56,7 +57,7 @@ class Terminal:
 async def terminal(
     command: Sequence[str], folder: Path, environment: Mapping[str, str]
 ) -> AsyncIterator[Terminal]:
-    """`command` in the foreground of a terminal of its own; killed on exit if it still runs."""
+    """`command` in the foreground of its own terminal; killed on exit if it still runs."""
     screen, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -1,1 +1,1 @@
-"""Releases, and updates from one to another."""
+"""Tests of releases, and of updates from one to another."""

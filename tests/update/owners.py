@@ -1,4 +1,4 @@
-"""What owners do to their projects: edits that an update keeps or stops at, and the update."""
+"""Owners' edits of their projects, which an update keeps or stops at, and the update."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ ADDED = (
 
 
 class Edit(Protocol):
-    """One thing an owner does."""
+    """One edit of an owner."""
 
     def make(self, project: Project) -> None:
-        """Do it to this project."""
+        """Make the edit in this project."""
         ...
 
 
 def agent_update(project: Project, version: str) -> tuple[int, str]:
-    """Run the updater, but install and test nothing: its exit code, and what it has to report."""
+    """Run the updater without installing and testing; return its exit code and its report."""
     reported = io.StringIO()
     with (
         chdir(project.path),
@@ -84,7 +84,7 @@ class Change:
     lines: tuple[str, ...] = ()
 
     def make(self, project: Project) -> None:
-        """Do it, if the project has the file."""
+        """Make the edit, if the project has the file."""
         if (project.path / self.name).exists():
             old = project.read(self.name).splitlines(keepends=True)
             place = round(self.place * len(old))
@@ -94,7 +94,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Delete:
-    """A file of the owner's that they do without."""
+    """An owner's file that they delete."""
 
     name: str
 
@@ -136,7 +136,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Add:
-    """A file of the owner's own."""
+    """A new file of the owner."""
 
     name: str
     text: str
@@ -148,7 +148,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Describe:
-    """Another value of a line of pyproject.toml that the template has filled in."""
+    """Another value in a line of pyproject.toml that the template has rendered."""
 
     key: str
     value: str

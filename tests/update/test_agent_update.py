@@ -12,13 +12,14 @@ from tests.support import projects
 from tests.support.templates import WORK_TREE, Template, released
 from tests.update.test_update import FIX, FIXED, NEXT, make_it_theirs
 
-DEPENDENCY = "tomli-w"  # small, and nothing of the template's needs it
+# small, and the template does not need it
+DEPENDENCY = "tomli-w"
 MOVED = "src/agent/lifecycle.py"
 
 
 @dataclass(frozen=True)
 class Desk:
-    """An owner's project; what is installed is beside it, so that its files can be compared."""
+    """An owner's project; its environment is outside, so that its files can be compared."""
 
     project: projects.Project
     environment: dict[str, str]
@@ -27,14 +28,14 @@ class Desk:
         return self.project.run(*command, check=False, env=self.environment)
 
     def sees(self, *command: str, code: int, report: str) -> None:
-        """What the owner types, and what it comes to."""
+        """Run an owner's command; check its exit code and its report."""
         done = self.run(*command)
         assert done.returncode == code, done.stderr + done.stdout
         assert report in done.stderr + done.stdout
 
 
 def unkind_settings(folder: Path) -> Path:
-    """What people set for all their repositories, and what makes Copier drop lines of theirs."""
+    """Global settings of git that people use, and that make Copier drop their lines."""
     (folder / "attributes").write_text("* -diff\n", encoding="utf-8")
     (folder / "excludes").write_text("AGENTS.md\npyproject.toml\n", encoding="utf-8")
     core = f"[core]\nattributesFile = {folder}/attributes\nexcludesFile = {folder}/excludes\n"

@@ -14,40 +14,60 @@ import pytest
 from tests.support.templates import CHOICES, COMBINATIONS, WORK_TREE, Project, Template
 from tests.update.owners import EVERYTHING
 
-ROUNDS = [(name, values) for name in CHOICES for values in (CHOICES[name], CHOICES[name][::-1])]
+ALONE = [(name, values) for name in CHOICES for values in (CHOICES[name], CHOICES[name][::-1])]
 
 
 def owned(template: Template, folder: Path, answers: dict[str, str]) -> Project:
-    """A project with these answers and everything that an owner does to one."""
+    """A project with these answers and all of an owner's edits."""
     project = template.copy(folder, **answers)
     for edit in EVERYTHING:
         edit.make(project)
     return project
 
 
+@pytest.mark.parametrize("direction", [1, -1], ids=["forth", "back"])
+def test_options_go_round_with_everything_of_the_owners_in_place(
+    template: Template, direction: int, tmp_path: Path
+) -> None:
+    # neighbours go round against each other, so that each value meets others on its way
+    turns = {name: direction * (-1) ** at for at, name in enumerate(CHOICES)}
+    assert_a_round_trip(
+        template,
+        tmp_path,
+        [
+            {name: values[turns[name] * step % len(values)] for name, values in CHOICES.items()}
+            for step in range(max(map(len, CHOICES.values())))
+        ],
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("question", "values"),
-    ROUNDS,
+    ALONE,
     ids=lambda value: str(value) if isinstance(value, str) else "-".join(value),
 )
-def test_an_option_goes_round_with_everything_of_the_owners_in_place(
+def test_one_option_goes_round_with_everything_of_the_owners_in_place(
     template: Template, question: str, values: list[str], tmp_path: Path
 ) -> None:
-    base = COMBINATIONS[0] | {question: values[0]}
-    project = owned(template, tmp_path / "project", base)
+    assert_a_round_trip(
+        template, tmp_path, [COMBINATIONS[0] | {question: value} for value in values]
+    )
+
+
+def assert_a_round_trip(template: Template, folder: Path, stops: list[dict[str, str]]) -> None:
+    """Switch to each set of answers in turn, then to the first; compare with fresh copies."""
+    project = owned(template, folder / "project", stops[0])
     project.commit()
-    project.write(
-        "data/memory.db", "what callers have said"
-    )  # git ignores it, an update must as well
+    # git ignores it, and so must an update
+    project.write("data/memory.db", "what callers have said")
     before = project.files()
-    for value in [*values[1:], values[0]]:
-        project.update(WORK_TREE, **{question: value})
+    for number, answers in enumerate([*stops[1:], stops[0]]):
+        project.update(WORK_TREE, **answers)
 
         assert project.conflicts() == []
-        expected, after = (
-            owned(template, tmp_path / value, base | {question: value}).files(),
-            project.files(),
-        )
+        expected = owned(template, folder / str(number), answers).files()
+        after = project.files()
         # documents and their test come with the first copy only, and are never taken away
         once = ("data/", "knowledge/", "tests/yours/test_knowledge.py")
         theirs = {name for name in before if name.startswith(once)}

@@ -68,7 +68,7 @@ def checkout(tmp_path: Path) -> Project:
 
 
 def run(checkout: Project, tool: str, *arguments: str) -> str:
-    """What a tool of the checkout complains about; nothing if it did its work."""
+    """The complaint of a tool of the checkout; empty if it succeeded."""
     command = [sys.executable, "-B", str(checkout.path / "tools" / tool), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = "".join(
@@ -119,9 +119,9 @@ def test_the_same_release_is_the_same_bytes_wherever_it_is_made(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("version", "complaint"),
     [
-        ("1.x", "'1.x' is no version: write one such as 0.2.0"),
-        ("0.01.0", "'0.01.0' is no version to release"),
-        ("999.0.0", "'999.0.0' is no version to release"),
+        ("1.x", "'1.x' is not a version: write one such as 0.2.0"),
+        ("0.01.0", "'0.01.0' cannot be released: write a version such as 0.2.0"),
+        ("999.0.0", "'999.0.0' cannot be released: write a version such as 0.2.0"),
         (
             "0.3.0",
             "CHANGELOG.md says nothing about 0.3.0: write a section `## [0.3.0] - YYYY-MM-DD`",

@@ -28,7 +28,7 @@ class Checkout:
         return self.project.path
 
     def tags(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run tools/tags.py; whatever it says, it is not a traceback."""
+        """Run tools/tags.py; it never prints a traceback."""
         command = [sys.executable, "-B", str(self.path / "tools" / "tags.py"), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert "Traceback" not in done.stderr
@@ -50,13 +50,13 @@ class Checkout:
             git(history, "bundle", "create", "--quiet", str(bundle), BRANCH, "--tags")
 
     def release(self, version: str) -> str:
-        """Release a version as a person does; the commit."""
+        """Release a version like a person; return the commit."""
         self.bundle(version)
         self.project.commit()
         return self.commit_of("HEAD")
 
     def work(self, line: str) -> str:
-        """Change the template and commit; the commit."""
+        """Change the template and commit; return the commit."""
         self.project.write(
             "hooks/pre_prompt.py", self.project.read("hooks/pre_prompt.py") + f"# {line}\n"
         )
@@ -64,11 +64,11 @@ class Checkout:
         return self.commit_of("HEAD")
 
     def commit_of(self, name: str) -> str:
-        """The commit that a name stands for, here."""
+        """The commit of a name, here."""
         return git(self.path, "rev-parse", f"{name}^{{commit}}").strip()
 
     def at_remote(self) -> dict[str, str]:
-        """The remote's tags and the commits they are on."""
+        """The remote's tags and their commits."""
         tags = git(self.remote, "tag").split()
         return {tag: git(self.remote, "rev-parse", f"{tag}^{{commit}}").strip() for tag in tags}
 
@@ -127,7 +127,8 @@ def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(
 ) -> None:
     checkout, released = two
     git(checkout.path, "tag", "mine")
-    git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])  # by hand, and not annotated
+    # by hand, and not annotated
+    git(checkout.path, "tag", "v0.1.0", released["v0.1.0"])
     git(checkout.path, "push", "--quiet", "origin", "v0.1.0")
     git(
         checkout.path,
@@ -232,15 +233,15 @@ def test_a_tag_that_was_moved_at_the_remote_stays_and_both_commits_are_named(
     assert checkout.at_remote() == {"v0.1.0": moved}
 
 
-def test_a_release_that_was_made_anew_is_tagged_where_it_was(checkout: Checkout) -> None:
+def test_a_release_that_was_made_again_is_tagged_where_it_was(checkout: Checkout) -> None:
     first = checkout.release("0.1.0")
     git(checkout.path, "rm", "--quiet", "-r", "releases")
     checkout.work("what reviewers found")
-    anew = checkout.release("0.1.0")
+    again = checkout.release("0.1.0")
 
     assert checkout.tags().returncode == 0
 
-    assert checkout.commit_of("v0.1.0") == anew != first
+    assert checkout.commit_of("v0.1.0") == again != first
 
 
 def test_a_shallow_clone_is_refused_with_what_to_do(

@@ -19,7 +19,8 @@ from tests.support.templates import (
 from tests.update.owners import Depend
 from tools.history import PARTS
 
-NEXT = "v999.1.0"  # this checkout with a fix in it
+# this checkout with a fix in it
+NEXT = "v999.1.0"
 VERSIONS = [*released(), WORK_TREE]
 PERSONA = "src/agent/persona.py"
 FIXED = "src/agent/settings.py"
@@ -40,7 +41,7 @@ def fixed(own_template: Template) -> Template:
 
 
 def make_it_theirs(project: Project) -> dict[str, str]:
-    """Do what owners do, commit it, and return the text of every file that is theirs alone."""
+    """Make an owner's edits, commit them, and return the text of every file of their own."""
     project.commit()
     Depend("httpx").make(project)
     Depend("hypothesis", ("--dev",)).make(project)

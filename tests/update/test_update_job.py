@@ -15,7 +15,8 @@ from tests.support.templates import Project, Template, git
 
 WORKFLOW = ".github/workflows/update.yml"
 BRANCH = "agent-update/main"
-IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")  # the job has one of its own
+# the job has its own
+IDENTITY = ("GIT_AUTHOR_", "GIT_COMMITTER_")
 SAID = (
     "Updated from v1.0.0 to v1.1.0, not committed yet:\n  new      new.py\n  files: 1\n"
     "Review it:  git diff\n"
@@ -34,7 +35,7 @@ else:
 
 
 class GitHub:
-    """A project's repository, and what its job does."""
+    """A project's repository, and its job."""
 
     def __init__(self, template: Template, folder: Path) -> None:
         self.folder, self.runs = folder, 0
@@ -55,7 +56,7 @@ class GitHub:
         (folder / "bin" / "gh").chmod(0o755)
 
     def clone(self, branch: str = "main") -> Project:
-        """A shallow checkout of its own, as the job gets one."""
+        """A separate shallow checkout, like the job's."""
         self.runs += 1
         path = self.folder / f"clone-{self.runs}"
         git(
@@ -72,7 +73,7 @@ class GitHub:
     def run_job(
         self, changed: dict[str, str], *, own_token: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """What both jobs do when `agent update` has left these files."""
+        """Run both jobs' scripts after `agent update` has changed these files."""
         tried, temp = self.clone(), self.folder / f"temp-{self.runs}"
         for name, text in changed.items():
             tried.write(name, text)
@@ -99,7 +100,7 @@ class GitHub:
     def run_step(
         self, script: str, checkout: Project, environment: dict[str, str]
     ) -> subprocess.CompletedProcess[str]:
-        """One step, in the shell that GitHub gives it."""
+        """Run one step in GitHub's shell."""
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
         return subprocess.run(
             command, cwd=checkout.path, env=environment, capture_output=True, text=True, check=False
@@ -109,7 +110,7 @@ class GitHub:
         return git(self.remote, "branch", "--format=%(refname:short)").split()
 
     def asked(self) -> list[tuple[str, str]]:
-        """What was asked of gh: the verb, and the text of the pull request."""
+        """The calls of gh: the verb, and the text of the pull request."""
         log = self.folder / "bin" / "log"
         return (
             [tuple(json.loads(line)) for line in log.read_text().splitlines()]

@@ -1,6 +1,6 @@
 """The updater with a real git: what it refuses, what does not fit, and that it is all or nothing.
 
-Most tests have a stand-in for Copier and uv, which changes files as they do; the last ones have the
+Most tests have a stand-in for Copier and uv, which changes files like them; the last ones have the
 real Copier.
 """
 
@@ -68,7 +68,7 @@ class Ended(NamedTuple):
 
 
 class StandIn:
-    """What Copier and uv do, and how they were called."""
+    """The actions of Copier and uv, and their calls."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class StandIn:
             (folder / name).chmod(0o755)
 
     def __call__(self, command: str, code: str) -> None:
-        """What copier, lock, sync or pytest runs in the folder it is called in."""
+        """Set the code that copier, lock, sync or pytest runs in its folder."""
         (self.folder / f"{command}.py").write_text(
             f"import os, pathlib, sys\n{code}", encoding="utf-8"
         )
@@ -115,7 +115,7 @@ class Project:
         self.git("commit", "--quiet", "--message=work")
 
     def files(self) -> dict[str, bytes]:
-        """Every file, ignored ones too, and what git says of them."""
+        """Every file, ignored ones too, and their status in git."""
         found = [
             path for path in self.home.rglob("*") if path.is_file() and ".git" not in path.parts
         ]
@@ -129,7 +129,7 @@ class Project:
         return Ended(code, *self.capsys.readouterr())
 
     def leaves_all(self, *arguments: str, code: int = 1) -> Ended:
-        """An update that fails, and of which nothing is left."""
+        """Run an update that fails, and check that nothing of it is left."""
         before = self.files()
         ended = self.update(*arguments)
         assert ended.code == code, ended
@@ -139,7 +139,7 @@ class Project:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies are made."""
+    """The folder of the copies."""
     folder = tmp_path / "copies"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
@@ -149,7 +149,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def does(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """A Copier that brings a fix, and a uv that does nothing else."""
+    """A Copier that brings a fix, and a uv that does nothing."""
     for name in [name for name in os.environ if name.startswith("UV")]:
         monkeypatch.delenv(name)
     does = StandIn(tmp_path / "bin")
@@ -333,7 +333,7 @@ def test_copier_sees_none_of_the_settings_by_which_git_leaves_lines_out(
 
 
 def said_of(name: str) -> str:
-    """What git says of a setting in the copy."""
+    """The value of a setting of git in the copy."""
     return {"apply.whitespace": "nowarn", "http.proxy": "proxy"}.get(name, os.devnull)
 
 
@@ -408,7 +408,7 @@ def test_a_project_may_be_a_folder_of_a_repository(
 
 
 def unmerged(name: str) -> str:
-    """What Copier does to the index for a file that it cannot merge; the path is from the top."""
+    """Change the index like Copier for a file that it cannot merge; the path is from the top."""
     return f"""
 name, top = {name!r}, os.popen("git rev-parse --show-toplevel").read().strip()
 blob = os.popen(f"git rev-parse HEAD:{{name}}").read().strip()
@@ -577,7 +577,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
 
 
 def refused(project: Project, *arguments: str) -> str:
-    """The one line that says why nothing was begun."""
+    """The one line that says why nothing has begun."""
     ended = project.update(*arguments)
     assert ended.code == 2, ended
     assert ended.err.startswith("agent: ")
@@ -677,7 +677,8 @@ TEMPLATE = {
     "template/src/agent/settings.py": "# 1\n# 2\n# 3\n# 4\n# 5\n# 6\n# 7\n# 8\n# 9\n",
     "template/src/agent/memory/sqlite.py": "# rows\n",
 }
-KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}  # the name changed with v0.5.0
+# the name changed with v0.5.0
+KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}
 
 
 def release(template: Project, version: str, moved: str = "") -> None:

@@ -1,4 +1,7 @@
-"""YOURS: what callers ask, and the document that answers it. Add their questions to knowledge/questions.jsonl."""
+"""YOURS: callers' questions, and the documents that answer them.
+
+Add their questions to knowledge/questions.jsonl.
+"""
 
 from __future__ import annotations
 

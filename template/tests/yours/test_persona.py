@@ -1,4 +1,4 @@
-"""YOURS: how your agent behaves. Each test is a call without a server: `talk` is what the caller says."""
+"""YOURS: how your agent behaves. Each test is a call without a server; `talk` is the caller."""
 
 from __future__ import annotations
 

@@ -248,19 +248,20 @@ class AtOnce(Persona):
 
 
 def chat_at_once(*, with_readline: bool) -> None:
-    """`agent chat` of that persona, in a process of its own."""
+    """`agent chat` of that persona, in a separate process."""
     if not with_readline:
         del sys.modules["readline"]
     sys.modules["agent.persona"] = ModuleType("agent.persona")
     sys.modules["agent.persona"].__dict__["Persona"] = AtOnce
     sys.modules["agent.resources"] = ModuleType("agent.resources")
     sys.modules["agent.resources"].__dict__["open_resources"] = no_resources
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what is in the background
+    # like a shell for a background process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     main(["chat"])
 
 
 class Terminal:
-    """What a terminal shows, and its keyboard."""
+    """A terminal's screen and keyboard."""
 
     def __init__(self) -> None:
         self._master, self.theirs = pty.openpty()
@@ -292,7 +293,7 @@ class Terminal:
 
 @pytest.fixture
 def chatting(home: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Terminal, Process]]:
-    """Somebody who has had one answer and is about to type, with readline or without."""
+    """A person who has had one answer and is about to type, with readline or without."""
     terminal = Terminal()
     target = partial(chat_at_once, with_readline=request.param)
     with process(target, terminal=terminal.name) as chat:

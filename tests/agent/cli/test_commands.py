@@ -69,7 +69,7 @@ def agent(home: Path, capsys: pytest.CaptureFixture[str]) -> Agent:
 
 @pytest.fixture
 def refusing_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that takes no keys."""
+    """A server that refuses all keys."""
 
     class Refuse(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -323,7 +323,8 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     spool.keep(spool.folder_of(settings), [("ann", turn), ("bob", turn)])
     (settings.data / "memory.db").mkdir()
 
-    assert agent("forget", "ann").code == 2  # the store is still to be asked
+    # the store is still to be asked
+    assert agent("forget", "ann").code == 2
     assert [caller for file in spool.waiting(settings) for caller, _ in spool.entries_of(file)] == [
         "bob"
     ]
@@ -391,7 +392,7 @@ def test_keys_that_the_server_refuses_are_one_line(agent: Agent) -> None:
 
 
 def start_on(port: int) -> None:
-    """`agent start`, when somebody takes the port after it has been checked."""
+    """`agent start`, if another process takes the port after the check."""
     from agent.server import server
 
     server._port = port
@@ -460,7 +461,7 @@ def test_an_address_that_is_none_is_refused(agent: Agent) -> None:
 
 
 def test_the_console_greets_and_answers(home: Path) -> None:
-    """What LiveKit's `lk` does with a microphone, done with text over the same socket."""
+    """Do the same as LiveKit's `lk` with a microphone, but with text over the same socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(60)
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -491,7 +492,7 @@ def _send(connection: socket.socket, **parts: object) -> None:
 
 
 def _messages(connection: socket.socket) -> Iterator[protocol.AgentSessionMessage]:
-    """Everything the agent sends; whatever it plays has been heard at once."""
+    """Everything the agent sends; all that it plays is heard at once."""
     with connection.makefile("rb") as stream, suppress(ConnectionError):
         while size := stream.read(4):
             content = stream.read(*struct.unpack(">I", size))

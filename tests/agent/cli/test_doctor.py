@@ -22,7 +22,8 @@ from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
-TEMPLATES = {  # its files
+# the template's files
+TEMPLATES = {
     "src/agent/lifecycle/call.py": "ctx.add_shutdown_callback(end)\n",
     "docs/agent/commands.md": "# Commands\n",
     ".github/workflows/update.yml": "name: Update\n",
@@ -55,7 +56,7 @@ class EmptyServer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project in which everything is right."""
+    """A project without any problem."""
     home = tmp_path / "home"
     for folder in ("knowledge", "src/agent"):
         (home / folder).mkdir(parents=True)
@@ -228,7 +229,7 @@ def test_documents_and_their_index_are_looked_at(
 
 @pytest.fixture
 def embeddings() -> Iterator[EmbeddingsServer]:
-    """A server beside the command, which has an event loop of its own."""
+    """A server beside the command, which has its own event loop."""
     ready, over = Future[EmbeddingsServer](), threading.Event()
 
     async def serve() -> None:

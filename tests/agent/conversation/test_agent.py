@@ -1,4 +1,4 @@
-"""What every persona gets from CallAgent: tools that cannot hold a call, a last sentence, what is known of a caller."""
+"""CallAgent's parts of every persona: tools that cannot hold a call, a goodbye, a profile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from template.tests.talk import FakeTransport, talk
 
 
 class Slow(CallAgent):
-    """Has tools that take their time."""
+    """Has slow tools."""
 
     def __init__(self, call: Call, tools: Sequence[Tool | Toolset] = ()) -> None:
         super().__init__(call, instructions="Be slow.", tools=tools)
@@ -48,7 +48,7 @@ Cast = Callable[[type[CallAgent]], list[CallAgent]]
 
 @pytest.fixture(autouse=True)
 def cast(monkeypatch: pytest.MonkeyPatch) -> Cast:
-    """Choose who answers: not the owner's persona, who may say what they like. The list fills with who was made."""
+    """Replace the owner's persona, whose words may change; the list gets every agent made."""
 
     def play(kind: type[CallAgent]) -> list[CallAgent]:
         made: list[CallAgent] = []
@@ -72,7 +72,7 @@ def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings.cache_clear()
 
 
-async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_is_told(cast: Cast) -> None:
+async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_learns_it(cast: Cast) -> None:
     agents = cast(Slow)
     async with talk(tool_seconds=0.05) as call:
         await call.say("/tool wait {}")
@@ -99,7 +99,8 @@ async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
         outputs = [
             item.output for item in session.history.items if isinstance(item, FunctionCallOutput)
         ]
-        assert outputs == [""]  # nothing a model could answer: there is nobody to hear it
+        # nothing that a model could answer: no caller is there to hear it
+        assert outputs == [""]
     assert ("session", "ok") in call.call.closed
 
 
@@ -232,7 +233,8 @@ async def test_a_caller_who_left_is_not_spoken_to() -> None:
 async def test_the_sdk_closing_the_session_is_a_worker_that_stops() -> None:
     async with talk() as call:
         assert call.call.session is not None
-        await call.call.session.aclose()  # what the SDK does first when a job is to end
+        # the SDK does this first to end a job
+        await call.call.session.aclose()
         await call.ended()
         assert call.reason == Reason.WORKER_STOPPED
         assert "I have to go now" in call.said[-1]
@@ -281,7 +283,8 @@ async def test_silence_is_asked_about_once_and_ends_the_call() -> None:
 async def test_every_finished_turn_of_either_side_is_counted() -> None:
     async with talk() as call:
         await call.say("hello")
-        assert call.call.turns == 3  # the greeting, the question, the answer
+        # the greeting, the question, the answer
+        assert call.call.turns == 3
         assert isinstance(call.call.memory, StoredCallMemory)
 
 
@@ -307,7 +310,7 @@ def said_before(*texts: str) -> list[Turn]:
     ]
 
 
-async def test_the_model_is_told_name_and_facts_as_information(cast: Cast) -> None:
+async def test_the_model_gets_name_and_facts_as_information(cast: Cast) -> None:
     agents = cast(Slow)
     async with talk():
         (agent,) = agents
@@ -355,7 +358,8 @@ async def test_a_call_that_was_cut_off_goes_on_where_it_was(cast: Cast) -> None:
         assert "My bicycle is red." in told
         assert "table for two" not in told
         assert call.said[-1] == "Back again, Ada?"
-        assert call.call.turns == 2  # the two greetings: what is put back is not said again
+        # the two greetings: restored turns are not said again
+        assert call.call.turns == 2
 
 
 async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, remembering: None) -> None:
@@ -371,9 +375,8 @@ async def test_a_caller_who_dropped_and_calls_again_resumes(cast: Cast, remember
         ]
         assert ("user", "I want a table for two.") in messages
     async with talk() as call:
-        assert call.said == [
-            "Welcome back! How can I help you today?"
-        ]  # the last call has ended as calls do
+        # the last call has ended normally
+        assert call.said == ["Welcome back! How can I help you today?"]
     async with talk(resume_seconds=0, rejoin_seconds=0) as call:
         call.transport.drop()
         await call.ended()
@@ -412,7 +415,7 @@ async def test_a_name_is_greeted_as_it_was_told_with_its_joiners(
         ]
 
 
-async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
+async def test_the_call_after_two_simultaneous_calls_gets_every_word_once(
     cast: Cast, remembering: None
 ) -> None:
     async with talk() as first:
@@ -421,9 +424,8 @@ async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
         assert await first.call.memory.queue.flush(5)
         agents = cast(Slow)
         async with talk() as second:
-            assert second.said == [
-                "Sorry, we were cut off. Where were we?"
-            ]  # the first one has no end yet
+            # the first one has not ended yet
+            assert second.said == ["Sorry, we were cut off. Where were we?"]
             messages = [
                 (message.role, message.text_content or "")
                 for message in agents[-1].chat_ctx.messages()
@@ -446,9 +448,8 @@ async def test_of_calls_at_one_time_the_next_is_told_every_word_once(
     told = [text for role, text in messages if role == "system"][-1]
     said = ["I want a table for two.", "At seven.", "My bicycle is red.", "It is parked outside."]
     assert [told.count(f"user: {text}") for text in said] == [1, 1, 0, 0]
-    assert [text for role, text in messages if role == "user"] == said[
-        2:
-    ]  # of the call that goes on
+    # those of the call that is resumed
+    assert [text for role, text in messages if role == "user"] == said[2:]
 
 
 async def test_nothing_can_be_noted_without_a_memory(cast: Cast) -> None:

@@ -1,4 +1,4 @@
-"""Who is remembered is the persona's decision, made before anything is said."""
+"""The persona decides who is remembered, before anything is said."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from template.tests.talk import FakeTransport, talk
 
 
 class Customers(CallAgent):
-    """Knows callers by the number of their contract, and nobody else."""
+    """Knows callers only by the number of their contract."""
 
     def remembered_as(self, caller: Caller) -> str | None:
         word, _, number = caller.identity.partition("/")

@@ -1,4 +1,4 @@
-"""Every readable document below the roots is found, once, and under a name of its own."""
+"""Every readable document below the roots is found once, with a unique name."""
 
 from __future__ import annotations
 

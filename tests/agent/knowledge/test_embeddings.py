@@ -1,4 +1,4 @@
-"""Documents are found by meaning, and by their words whatever happens to what embeds them."""
+"""Documents are found by meaning, and by their words if the embedder fails."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ async def test_a_process_that_cannot_be_started_for_a_moment_is_one_sentence(
 
 # ---------------------------------------------------------------------- the process by the worker
 
-# What fastembed is to the process, so that a project without it can test what happens around it.
+# A stand-in for fastembed, so that a project without it can test the process.
 STAND_IN = """
 import numpy as np
 class TextEmbedding:
@@ -336,7 +336,7 @@ async def numbers(settings: Settings) -> list[list[float]]:
 
 
 async def answering(settings: Settings) -> None:
-    """Wait until the process answers, as a call would find it."""
+    """Wait until the process answers a call."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -352,7 +352,7 @@ def socket_of(inside: Settings) -> Path:
 
 
 def process_of(socket: Path) -> int:
-    """The process that serves the socket: the one that has it among its arguments."""
+    """The process that serves the socket, found by its arguments."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = entry.read_bytes().split(b"\0")
@@ -364,7 +364,7 @@ def process_of(socket: Path) -> int:
 
 
 async def gone(process: int) -> None:
-    """Wait until the process is no more; it is not ours to wait for in a better way."""
+    """Poll until the process has ended: it is not our child, so it cannot be awaited."""
 
     def there() -> bool:
         try:
@@ -388,7 +388,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-async def test_the_process_serves_whoever_asks_while_it_is_open(local: Settings) -> None:
+async def test_the_process_serves_every_client_while_it_is_open(local: Settings) -> None:
     async with local_embedder(local, wait=True) as inside:
         assert (await numbers(inside))[0] == pytest.approx([1 / 17**0.5, 4 / 17**0.5])
         folder = socket_of(inside).parent

@@ -1,4 +1,4 @@
-"""`agent evaluate` counts right, and says where a file of questions is wrong."""
+"""`agent evaluate` counts correctly, and reports the mistakes in a file of questions."""
 
 from __future__ import annotations
 

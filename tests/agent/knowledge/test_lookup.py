@@ -1,4 +1,4 @@
-"""What the documents say reaches the reply in time, only if relevant, and never at its cost."""
+"""Relevant passages reach the reply in time, and a lookup never costs the reply."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAR = Passage("garden.md", "Garden", "The roses are red on Saturday.", 0.4, 0.1)
 
 
 class Shelf:
-    """Documents as a test wants them."""
+    """Documents for a test."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -168,13 +168,13 @@ async def test_a_reply_goes_on_without_documents_that_do_not_answer_and_says_so(
             assert await call.say("When do you open?") == "I cannot look that up at the moment."
         shelf.answers.set()
         shelf.error = None
-        # which is left alone for a few seconds
+        # the store is left alone for a few seconds
         for outage in call.call.settings.data.glob("*.outage"):
             os.utime(outage, (outage.stat().st_mtime - 60,) * 2)
         assert "ten" in await call.say("When do you open on Saturday?")
 
     assert [record["outcome"] for record in looked_up(caplog)] == [outcome, "error", "ok"]
-    # what was late is not waited for again
+    # a late store is not awaited again
     assert len(shelf.asked) == (2 if outcome == "late" else 3)
     warned = [
         record

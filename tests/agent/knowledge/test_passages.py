@@ -1,4 +1,4 @@
-"""Documents of every kind become passages below their headings; what cannot be read says why."""
+"""Documents of every kind become passages below their headings; unreadable ones give a reason."""
 
 from __future__ import annotations
 

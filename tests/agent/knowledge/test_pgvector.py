@@ -1,4 +1,4 @@
-"""Documents in a real PostgreSQL: what is found, what an ingest promises, what a server suffers."""
+"""Documents in a real PostgreSQL: searches, ingests, and failures of the server."""
 
 from __future__ import annotations
 
@@ -390,7 +390,7 @@ async def test_nothing_is_kept_of_an_index_that_another_ingest_changed(
     [Hashed("another"), Hashed(dimension=32), Hashed(dimension=2500), None],
     ids=["another model", "another dimension", "too many numbers to index", "none"],
 )
-async def test_another_model_makes_every_passage_anew(
+async def test_another_model_embeds_every_passage_again(
     settings: Settings, index: PgvectorIndex, then: Hashed | None
 ) -> None:
     await ingest(index, embedder=Hashed())
@@ -413,7 +413,7 @@ async def test_another_model_makes_every_passage_anew(
 @pytest.mark.parametrize(
     "embedder", [None, Hashed(dimension=8)], ids=["words", "words and meaning"]
 )
-async def test_many_new_passages_are_sorted_anew_beside_those_that_are_kept(
+async def test_many_new_passages_are_sorted_again_beside_those_that_are_kept(
     settings: Settings, index: PgvectorIndex, embedder: Hashed | None
 ) -> None:
     pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
@@ -559,7 +559,7 @@ async def test_a_missing_index_is_one_sentence_until_it_is_there(
 
 
 async def sentence(url: str) -> str:
-    """What a search and an ingest say of this address; the same, and never the password."""
+    """The same error of a search and an ingest for this address, without the password."""
     said = []
     for attempt in (
         found_by(PgvectorIndex(settings_for(url)), "parking"),
@@ -707,7 +707,7 @@ async def test_a_killed_server_is_one_sentence_and_found_again_when_it_is_back(
         assert (await titles(knowledge, "puppy"))[0] == DOGS[0]
 
 
-async def test_a_server_that_was_started_anew_between_two_questions_is_not_noticed(
+async def test_a_server_that_restarted_between_two_questions_is_not_noticed(
     server: Postgres,
 ) -> None:
     index = PgvectorIndex(settings_for(server.url))
@@ -745,7 +745,7 @@ async def test_a_stalled_server_is_one_sentence_and_closing_waits_for_nothing(
                 async with asyncio.timeout(20):
                     with pytest.raises(KnowledgeUnavailable, match=r"no answer from .* within 1 s"):
                         await knowledge.search("parking")
-            # whoever asks may have less patience
+            # a caller of the index may wait less
             began = time.monotonic()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(knowledge.search("parking"), 0.05)

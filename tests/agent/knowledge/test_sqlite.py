@@ -1,4 +1,4 @@
-"""Questions as people ask them find their passage, and no file or process spoils the index."""
+"""Spoken questions find their passage, and no file or process damages the index."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ async def test_a_missing_index_is_one_sentence_until_it_is_there(settings: Setti
 
 
 @pytest.mark.parametrize("passages_only", [False, True])
-async def test_a_damaged_index_is_one_sentence_and_built_anew(
+async def test_a_damaged_index_is_one_sentence_and_built_again(
     settings: Settings, passages_only: bool
 ) -> None:
     await ingest(settings)
@@ -422,7 +422,7 @@ async def test_the_index_is_read_before_the_first_question(
         assert await asyncio.to_thread(read.wait, 10)
 
 
-async def test_an_index_that_cannot_be_read_is_told_by_a_question_and_not_by_opening_it(
+async def test_an_index_that_cannot_be_read_is_reported_by_a_question_and_not_by_opening_it(
     settings: Settings,
 ) -> None:
     async with open_index(settings, LogJournal()) as knowledge:

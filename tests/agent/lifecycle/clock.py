@@ -1,4 +1,4 @@
-"""An event loop whose time passes only while nobody has anything to do: a close that hangs for two seconds is free."""
+"""An event loop whose time passes only when it is idle: a close that hangs for seconds is free."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class Stuck(Exception):
-    """Everybody waits, and no timer will ever wake anybody."""
+    """All tasks wait, and no timer will ever wake one."""
 
 
 class _NoWaiting(selectors.BaseSelector):
-    """Watches files, of which the loop has one of its own, and instead of waiting for them moves the clock on."""
+    """Watches files, such as the loop's own; instead of waiting for them it advances the clock."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -33,7 +33,7 @@ class _NoWaiting(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            raise Stuck("nothing is going to happen any more")
+            raise Stuck("nothing will ever happen again")
         self.now += max(timeout, 0.0)
         return []
 
@@ -53,9 +53,9 @@ class _NoWaiting(selectors.BaseSelector):
 
 
 class VirtualClock(asyncio.SelectorEventLoop):
-    """A loop for what needs neither files nor threads.
+    """A loop for code that needs neither files nor threads.
 
-    It knows its tasks in the order in which they began, and what it would have logged.
+    It keeps its tasks in the order of their beginning, and the errors that it would have logged.
     """
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class VirtualClock(asyncio.SelectorEventLoop):
         return task
 
     def alive(self) -> list[asyncio.Task[Any]]:
-        """Every task that is not done, the oldest first: `asyncio.all_tasks` has them in an order of chance."""
+        """Every task that is not done, the oldest first; `asyncio.all_tasks` has a random order."""
         return [task for task in self.born if not task.done()]
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` on a clock of its own, `agent.lifecycle` included; raises Stuck where a real loop would hang."""
+    """Run `main` and `agent.lifecycle` on their own clock; Stuck is raised instead of a hang."""
     loop = VirtualClock()
     stopped_watch = SimpleNamespace(**{**vars(time), "monotonic": loop.time})
     try:

@@ -1,4 +1,4 @@
-"""The seam `agent.transport.room.Transport`, with the room and the caller in the test's hands."""
+"""A `Transport` whose room and caller a test controls."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ async def any_room() -> AsyncIterator[None]:
 
 
 async def nothing() -> None:
-    """Ends a room that is nowhere."""
+    """End a room that does not exist."""
 
 
 class HandTransport:
-    """A transport with nothing behind it: what a room or a caller would do, a test does to `events`."""
+    """A transport without a room: a test calls `events`, as a room or a caller would."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class HandTransport:
         self._arrived: asyncio.Future[Caller] = loop.create_future()
 
     def arrive(self, kind: str = "standard") -> None:
-        """The caller is here."""
+        """The caller joins."""
         if not self._arrived.done():
             self._arrived.set_result(Caller(identity="ann", kind=kind))
 

@@ -1,4 +1,4 @@
-"""A real MCP server over stdio; `stubborn` as its argument makes it outstay its client."""
+"""A real MCP server over stdio; with the argument `stubborn` it outlives its client."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import threading
 
 from mcp.server import MCPServer
 
-server = MCPServer("door")
+server = MCPServer("test")
 
 
 @server.tool()
 def whoami() -> str:
-    """Tell the id of the server's process."""
+    """Return the id of the server's process."""
     return str(os.getpid())
 
 
@@ -28,4 +28,5 @@ async def hang() -> str:
 if __name__ == "__main__":
     server.run()
     if "stubborn" in sys.argv:
-        threading.Event().wait(120)  # longer than a test takes, but not for ever if it fails
+        # longer than a test takes, but not for ever if it fails
+        threading.Event().wait(120)

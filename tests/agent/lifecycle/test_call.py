@@ -1,4 +1,4 @@
-"""The one door: whatever opens is closed once, in reverse, for one named reason, however the call ends."""
+"""However a call ends, its resources are closed once, in reverse order, for one named reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def failed(step: Step) -> str:
 
 
 def quick(**changes: float) -> Settings:
-    """Settings with short limits, so that tests of hanging parts end soon."""
+    """Settings with short limits, so that tests of hanging parts are quick."""
     return Settings.model_validate(
         {"memory_url": "sqlite", "close_seconds": 1.0, "goodbye_seconds": 0.5, **changes}
     )
@@ -38,7 +38,7 @@ def quick(**changes: float) -> Settings:
 
 @asynccontextmanager
 async def resource(log: list[str], name: str, *, turns: int = 0) -> AsyncIterator[Any]:
-    """Notes when it is opened and closed; closing takes so many turns of the event loop."""
+    """Logs when it is opened and closed; closing takes so many turns of the event loop."""
     log.append(f"open {name}")
     try:
         yield name
@@ -115,7 +115,7 @@ async def in_conversation(
 
 
 async def closed(call: Call) -> list[tuple[str, str]]:
-    """Wait for the door; what it closed."""
+    """Wait until the call is closed; return what it closed."""
     async with asyncio.timeout(10):
         await call.wait_ended()
         await call.wait_closed()
@@ -146,12 +146,11 @@ async def test_losing_the_room_ends_the_call(removed: bool, reason: str) -> None
     line.close_room(removed=removed)
     await closed(call)
     assert call.reason == reason
-    assert line.rooms_ended == (
-        1 if removed else 0
-    )  # an agent that was removed does not strand its caller
+    # an agent that was removed does not strand its caller
+    assert line.rooms_ended == (1 if removed else 0)
 
 
-async def test_an_agent_that_hangs_up_takes_the_caller_along() -> None:
+async def test_an_agent_that_hangs_up_removes_the_caller() -> None:
     line = FakeTransport()
     call = await in_conversation(line)
     await call.hang_up()
@@ -181,7 +180,8 @@ async def test_a_stopping_worker_ends_the_call_while_it_waits_for_its_caller() -
     call = Call(line, quick())
     await call.start(talk)
     async with asyncio.timeout(1):
-        await call.wait_closed()  # what on_session_end awaits
+        # on_session_end awaits it
+        await call.wait_closed()
     assert (call.reason, line.connected) == (Reason.WORKER_STOPPED, False)
 
 
@@ -269,7 +269,8 @@ async def test_a_room_that_never_connects_ends_the_call_although_the_first_step_
     monkeypatch.setattr(Step.CONNECT, "seconds", 0.01)
     line = FakeTransport(connects=False)
     call = Call(line, quick())
-    await call.start(talk)  # returns: the entrypoint is never held
+    # it returns: the entrypoint is never held
+    await call.start(talk)
     await closed(call)
     assert call.reason == failed(Step.CONNECT)
 
@@ -401,7 +402,8 @@ async def test_closes_share_one_budget_however_many_there_are(
     await call.hang_up()
     slow = [(f"slow {number}", "timeout") for number in reversed(range(3))]
     assert await closed(call) == [("session", "timeout"), *slow, ("quick", "ok"), ("room", "ok")]
-    assert line.rooms_ended == 1  # when nothing is left of the budget, each still has its chance
+    # without any budget left, each still has its last chance
+    assert line.rooms_ended == 1
 
 
 async def test_an_open_that_hangs_fails_at_its_deadline_and_is_never_closed() -> None:
@@ -414,7 +416,7 @@ async def test_an_open_that_hangs_fails_at_its_deadline_and_is_never_closed() ->
 
 
 class Store:
-    """A store of callers that keeps nothing but the records of calls."""
+    """A store of callers that keeps only the records of calls."""
 
     def __init__(self) -> None:
         self.records: list[CallRecord] = []
@@ -466,14 +468,13 @@ async def test_nothing_is_opened_or_started_after_the_end() -> None:
 
 
 async def test_a_dying_process_still_closes_everything_in_reverse() -> None:
-    """A worker that is killed makes the SDK cancel every task of the job at once and run no callback."""
+    """When a worker is killed, the SDK cancels every task of the job at once, without callbacks."""
     log: list[str] = []
     line = FakeTransport()
     call = await in_conversation(line)
     await call.open("one", resource(log, "one"))
-    await call.open(
-        "two", resource(log, "two", turns=20)
-    )  # closing takes a while, and the older one waits for it
+    # closing takes a while, and the older one waits for it
+    await call.open("two", resource(log, "two", turns=20))
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
@@ -575,7 +576,7 @@ async def test_every_call_logs_its_steps_its_closes_and_its_end_in_order(
 
 
 def test_our_deadlines_fit_under_the_sdks() -> None:
-    # the most that either may be
+    # the maximum of both
     settings = Settings.model_validate({"close_seconds": 8, "goodbye_seconds": 15})
     longest_close = timeouts.UNWIND_SECONDS + settings.close_seconds + settings.goodbye_seconds
     assert longest_close < timeouts.SDK_ACLOSE_SECONDS < timeouts.SDK_SESSION_END_SECONDS
@@ -586,11 +587,11 @@ def test_our_deadlines_fit_under_the_sdks() -> None:
         Settings.model_validate({"close_seconds": 9})
 
 
-# ---------------------------------------------------------------------- what only mutants of lifecycle.py asked for
+# ---------------------------------------------------------------------- found by mutants
 
 
 class NotingLine(FakeTransport):
-    """Notes when the caller is hung up, which takes a few turns of the loop, and when the process's exit is guarded."""
+    """Logs the hang-up, which takes a few turns of the loop, and the guard of the exit."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__()
@@ -608,7 +609,7 @@ class NotingLine(FakeTransport):
 
 
 class Exits:
-    """Notes what its close was told: nothing, unless what is inside has raised; opens only once it is cancelled."""
+    """Notes the exception that its close gets; if it clings, it opens only once it is cancelled."""
 
     def __init__(self, *, clings: bool = False) -> None:
         self.told: list[object] = []
@@ -626,7 +627,7 @@ class Exits:
 
 
 def complaints() -> list[dict[str, Any]]:
-    """What the loop is told of callbacks that raise."""
+    """The loop's reports of callbacks that raise."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
     return told
@@ -655,7 +656,8 @@ async def test_a_last_sentence_is_for_a_caller_who_is_still_there(reason: str, h
     away.caller_gone(on_purpose=False)
     for call in (nobody, away, there):
         call.end(reason)
-    there.caller_gone(on_purpose=False)  # both are too late to change anything
+    # both are too late to change anything
+    there.caller_gone(on_purpose=False)
     away.caller_back()
     assert (nobody.can_speak, away.can_speak, there.can_speak) == (False, False, heard)
     stopping = there.goodbye_seconds == there.settings.stop_goodbye_seconds
@@ -671,7 +673,8 @@ async def test_only_a_caller_who_is_away_comes_back_and_who_is_away_twice_comes_
     line.drop()
     line.drop()
     line.come_back()
-    await asyncio.sleep(0.05)  # longer than either window
+    # longer than either window
+    await asyncio.sleep(0.05)
     assert call.reason is None
     line.leave()
     await closed(call)
@@ -682,7 +685,7 @@ async def test_only_a_caller_who_is_away_comes_back_and_who_is_away_twice_comes_
     assert unknown.reason == Reason.CALLER_LEFT
 
 
-async def test_a_no_show_is_nobodys_caller_and_not_every_line_has_limits_or_knows_who_came(
+async def test_a_no_show_has_no_caller_and_not_every_transport_has_limits_or_knows_who_came(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def stays(call: Call) -> None:
@@ -696,7 +699,8 @@ async def test_a_no_show_is_nobodys_caller_and_not_every_line_has_limits_or_know
 
     call = await in_conversation(FakeTransport(limited=False), quick(max_call_seconds=0.01))
     assert (await call.wait_for_caller()).identity == "ann"
-    await asyncio.sleep(0.05)  # longer than a limited call
+    # longer than a limited call
+    await asyncio.sleep(0.05)
     assert call.reason is None
     await call.hang_up()
     await closed(call)
@@ -708,7 +712,8 @@ async def test_a_no_show_is_nobodys_caller_and_not_every_line_has_limits_or_know
     call = Call(FakeTransport(), quick())
     await call.start(talk)
     await closed(call)
-    assert call.reason == failed(Step.WAIT_FOR_CALLER)  # and not a no-show
+    # not a no-show
+    assert call.reason == failed(Step.WAIT_FOR_CALLER)
 
 
 @pytest.mark.parametrize(
@@ -817,21 +822,24 @@ async def test_a_call_that_ends_before_it_has_connected_or_greeted_keeps_nobody_
 async def test_the_session_closes_first_then_the_room_is_deleted_then_the_rest_closes_in_reverse(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(timeouts, "LAST_CHANCE_SECONDS", 0.0)  # each has more than that
+    # each has more than that
+    monkeypatch.setattr(timeouts, "LAST_CHANCE_SECONDS", 0.0)
     log: list[str] = []
 
     async def steps(call: Call) -> None:
         async with call.step(Step.STAY):
             await call.wait_ended()
             await asyncio.sleep(0)
-            log.append("steps")  # what is left to do there is not cut
+            # the rest of this cleanup is not cut off
+            log.append("steps")
 
     call = Call(NotingLine(log), quick())
     await call.start(steps)
     await call.open("pool", resource(log, "pool", turns=20))
     await call.open_session(resource(log, "session"))
     await call.open("late", resource(log, "late"))
-    await call.on_job_ending()  # the SDK leaves the process, for whatever reason
+    # the SDK leaves the process, for whatever reason
+    await call.on_job_ending()
     assert (call.reason, log) == (
         Reason.WORKER_STOPPED,
         ["open pool", "open session", "open late", "guard"],
@@ -840,7 +848,8 @@ async def test_the_session_closes_first_then_the_room_is_deleted_then_the_rest_c
         await call.open_session(resource(log, "another session"))
     waiting = asyncio.create_task(call.wait_closed())
     await asyncio.sleep(0)
-    waiting.cancel()  # whoever waits for the door may give up without stopping it
+    # a task that awaits the closing may give up without stopping it
+    waiting.cancel()
     await closed(call)
     assert waiting.cancelled()
     assert log[4:] == ["steps", "close session", "hang up", "close late", "close pool"]
@@ -873,14 +882,14 @@ async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
         ("patient", "ok"),
         ("room", "ok"),
     ]
-    assert settled == [
-        [("session", "ok")]
-    ]  # the goodbye does not wait for background tasks, but the rest does
+    # the goodbye does not wait for background tasks, but the rest does
+    assert settled == [[("session", "ok")]]
 
     line = FakeTransport()
     call = await in_conversation(line, quick(close_seconds=2, goodbye_seconds=15))
     await call.open_session(slow(1000))
-    line.leave()  # nobody is there to hear a goodbye
+    # the goodbye has no listener
+    line.leave()
     assert await closed(call) == [("session", "timeout"), ("room", "ok")]
 
 
@@ -888,7 +897,7 @@ async def test_the_session_has_the_goodbyes_time_and_a_resource_its_own(
     ("seconds", "budget"), [(0.05, 8.0), (60, 0.1)], ids=["own time", "budget"]
 )
 @pytest.mark.parametrize("trouble", ["raises", "hangs", "steps cling", "a task clings"])
-async def test_nothing_holds_the_door_up(
+async def test_nothing_delays_the_closing(
     trouble: str, seconds: float, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("END_ROOM_SECONDS", "CLOSE_SECONDS"):
@@ -943,7 +952,8 @@ async def test_steps_and_background_tasks_are_unwound_before_what_they_use_is_cl
 
     async def steps(call: Call) -> None:
         async with call.step(Step.GREET):
-            await unwinds("steps", 0.3)  # within UNWIND_SECONDS
+            # within UNWIND_SECONDS
+            await unwinds("steps", 0.3)
 
     line = FakeTransport()
     call = Call(line, quick())
@@ -952,7 +962,8 @@ async def test_steps_and_background_tasks_are_unwound_before_what_they_use_is_cl
     call.spawn(unwinds("task", 0.01))
     cancelled = call.spawn(asyncio.sleep(3600))
     await asyncio.sleep(0)
-    cancelled.cancel()  # by its owner; nobody's mistake
+    # by its owner, which is not an error
+    cancelled.cancel()
     line.leave()
     await closed(call)
     assert log == ["open pool", "steps", "task", "close pool"]
@@ -969,7 +980,8 @@ async def test_what_clings_to_its_opening_is_left_as_soon_as_it_is_open(waiting:
     opening = asyncio.create_task(call.open("slow", exits, open_seconds=0.02))
     await asyncio.sleep(0)
     if not waiting:
-        opening.cancel()  # whoever asked for it no longer waits; its deadline stays
+        # its opener no longer waits; its deadline stays
+        opening.cancel()
     async with asyncio.timeout(10):
         await exits.left.wait()
     with pytest.raises(OpenFailed if waiting else asyncio.CancelledError):
@@ -981,7 +993,7 @@ async def test_what_clings_to_its_opening_is_left_as_soon_as_it_is_open(waiting:
 
 @pytest.mark.parametrize("then", ["raises", "lets it through", "swallows it"])
 async def test_a_resource_that_breaks_costs_no_call(then: str) -> None:
-    """As anyio tells the task that holds a task group of a failure: it cancels it."""
+    """anyio reports a failure in a task group by cancelling the task that holds the group."""
     left = asyncio.Event()
 
     @asynccontextmanager
@@ -1035,7 +1047,8 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
     async with asyncio.timeout(10) as after:
         with suppress(ValueError), call.tool_scope(after):
             raise ValueError("a mistake")
-        line.leave()  # one deadline has passed already, the other is no longer a tool's
+        # one deadline has passed already, the other is no longer a tool's
+        line.leave()
         cleaned.set()
         with pytest.raises(TimeoutError):
             await expired
@@ -1049,7 +1062,7 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
 
 
 class Records(CallMemory):
-    """A memory that keeps nothing but the records of calls."""
+    """A memory that keeps only the records of calls."""
 
     def __init__(self) -> None:
         self.records: list[CallRecord] = []
@@ -1074,7 +1087,7 @@ class Records(CallMemory):
 
 
 async def killed(call: Call) -> None:
-    """What becomes of a job whose worker was killed: every task is cancelled at once, the room is left last."""
+    """End the job like that of a killed worker: cancel all tasks at once, leave the room last."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in sorted(tasks, key=lambda task: task is not call.steps):
         task.cancel()
@@ -1100,10 +1113,11 @@ async def test_a_dying_process_says_why_once_and_leaves_in_peace() -> None:
     assert (exits.told, opening.told) == ([None], [None])
     async with asyncio.timeout(10):
         await call.wait_ended()
-        await call.wait_closed()  # there is no door to wait for
+        # no closing has begun
+        await call.wait_closed()
 
 
-async def test_a_process_that_dies_while_its_door_hangs_up_tries_once_more(
+async def test_a_process_that_dies_while_it_hangs_up_tries_once_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(timeouts, "CLOSE_SECONDS", 0.05)
@@ -1111,9 +1125,8 @@ async def test_a_process_that_dies_while_its_door_hangs_up_tries_once_more(
     line = NotingLine(log)
     call = await in_conversation(line)
     await call.open("pool", resource(log, "pool", turns=20))
-    await call.open(
-        "hangs", never_closes(), close_seconds=0.05
-    )  # and the older ones do not wait for ever
+    # the older ones do not wait for it for ever
+    await call.open("hangs", never_closes(), close_seconds=0.05)
     await call.on_job_ending()
     await line.hanging_up.wait()
     await killed(call)
@@ -1124,7 +1137,7 @@ async def test_a_process_that_dies_while_its_door_hangs_up_tries_once_more(
 
 
 async def test_what_a_lost_room_leads_to_is_not_taken_for_its_cause() -> None:
-    """An error in the steps, or a library's cancelled future, may be quicker than the room's own word."""
+    """An error in the steps, or a library's cancelled future, may come before the room's event."""
     for error in (ConnectionError("the room is gone"), asyncio.CancelledError()):
         failed = asyncio.Event()
 
@@ -1172,7 +1185,8 @@ async def test_each_part_of_a_models_stream_has_its_own_patience() -> None:
     left.clear()
     half = with_timeout(parts(), patience)
     assert await anext(half) == "one"
-    await half.aclose()  # a reply that is interrupted
+    # an interrupted reply
+    await half.aclose()
     assert left.is_set()
 
     with pytest.raises(TimeoutError, match="theirs"):
@@ -1181,13 +1195,12 @@ async def test_each_part_of_a_models_stream_has_its_own_patience() -> None:
         ]
 
     waiting, later = asyncio.Event(), StreamTimeout(0.001, begun=False)
-    assert [part async for part in with_timeout(parts(), later)] == [
-        "one",
-        "two",
-    ]  # nobody counts yet
+    # its time has not begun
+    assert [part async for part in with_timeout(parts(), later)] == ["one", "two"]
     hanging = asyncio.create_task(later.next_of(hangs()))
     await waiting.wait()
     later.begin()
     with pytest.raises(TimeoutError, match=r"nothing for 0\.001 s"):
         await asyncio.wait_for(hanging, 10)
-    later.begin()  # nothing is waited for any more
+    # nothing is awaited any more
+    later.begin()

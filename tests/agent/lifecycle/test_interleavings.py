@@ -1,4 +1,4 @@
-"""Exactly once: whatever opens, ends, is cancelled and closes, in whatever order, the door leaves it as it should."""
+"""Exactly once: in any order of opening, failing, cancelling and closing, a call ends well."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.agent.lifecycle.world import (
     World,
 )
 
-# Few values, among them the deadlines of the lifecycle: things are to happen at the same instant.
+# Few values, among them the deadlines of the lifecycle, so that events happen at the same instant.
 SECONDS = st.sampled_from((0.0, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0))
 TURNS = st.integers(0, 3)
 DEEDS = st.builds(
@@ -75,7 +75,8 @@ SCRIPTS = st.builds(
     returns=st.sampled_from((False, False, False, True)),
     phone=st.booleans(),
     end_room=QUICK
-    | DEEDS.filter(lambda deed: not deed.stubborn),  # ours, and lets itself be cancelled
+    # ours, which can be cancelled
+    | DEEDS.filter(lambda deed: not deed.stubborn),
     close_seconds=st.sampled_from((0.5, 3.0, 6.0)),
     acts=st.lists(st.tuples(TURNS, SECONDS, ACTS), min_size=2, max_size=12).map(tuple),
     arrives=st.sampled_from((True, True, True, False)),
@@ -84,7 +85,7 @@ SCRIPTS = st.builds(
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> Iterator[None]:
-    """What the door says of thousands of calls is not read by anybody."""
+    """Disable the log of thousands of calls."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logging.getLogger("agent.call"), "disabled", True)
         yield
@@ -112,10 +113,10 @@ def test_everything_that_opened_is_closed_once_in_order_in_ten_thousand_calls(
     run_virtually(_prove(script))
 
 
-# What ten thousand runs found, and two hundred may not.
+# Found by ten thousand runs; two hundred may miss it.
 
 
-def test_whoever_waits_for_an_open_that_clings_and_then_fails_is_told() -> None:
+def test_an_opener_learns_that_a_clinging_open_failed() -> None:
     clings = Part(opening=Deed(seconds=3.0, then="raises", stubborn=True))
     acts = ((0, 0.0, Open(clings)), (0, 0.0, Happens("hangs up")))
     run_virtually(_prove(Script(acts=acts, arrives=True)))
@@ -148,16 +149,16 @@ async def _prove(script: Script) -> None:
     for resource in world.resources.values():
         _entered_and_left_once_by_one_task(resource)
     if world.killed and world.over and world.over.number > world.killed.number:
-        return  # a step failed as it was cancelled: there is a door, and nobody knows any more that the process dies
+        # a step failed when it was cancelled: the call closes, not knowing that the process dies
+        return
     _left_in_order(world)
     _ended_the_room(world)
     _cancelled_tools(world)
     _let_background_tasks_finish(world)
     if world.killed:
         assert world.transport.guarded <= 1
-        assert (
-            world.transport.guarded or not world.open_when_killed
-        )  # a close that hangs does not hold the process
+        # a close that hangs does not hold the process
+        assert world.transport.guarded or not world.open_when_killed
     else:
         _reported_everything(world)
         _kept_to_its_budget(world)
@@ -171,7 +172,8 @@ def _ended_for_its_first_cause(world: World) -> None:
     certain: list[str | None] = [cause.reason for cause in at_once if not cause.by_timer]
     possible = {*certain[:1], *(cause.reason for cause in at_once if cause.by_timer)}
     if world.killed and not certain and not world.open_when_killed:
-        possible |= {None, Reason.WORKER_DIED}  # nothing was open yet
+        # nothing was open yet
+        possible |= {None, Reason.WORKER_DIED}
     assert world.call.reason in possible, f"{world.call.reason} was not the first of {possible}"
     if world.killed:
         assert world.transport.finished_with in ([], [world.call.reason])
@@ -192,12 +194,12 @@ def _entered_and_left_once_by_one_task(resource: Resource) -> None:
         assert resource.opened.time <= deadline or resource.part.opening.stubborn
         if resource.leaving and resource.opened.time > deadline:
             assert resource.leaving.time <= resource.opened.time + INSTANT, (
-                f"{resource.name} was kept for nobody"
+                f"{resource.name} was kept without an opener"
             )
 
 
 def _in_the_order_of_closing(world: World, opened: list[Resource]) -> list[Resource]:
-    """The session, then the others in reverse order; simply in reverse where a kill closed it."""
+    """The session, then the others in reverse order; only reverse order if a kill closed it."""
     session = world.resources.get("session")
     killed = world.killed
     if session in opened and (
@@ -208,10 +210,11 @@ def _in_the_order_of_closing(world: World, opened: list[Resource]) -> list[Resou
 
 
 def _left_in_order(world: World) -> None:
-    """Also: one after the other, unless the one before had its time."""
+    """In order, and one after the other unless the one before exceeded its time."""
     killed = world.killed
     opened = [resource for resource in world.asked if resource.entered and not resource.late]
-    if killed:  # what clung to its opening may have opened since
+    # a resource that clung to its opening may have opened since
+    if killed:
         opened = [
             resource
             for resource in opened
@@ -226,8 +229,7 @@ def _left_in_order(world: World) -> None:
         had_its_time = (
             killed and second.leaving.time >= killed.time + timeouts.CLOSE_SECONDS - INSTANT
         )
-        # a session that the kill cuts in the middle of its close is not waited for by those
-        # that were opened after it
+        # resources that were opened after the session do not wait for it if the kill cuts its close
         was_cut = killed and first.name == "session" and first.leaving.number < killed.number
         if first.recorded != "timeout" and not had_its_time and not was_cut:
             order = f"{second.name} was left while {first.name} was"
@@ -235,7 +237,7 @@ def _left_in_order(world: World) -> None:
 
 
 def _ended_the_room(world: World) -> None:
-    """Unless the caller ended the call, or there is no room; after the session, before the rest."""
+    """The room ends unless the caller left or there is none; after the session, before the rest."""
     ended = world.rooms_ended
     wanted = world.call.reason not in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED, None}
     room = world.resources["room"]
@@ -264,7 +266,7 @@ def _cancelled_tools(world: World) -> None:
 
 
 def _let_background_tasks_finish(world: World) -> None:
-    """What they use is not closed while they have their time; then they are cancelled."""
+    """Their resources are not closed during their time; then they are cancelled."""
     patience = min(timeouts.CLOSE_SECONDS, world.script.close_seconds)
     for work in world.work:
         assert not (work.refused and work.begun)

@@ -1,4 +1,4 @@
-"""What is entered in a task is left in that task: what anyio insists on, and with it every client of an MCP server."""
+"""A resource is left in the task that entered it, as anyio and every MCP client require."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from agent.models import models_of
 from agent.settings import Settings
 from tests.agent.lifecycle.hand_transport import HandTransport
 
-PATIENCE = 60.0  # seconds; for a busy machine, not a measure of anything
+# seconds; long enough for a busy machine
+PATIENCE = 60.0
 SERVER = Path(__file__).with_name("mcp_server.py")
 
 Steps = Callable[[Call], Awaitable[None]]
@@ -52,7 +53,7 @@ async def in_conversation(line: HandTransport, steps: Steps = talk, **changes: o
 
 
 async def closed(call: Call) -> list[tuple[str, str]]:
-    """Wait for the door; what it closed."""
+    """Wait until the call is closed; return what it closed."""
     async with asyncio.timeout(PATIENCE):
         await call.wait_ended()
         await call.wait_closed()
@@ -60,7 +61,7 @@ async def closed(call: Call) -> list[tuple[str, str]]:
 
 
 async def die() -> None:
-    """What the SDK does in the job of a worker that was killed: cancel every task, and wait for them."""
+    """Cancel every task and wait for them, as the SDK does in the job of a killed worker."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
@@ -98,7 +99,7 @@ ENDS: list[Callable[[Call], Awaitable[None]]] = [
 
 @asynccontextmanager
 async def group(log: list[str], name: str) -> AsyncIterator[anyio.abc.TaskGroup]:
-    """Holds a task group open, which anyio lets no other task close."""
+    """Holds a task group open, which no other task may close."""
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.sleep_forever)
@@ -114,7 +115,7 @@ async def group(log: list[str], name: str) -> AsyncIterator[anyio.abc.TaskGroup]
 
 
 async def test_anyio_minds_when_another_task_leaves() -> None:
-    """Without this the tests below would prove nothing."""
+    """The tests below rely on this."""
     log: list[str] = []
     held = group(log, "one")
 
@@ -128,7 +129,7 @@ async def test_anyio_minds_when_another_task_leaves() -> None:
 
 
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
-async def test_task_groups_are_left_by_whoever_entered_them_however_the_call_ends(
+async def test_task_groups_are_left_by_the_task_that_entered_them_however_the_call_ends(
     end: Callable[[Call], Awaitable[None]],
 ) -> None:
     log: list[str] = []
@@ -141,30 +142,27 @@ async def test_task_groups_are_left_by_whoever_entered_them_however_the_call_end
         await talk(call)
 
     call = await in_conversation(HandTransport(), opens_two_at_once)
-    await asyncio.create_task(
-        call.open("three", group(log, "three"))
-    )  # a tool's task, which ends long before the call
+    # a tool's task, which ends long before the call
+    await asyncio.create_task(call.open("three", group(log, "three")))
     await end(call)
     assert await closed(call) == [("three", "ok"), ("two", "ok"), ("one", "ok"), ("room", "ok")]
     assert log[3:] == ["close three", "close two", "close one"]
 
 
-async def test_task_groups_are_left_by_whoever_entered_them_when_the_process_dies() -> None:
+async def test_task_groups_are_left_by_the_task_that_entered_them_when_the_process_dies() -> None:
     log: list[str] = []
     call = await in_conversation(HandTransport())
     for name in ("one", "two"):
         await call.open(name, group(log, name))
     await die()
-    assert sorted(log[2:]) == [
-        "close one",
-        "close two",
-    ]  # in no order: anyio has each group's task cancelled once more
+    # in any order: anyio cancels each group's task once more
+    assert sorted(log[2:]) == ["close one", "close two"]
 
 
 async def test_a_resource_that_breaks_is_left_at_once_and_the_call_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Anyio cancels the task that holds a group in which something failed: that is no sign of a dying process."""
+    """Anyio cancels the task whose group has a failure: that does not mean a dying process."""
     log: list[str] = []
     left = asyncio.Event()
 
@@ -204,7 +202,7 @@ async def test_a_resource_that_breaks_is_left_at_once_and_the_call_goes_on(
 
 @asynccontextmanager
 async def mcp_client(folder: Path, *arguments: str) -> AsyncIterator[ClientSession]:
-    """What an owner would write in resources.py."""
+    """An owner's resource, as in resources.py."""
     server = StdioServerParameters(command=sys.executable, args=[str(SERVER), *arguments])
     with (folder / "server.log").open("w") as log:
         async with (
@@ -217,13 +215,13 @@ async def mcp_client(folder: Path, *arguments: str) -> AsyncIterator[ClientSessi
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes start and end as slowly as a busy machine lets them."""
+    """Processes may start and end as slowly as on a busy machine."""
     monkeypatch.setattr(timeouts, "SESSION_OPEN_SECONDS", PATIENCE)
     monkeypatch.setattr(timeouts, "SESSION_CLOSE_SECONDS", PATIENCE)
 
 
 async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
-    """A call in conversation that has opened a server and used it, and the server's process."""
+    """A call in conversation that has opened and used a server, and the server's process."""
     call = await in_conversation(HandTransport(), close_seconds=8)
     client = mcp_client(folder, *arguments)
     return call, await process_of(
@@ -232,7 +230,7 @@ async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
 
 
 async def process_of(session: ClientSession) -> int:
-    """The id of the server's process, by a tool of its own."""
+    """The id of the server's process, from its own tool."""
     result = await session.call_tool("whoami")
     content: Any = result.content[0]
     return int(content.text)
@@ -263,7 +261,7 @@ async def test_an_mcp_server_does_not_outlive_a_dying_process(
 
 
 async def with_toolset(call: Call) -> None:
-    """The steps of a call whose agent has the tools of an MCP server, and a model that does what it is told."""
+    """The steps of a call whose agent has an MCP server's tools, and a model that obeys."""
     async with call.step(Step.CONNECT):
         await call.wait_connected()
     async with call.step(Step.WAIT_FOR_CALLER):
@@ -289,7 +287,7 @@ async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
 
 
 async def say(call: Call, words: str) -> str:
-    """Say something; everything that came of it."""
+    """Say something; return all replies."""
     assert call.session is not None
     run: RunResult[None] = call.session.run(user_input=words)
     await run

@@ -1,4 +1,4 @@
-"""A call in which everything may go wrong, as a script says, and what became of everything in it."""
+"""A call in which everything may fail, as a script says, and the record of all that happened."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tests.agent.lifecycle.hand_transport import HandTransport
 
 P = ParamSpec("P")
 
-INSTANT = 1e-6  # times nearer to each other than this are the same
-PATIENCE = 60.0  # seconds of the virtual clock, within which whatever ends at all has ended
-REJOIN_SECONDS = (
-    0.73  # no sum of a script's times, so that coming back is never at the last instant
-)
+# times nearer to each other than this are the same
+INSTANT = 1e-6
+# seconds of the virtual clock, within which everything that can end has ended
+PATIENCE = 60.0
+# not a sum of a script's times, so that nobody comes back at the last instant
+REJOIN_SECONDS = 0.73
 CAUSES = (
     "leaves",
     "room closed",
@@ -36,7 +37,7 @@ INTERRUPTIONS = ("drops", "is back", "blinks")
 
 
 class Broken(Exception):
-    """What a script raises."""
+    """The error that a script raises."""
 
 
 # ---------------------------------------------------------------------- scripts
@@ -44,7 +45,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Deed:
-    """So many turns of the loop, then so many seconds, and then how it ends; a stubborn one swallows cancellation."""
+    """So many turns of the loop, so many seconds, and an end; stubborn ones ignore cancellation."""
 
     turns: int = 0
     seconds: float = 0.0
@@ -54,7 +55,7 @@ class Deed:
 
 @dataclass(frozen=True)
 class Part:
-    """A resource: how it opens and closes, and whether a step that opens it fails with it."""
+    """A resource: its opening and closing, and whether a step that opens it fails with it."""
 
     opening: Deed = Deed()
     closing: Deed = Deed()
@@ -65,14 +66,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Open:
-    """Somebody opens a resource, in a task of theirs."""
+    """A task opens a resource."""
 
     part: Part
 
 
 @dataclass(frozen=True)
 class CancelOpener:
-    """The task of one who waits for a resource to open, or has waited, is cancelled."""
+    """The task that opens a resource, or has opened it, is cancelled."""
 
     which: int
 
@@ -95,24 +96,24 @@ class Tool:
 
 @dataclass(frozen=True)
 class Happens:
-    """Something that ends the call, or would if it went on."""
+    """An event that ends the call, if it has not ended."""
 
     what: str
 
 
 @dataclass(frozen=True)
 class Arrive:
-    """The caller comes."""
+    """The caller joins."""
 
 
 @dataclass(frozen=True)
 class CancelEntrypoint:
-    """What the SDK does to an entrypoint that takes too long."""
+    """The SDK cancels an entrypoint that takes too long."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """The worker was killed: the SDK cancels every task of the job at once, the newest or the oldest first."""
+    """The worker was killed: the SDK cancels all tasks of the job, the newest or oldest first."""
 
     newest_first: bool = False
 
@@ -122,28 +123,33 @@ Act = Open | CancelOpener | Spawn | Tool | Happens | Arrive | CancelEntrypoint |
 
 @dataclass(frozen=True)
 class Script:
-    """A whole call: its parts, its steps, and what happens when: so many turns and seconds after what came before."""
+    """A whole call: its parts, its steps and its events, each so many turns and seconds later."""
 
     room: Part = Part()
-    early: tuple[Part, ...] = ()  # opened in the first step,
-    at_once: bool = False  # all of them together
+    # opened in the first step, one by one or all at once
+    early: tuple[Part, ...] = ()
+    at_once: bool = False
     session: Part | None = None
-    greeting: Deed = Deed()  # then the steps stay for the conversation
-    late: Part | None = None  # opened after the greeting
-    returns: bool = False  # the steps do not stay
+    # then the steps stay for the conversation
+    greeting: Deed = Deed()
+    # opened after the greeting
+    late: Part | None = None
+    # the steps do not stay
+    returns: bool = False
     phone: bool = False
     end_room: Deed = Deed()
     close_seconds: float = 3.0
     acts: tuple[tuple[int, float, Act], ...] = ()
-    arrives: bool = False  # the caller is there from the beginning
+    # the caller is there from the beginning
+    arrives: bool = False
 
 
-# ---------------------------------------------------------------------- what becomes of it
+# ---------------------------------------------------------------------- records
 
 
 @dataclass
 class Moment:
-    """When something happened: the time, and a number that grows with everything that happens."""
+    """The time of an event, and its number in the order of events."""
 
     time: float
     number: int
@@ -151,27 +157,35 @@ class Moment:
 
 @dataclass(eq=False)
 class Resource:
-    """One manager, and everything that was done to it."""
+    """One context manager, and everything that happened to it."""
 
     world: World = field(repr=False)
     name: str
     part: Part
-    asked: Moment | None = None  # when call.open was called, with the call going on
-    refused: bool = False  # ... or over
+    # when call.open was called during the call
+    asked: Moment | None = None
+    # whether it was called after the call
+    refused: bool = False
     begun: Moment | None = None
-    opened: Moment | None = None  # when the opening was over, however it ended,
-    entered: Moment | None = None  # and if it was open then
+    # when the opening ended, in whatever way
+    opened: Moment | None = None
+    # the same, if it was open then
+    entered: Moment | None = None
     leaving: Moment | None = None
     left: Moment | None = None
     enters: int = 0
     leaves: int = 0
-    close: str = ""  # how the close ended
-    task: asyncio.Task[Any] | None = None  # the one that enters
+    # how the close ended
+    close: str = ""
+    # the task that enters
+    task: asyncio.Task[Any] | None = None
     left_by: asyncio.Task[Any] | None = None
     opener: asyncio.Task[Any] | None = None
-    told: str = ""  # what the opener heard
-    recorded: str | None = None  # the outcome in call.closed,
-    told_of: Moment | None = None  # and since when it is there
+    # the opener's result
+    told: str = ""
+    # the outcome in call.closed, and since when it is there
+    recorded: str | None = None
+    told_of: Moment | None = None
 
     async def __aenter__(self) -> Any:
         self.begun, self.task = self.world.now(), asyncio.current_task()
@@ -187,9 +201,8 @@ class Resource:
         self.leaving, self.left_by = self.world.now(), asyncio.current_task()
         self.leaves += 1
         try:
-            if (
-                self.name == "session"
-            ):  # as CallSession.aclose does: it is how a stopping worker is noticed
+            # as in CallSession.aclose, which is the sign of a stopping worker
+            if self.name == "session":
                 await self.world.stop(self.world.call.on_job_stopped)
             await self.world.do(self.part.closing)
             self.close = "ok"
@@ -205,7 +218,7 @@ class Resource:
 
     @property
     def late(self) -> bool:
-        """Whether it clung to its opening when nobody waited for it any more."""
+        """Whether it opened after its opener had stopped waiting."""
         if self.asked is None or self.entered is None:
             return False
         passed_over = self.told_of is not None and self.told_of.number < self.entered.number
@@ -228,7 +241,7 @@ class Work:
 
 @dataclass(eq=False)
 class Cause:
-    """Something that ends a call that goes on; one that a timer brings is not in order with others of its instant."""
+    """A cause of a call's end; one by a timer has no order among others of the same instant."""
 
     when: Moment
     reason: str
@@ -237,14 +250,14 @@ class Cause:
 
 @dataclass(eq=False)
 class Attempt:
-    """One attempt to end the room for everybody in it, and whether the kill cut it short."""
+    """One attempt to end the room for everybody in it, and whether the kill cut it off."""
 
     begun: Moment
     cut: bool = False
 
 
 class Closed(list[tuple[str, str]]):
-    """The call's own list of what it closed, compared with the truth the moment it is said."""
+    """The call's own list of closed resources; each entry is checked when it is added."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -266,12 +279,13 @@ class Closed(list[tuple[str, str]]):
 
 @dataclass(eq=False, repr=False)
 class World:
-    """A script being played, and what is known of it."""
+    """A running script, and the record of its events."""
 
     script: Script
     loop: VirtualClock
     resources: dict[str, Resource] = field(default_factory=dict)
-    asked: list[Resource] = field(default_factory=list)  # in the order of opening
+    # in the order of opening
+    asked: list[Resource] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     tools: list[Work] = field(default_factory=list)
     causes: list[Cause] = field(default_factory=list)
@@ -281,9 +295,8 @@ class World:
     door_closed: Moment | None = None
     killed: Moment | None = None
     open_when_killed: list[Resource] = field(default_factory=list)
-    wrong: list[str] = field(
-        default_factory=list
-    )  # what an assertion could not say: the door survives every error
+    # failures that an assertion could not report: the closing survives every error
+    wrong: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._number = 0
@@ -316,7 +329,7 @@ class World:
         return self.resources[name]
 
     async def do(self, deed: Deed) -> None:
-        """What a deed says, in the task that asks for it."""
+        """Do the deed in the task that calls."""
         task = asyncio.current_task()
         assert task is not None
         before, self.doing[task] = self.doing.get(task), deed
@@ -344,10 +357,10 @@ class World:
         if deed.then == "is cancelled":
             raise asyncio.CancelledError
 
-    # what ends the call
+    # causes of the end
 
     def cause(self, reason: str, *, after: float | None = None) -> Cause:
-        """From now on, or after so many seconds, the call has this reason to be over."""
+        """From now on, or after so many seconds, the call has this reason to end."""
         when = self.now()
         cause = Cause(
             Moment(when.time + (after or 0.0), when.number), reason, by_timer=after is not None
@@ -361,7 +374,7 @@ class World:
             self.causes.remove(cause)
 
     async def stop(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Call something that takes its being called for a stopping worker, unless the room says more in time."""
+        """Call something that means a stopping worker, unless a room event comes in time."""
         self.cause(Reason.WORKER_STOPPED, after=timeouts.ROOM_EVENT_SECONDS)
         await wait()
 
@@ -374,7 +387,7 @@ class World:
         self.transport.finished_with.append(reason)
 
     def happen(self, what: str) -> None:
-        """One of CAUSES or INTERRUPTIONS."""
+        """Cause one of CAUSES or INTERRUPTIONS."""
         match what:
             case "leaves":
                 self.cause(Reason.CALLER_LEFT)
@@ -393,7 +406,8 @@ class World:
                     self._no_longer(self._rejoin_timer)
                     self._rejoin_timer = None
                 self.transport.events.caller_back()
-            case "blinks":  # is gone for half a second
+            # away for half a second
+            case "blinks":
                 self.happen("drops")
                 self.loop.call_later(0.5, self.happen, "is back")
             case "room closed":
@@ -418,11 +432,10 @@ class World:
     def begin(
         self, work: Callable[P, Coroutine[Any, Any, None]], *a: P.args, **k: P.kwargs
     ) -> asyncio.Task[None]:
-        """In a task of its own, as the SDK or a tool would."""
+        """Run `work` in its own task, like the SDK or a tool."""
 
-        async def apart() -> (
-            None
-        ):  # a task that is cancelled before it begins may not leave `work` behind
+        # a task that is cancelled before it begins must not leave `work` behind
+        async def apart() -> None:
             await work(*a, **k)
 
         return self.loop.create_task(apart())
@@ -484,9 +497,8 @@ class World:
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, Exception) or (task is not None and not task.cancelling()):
-                self.cause(
-                    Reason.error(step.number, step.title), after=timeouts.ROOM_EVENT_SECONDS
-                )  # unless the room says more
+                # unless a room event comes first
+                self.cause(Reason.error(step.number, step.title), after=timeouts.ROOM_EVENT_SECONDS)
             raise
 
     async def _steps(self, call: Call) -> None:
@@ -528,7 +540,7 @@ class World:
     # acts
 
     def act(self, number: int, act: Act) -> None:
-        """One line of the script."""
+        """Do one line of the script."""
         match act:
             case Open(part):
                 self._openers.append(self.begin(self.open, self.resource(f"part {number}", part)))
@@ -600,11 +612,12 @@ class World:
         return [task for task in self.loop.alive() if task is not here]
 
     async def play(self) -> None:
-        """The whole script, and then the end of everything; `self` knows afterwards what came of it."""
+        """Run the whole script to the end of everything; `self` then has the record."""
         self.asked.append(self.resources["room"])
         self.resources["room"].asked = self.now()
         self.entrypoint = self.begin(self.call.start, self._steps)
-        await asyncio.sleep(0)  # it has begun, and not connected
+        # it begins, and does not connect yet
+        await asyncio.sleep(0)
         if self.script.arrives:
             self.act(-1, Arrive())
         watch = self.begin(self._watch_door)
@@ -619,16 +632,16 @@ class World:
         else:
             self.happen("finishes")
             await asyncio.wait([watch], timeout=PATIENCE)
-            for _ in range(5):  # a task that was cancelled last may need a turn or two
+            # a task that was cancelled last may need a turn or two
+            for _ in range(5):
                 await asyncio.sleep(0)
-        for _ in range(
-            2 if self.killed else 0
-        ):  # a step that was about to fail may yet begin a door
+        # a step that was about to fail may still begin a closing
+        for _ in range(2 if self.killed else 0):
             if others := self._others():
                 await asyncio.wait(others, timeout=PATIENCE)
 
     def left_over(self) -> list[asyncio.Task[Any]]:
-        """Tasks that live on, except those that do not let themselves be cancelled, and those that wait for them."""
+        """The remaining tasks, without those that ignore cancellation and those that await them."""
         stubborn = {
             task
             for task, deed in self.doing.items()
@@ -637,20 +650,19 @@ class World:
         for resource in self.resources.values():
             if resource.task in stubborn and not resource.entered and resource.opener:
                 stubborn.add(resource.opener)
-            if (
-                resource.late and resource.part.opening.stubborn and resource.task
-            ):  # has had its only cancellation
+            # it has had its only cancellation
+            if resource.late and resource.part.opening.stubborn and resource.task:
                 stubborn.add(resource.task)
         return [task for task in self._others() if task not in stubborn]
 
     async def let_them_go(self) -> None:
-        """Even the stubborn, and what hangs in a dying process, come to their end."""
+        """Let the stubborn tasks, and those that hang in a dying process, end."""
         self.let_go.set()
         if others := self._others():
             await asyncio.wait(others, timeout=PATIENCE)
 
     def unexpected(self) -> list[BaseException]:
-        """What tasks raised that no script asked for."""
+        """Exceptions of tasks that the script did not ask for."""
         errors = [
             task.exception() for task in self.loop.born if task.done() and not task.cancelled()
         ]

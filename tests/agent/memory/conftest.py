@@ -1,4 +1,4 @@
-"""A store in the test's hands, which the settings choose."""
+"""A store that a test controls and the settings choose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store of callers promises, and what the tests of the memory share."""
+"""The promises of every store of callers, and code that the tests of memory share."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class FakeStore:
 
 
 class StoreContract:
-    """What every store promises; each store's own tests inherit it."""
+    """The promises of every store; each store's own tests inherit them."""
 
     async def test_it_can_be_written(self, store: Memory) -> None:
         await store.check()

@@ -1,4 +1,4 @@
-"""Who a caller is, what is known of them, what is kept: decided without ever hurting a call."""
+"""A caller's key, profile and turns: nothing about them can harm a call."""
 
 from __future__ import annotations
 
@@ -140,11 +140,11 @@ async def test_turns_from_before_transcripts_were_switched_off_are_neither_recal
     assert store.kept == [ended()]
 
 
-# ---------------------------------------------------------------------- what calls learn of outages
+# ---------------------------------------------------------------------- outages
 
 
 async def recalled_by_the_next_call(store: FakeStore, settings: Settings) -> Profile | None:
-    """What the next call gets of its caller; the store works again by then."""
+    """The profile in the next call, when the store works again."""
     store.trouble = None
     async with calling(settings) as memory:
         return await memory.recall()

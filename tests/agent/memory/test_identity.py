@@ -106,7 +106,7 @@ def test_no_identity_in_a_token_has_the_key_of_a_phone() -> None:
         assert key_of(identity, "standard", phone("+15551234567"), phones=True) != key
 
 
-def test_whoever_is_to_be_forgotten_is_found_under_every_key() -> None:
+def test_a_caller_to_forget_is_found_under_every_key() -> None:
     assert keys_of("ann") == ["ann"]
     for typed in ("+1 (555) 123-4567", "tel:+15551234567", "sip_+15551234567", "15551234567"):
         assert {typed, "tel:+15551234567"} <= set(keys_of(typed))

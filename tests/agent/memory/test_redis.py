@@ -1,4 +1,4 @@
-"""Callers in a real Redis or Valkey: what every store promises, and what a server can suffer."""
+"""Callers in a real Redis or Valkey: the promises of every store, and failures of the server."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def store(settings: Settings) -> AsyncIterator[RedisMemory]:
 
 @pytest.fixture
 async def raw(settings: Settings) -> AsyncIterator[Redis]:
-    """The server itself, without our store; what a test left there is deleted."""
+    """The server itself, without our store; emptied after each test."""
     async with Redis.from_url(settings.memory_url, decode_responses=True) as client:
         yield client
         for key in await keys(client, settings):
@@ -200,7 +200,7 @@ async def test_a_stalled_server_makes_an_unknown_caller_and_one_warning(
         memory.add_turn(turn(2))
         async with asyncio.timeout(
             30
-            # only a deadline of ours ends this: the server says nothing, ever
+            # only our own deadline ends this: the server never answers
         ):
             assert await memory.recall() is None
         server.go_on()

@@ -1,4 +1,4 @@
-"""What a store could not take is kept for it, delivered once, and forgotten when it has to be."""
+"""Items that a store could not take are kept, delivered once, and forgotten on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callers in one file: what every store promises, and what a file can suffer."""
+"""Callers in one file: the promises of every store, and failures of the file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_callers_are_known_again_by_another_process(settings: Settings) ->
         assert await second.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 
 
-async def test_a_caller_whose_time_is_over_is_unknown_and_begins_anew(
+async def test_a_caller_whose_time_is_over_is_unknown_and_starts_over(
     store: SqliteMemory, path: Path
 ) -> None:
     for caller in ("ann", "bob"):
@@ -164,7 +164,7 @@ async def test_a_file_that_turns_out_to_be_damaged_is_moved_aside(
     assert len(warnings(caplog)) == 1
 
 
-async def test_a_file_deleted_in_mid_call_is_made_anew(store: SqliteMemory, path: Path) -> None:
+async def test_a_file_deleted_in_mid_call_is_made_again(store: SqliteMemory, path: Path) -> None:
     await store.write("ann", turn(1))
     delete(path)
     await store.write("ann", turn(2))
@@ -271,7 +271,7 @@ async def test_a_file_that_was_read_only_is_written_as_soon_as_it_may_be(
     store: SqliteMemory, path: Path
 ) -> None:
     await store.write("ann", turn(1))
-    # what no root can have by a file's mode
+    # root cannot have this by a file's mode
     await store._thread.run(lambda db: db.execute("PRAGMA query_only = ON"))
     with pytest.raises(
         MemoryUnavailable,

@@ -1,4 +1,4 @@
-"""What a call gives to be kept is written in order, or spooled, or its loss is reported."""
+"""A call's items are written in order, or spooled, or their loss is reported."""
 
 from __future__ import annotations
 

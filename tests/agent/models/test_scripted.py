@@ -1,4 +1,4 @@
-"""The models that settings choose: built without a network, and the keyless ones in a conversation."""
+"""The models that settings choose, built without a network; the keyless ones in a conversation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from agent.models.scripted import SAMPLE_RATE, ScriptedTTS, best_sentences, hum
 from agent.settings import load_settings
 
 HOURS = """[opening-hours.md] Opening hours
-The workshop is open from nine to five. On Saturdays it closes at *one*. Bring your [receipt](https://example.com).
+The workshop is open from nine to five. On Saturdays it closes at *one*. \
+Bring your [receipt](https://example.com).
 
 [prices.md] Prices
 A new chain is 30 euros."""
@@ -44,7 +45,7 @@ def session_of(models: Models) -> AgentSession[None]:
 
 
 class Desk(Agent):
-    """An agent with the tools that ours has, and one of an owner's; `passages` is what its documents say."""
+    """An agent with our tools and an owner's; `passages` are the contents of its documents."""
 
     def __init__(self, passages: str | None = HOURS) -> None:
         async def search_knowledge(question: str) -> str:
@@ -96,7 +97,7 @@ async def session(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AgentSession
 
 
 async def said(session: AgentSession[None], words: str) -> list[str]:
-    """What happens after the caller said something: sentences, and names of tools that were called."""
+    """The replies to a caller's words: sentences, and the tools that were called."""
     result: RunResult[None] = await session.run(user_input=words)
     items = [event.item for event in result.events if event.type != "agent_handoff"]
     return [
@@ -130,9 +131,9 @@ async def test_livekit_models_are_built_offline_without_a_warning_or_anything_de
     assert models.stt is not None
     assert models.tts is not None
     assert models.vad is not None
-    assert (
-        getattr(models.turn_handling["turn_detection"], "model", None) == "turn-detector-v1-mini"
-    )  # not the cloud's
+    # not the cloud's
+    detection = models.turn_handling["turn_detection"]
+    assert getattr(detection, "model", None) == "turn-detector-v1-mini"
 
 
 async def test_livekit_models_without_keys_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

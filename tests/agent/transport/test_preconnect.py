@@ -1,4 +1,4 @@
-"""Words said while the agent is still joining, through the SDK's own readers' shapes, frames, tracks and decoders."""
+"""Words from before the agent has joined, with the SDK's readers, frames, tracks and decoders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANNOUNCED = [AudioTrackFeature.TF_PRECONNECT_BUFFER]
 
 
 class Room(rtc.EventEmitter[str]):
-    """A room as rtc.Room is towards its handlers: one for a topic, readers and identities as they come."""
+    """Handles streams like rtc.Room: one handler a topic, called with readers and identities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Room(rtc.EventEmitter[str]):
         self.bytes.pop(topic, None)
 
     def types(self, text: str, identity: str = "caller") -> Reader:
-        """Somebody sends a text."""
+        """A participant sends a text."""
         reader = Reader([text[:3], text[3:]])
         self.texts["lk.chat"](reader, identity)
         return reader
@@ -61,7 +61,7 @@ class Room(rtc.EventEmitter[str]):
         identity: str = "caller",
         **about: str,
     ) -> Reader:
-        """Somebody's front end sends what it recorded, in the chunks it likes."""
+        """A participant's front end sends its recording, in any chunks."""
         attributes = {
             "trackId": "TR_mic",
             "sampleRate": str(AUDIO.sample_rate),
@@ -76,7 +76,7 @@ class Room(rtc.EventEmitter[str]):
     def publishes(
         self, track: Any = None, features: list[Any] | None = None, identity: str = "caller"
     ) -> None:
-        """Somebody's microphone is heard in the room."""
+        """A participant publishes a microphone."""
         self.emit(
             "track_subscribed",
             track or Microphone().track,
@@ -121,7 +121,7 @@ class Somebody:
 
 
 class Microphone:
-    """A real track, spoken into from here."""
+    """A real track with sound from here."""
 
     def __init__(self) -> None:
         self._source = rtc.AudioSource(AUDIO.sample_rate, 1)
@@ -134,7 +134,7 @@ class Microphone:
 
 @dataclass
 class LiveAudio(AudioInput):
-    """What RoomIO gives to a session: the frames of now."""
+    """A session's input from RoomIO: the live frames."""
 
     frames: list[rtc.AudioFrame] = field(default_factory=list)
 
@@ -147,13 +147,12 @@ class LiveAudio(AudioInput):
         return self.frames.pop(0)
 
 
-LIVE = np.full(
-    AUDIO.sample_rate // 20, 7777, "<i2"
-).tobytes()  # one frame that is said when the session listens
+# one frame that is said when the session listens
+LIVE = np.full(AUDIO.sample_rate // 20, 7777, "<i2").tobytes()
 
 
 def listening(words: PreConnectBuffer) -> AgentSession[Any]:
-    """A session that was started inside `handed_over`, and is about to take its first frame."""
+    """A session that was started inside `handed_over`, before its first frame."""
     session: AgentSession[Any] = AgentSession(vad=None, turn_handling={"turn_detection": "manual"})
     with words.handed_over(session, "caller"):
         session.input.audio = LiveAudio(
@@ -168,14 +167,14 @@ async def heard(session: AgentSession[Any]) -> bytes:
 
 
 def assert_heard(everything: bytes, recording: bytes) -> None:
-    """The recording, then what a silent microphone sends until the session listens, then the live words."""
+    """The recording, then silence until the session listens, then the live words."""
     between = everything.removeprefix(recording).removesuffix(LIVE)
     assert len(between) == len(everything) - len(recording) - len(LIVE)
     assert not any(between)
 
 
 def ramp(seconds: float) -> bytes:
-    """Samples that all differ from their neighbours, so that nothing can be lost, doubled or moved unseen."""
+    """Samples that differ from their neighbours, so that losses, doubles and moves are visible."""
     return (np.arange(int(AUDIO.sample_rate * seconds)) % 5000).astype("<i2").tobytes()
 
 
@@ -250,10 +249,8 @@ async def test_a_flood_of_texts_is_cut_off(room: Room, words: PreConnectBuffer) 
         room.types("hello", identity=f"stranger {number}")
         for number in range(2 * preconnect.MAX_PEOPLE)
     ]
-    closed_unread = (
-        readers[-1].closed,
-        strangers[-1].closed,
-    )  # or they stay subscribed as long as the process lives
+    # otherwise they would stay subscribed as long as the process lives
+    closed_unread = (readers[-1].closed, strangers[-1].closed)
     listening(words)
     texts = await words.texts("caller")
 
@@ -305,9 +302,8 @@ async def test_words_between_the_recording_and_the_session_are_heard(
     everything = await heard(listening(words))
 
     assert everything.startswith(ramp(0.1))
-    assert (
-        said[960:-960] in everything
-    )  # a track begins and ends in silence, and may cut a frame there
+    # a track begins and ends in silence, and may cut a frame there
+    assert said[960:-960] in everything
     assert everything.endswith(LIVE)
 
 
@@ -350,9 +346,8 @@ async def test_a_recording_of_a_phone_is_brought_to_the_rate_of_the_session(
     room: Room, words: PreConnectBuffer, rate: int, channels: int
 ) -> None:
     samples = np.repeat(tone(0.5, rate), channels)
-    room.sends(
-        samples.tobytes() + b"\0", sampleRate=str(rate), channels=str(channels)
-    )  # half a sample too much
+    # half a sample too much
+    room.sends(samples.tobytes() + b"\0", sampleRate=str(rate), channels=str(channels))
     room.publishes(features=ANNOUNCED)
     everything = np.trim_zeros(
         np.frombuffer((await heard(listening(words))).removesuffix(LIVE), "<i2")
@@ -447,7 +442,7 @@ def pitch(samples: np.ndarray[Any, np.dtype[np.int16]]) -> float:
 
 
 def encode(samples: np.ndarray[Any, np.dtype[np.int16]], container: str, codec: str) -> bytes:
-    """What a browser's recorder makes of samples at 48 kHz; MP4 in fragments, because nobody can seek in a stream."""
+    """A browser's recording of samples at 48 kHz; MP4 in fragments, because streams cannot seek."""
     file = io.BytesIO()
     options = (
         {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if container == "mp4" else {}

@@ -1,4 +1,4 @@
-"""The line of a LiveKit job: what the events of a real room object mean for the call. Only the network is missing."""
+"""The transport of a LiveKit job: the meaning of a real room object's events, without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agent.transport.room import RoomTransport
 def person(
     identity: str, why: rtc.DisconnectReason.ValueType | None = None, *, phone: bool = False
 ) -> rtc.RemoteParticipant:
-    """Somebody in a room, or leaving it for a reason."""
+    """A participant who is in a room, or leaves it for a reason."""
     standard, sip = (
         rtc.ParticipantKind.PARTICIPANT_KIND_STANDARD,
         rtc.ParticipantKind.PARTICIPANT_KIND_SIP,
@@ -42,7 +42,7 @@ def person(
 
 
 class Job:
-    """What the line uses of the SDK's JobContext, around a room that is connected to nothing."""
+    """The parts of the SDK's JobContext that the transport uses, around an unconnected room."""
 
     def __init__(self) -> None:
         self.job = SimpleNamespace(id="job", room=SimpleNamespace(name="room"))
@@ -79,7 +79,7 @@ class Job:
 
 
 class Watched(RoomTransport):
-    """A job's line that notes whom it would hang up on."""
+    """A job's transport that notes whom it would remove."""
 
     def __init__(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(job.room, "isconnected", lambda: True)
@@ -177,7 +177,7 @@ async def test_somebody_elses_leaving_ends_nothing(
     assert await ended(call) == Reason.CALLER_LEFT
 
 
-async def test_a_caller_who_joins_anew_with_the_same_identity_stays_the_caller(
+async def test_a_caller_who_joins_again_with_the_same_identity_stays_the_caller(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, _ = await begin(job, monkeypatch)
@@ -195,7 +195,8 @@ async def test_a_caller_who_leaves_in_the_moment_of_joining_is_noticed(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, _ = await begin(job, monkeypatch)
-    await asyncio.sleep(0.01)  # the call waits for its caller
+    # the call waits for its caller
+    await asyncio.sleep(0.01)
     job.join("ann")
     job.leave("ann", REASONS.CLIENT_INITIATED)
     assert await ended(call) == Reason.CALLER_LEFT

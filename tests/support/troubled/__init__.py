@@ -1,1 +1,1 @@
-"""An owner's files that make trouble on demand: copied over a rendered project's persona.py and resources.py."""
+"""An owner's persona.py and resources.py for a rendered project, which fail on demand."""

@@ -1,7 +1,8 @@
-"""An owner's persona whose models, tools and greeting make trouble when the caller, or the room's name, asks for it.
+"""An owner's persona whose models, tools and greeting fail when the caller or the room asks for it.
 
-The caller writes `/tool NAME {…}` for a tool, `llm fail`, `llm hang` or `llm break off` for the model, and has the tool
-`say` read out `voice fail` or `voice hang` for the voice. A room is called TROUBLE--anything.
+The caller writes `/tool NAME {…}` for a tool, and `llm fail`, `llm hang` or `llm break off` for the
+model; the tool `say` reads out `voice fail` or `voice hang` for the voice. The room's name is
+TROUBLE--anything.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=
 
 
 def trouble_of(call: Call) -> str:
-    """What the room's name asks for."""
+    """The failure that the room's name asks for."""
     return call.transport.room_name.partition("--")[0]
 
 
 class TroubledLLM(ScriptedLLM):
-    """Fails, hangs or breaks off where the caller's last words say so."""
+    """Fails, hangs or breaks off if the caller's last words say so."""
 
     def chat(self, *, chat_ctx: llm.ChatContext, **options: Any) -> llm.LLMStream:
         said = [
@@ -72,7 +73,7 @@ class _TroubledStream(llm.LLMStream):
 
 
 class TroubledTTS(ScriptedTTS):
-    """Fails or hangs where the text says so."""
+    """Fails or hangs if the text says so."""
 
     def synthesize(
         self, text: str, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS
@@ -90,7 +91,7 @@ class _TroubledVoice(tts.ChunkedStream):
 
 
 class TroubledSTT(stt.STT[Any]):
-    """Ears whose stream fails as soon as it listens: its connection, or something nobody has thought of."""
+    """A stream that fails as soon as it listens: a lost connection, or an unexpected error."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
@@ -114,7 +115,8 @@ class _TroubledEars(stt.RecognizeStream):
         super().__init__(**options)
 
     async def _run(self) -> None:
-        await asyncio.sleep(1)  # until the greeting is under way
+        # until the greeting has begun
+        await asyncio.sleep(1)
         raise self._error
 
 
@@ -130,7 +132,7 @@ class NeverConnects(llm.Toolset):
 
 
 class Persona(CallAgent):
-    """A persona with tools for every trouble."""
+    """A persona with tools for every failure."""
 
     patient_tools = frozenset({"count"})
 

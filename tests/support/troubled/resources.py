@@ -1,4 +1,4 @@
-"""An owner's resources that make trouble where the room's name asks for it: a room is called TROUBLE--anything."""
+"""An owner's resources that fail if the room's name, TROUBLE--anything, asks for it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Resources:
 
 @asynccontextmanager
 async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client that behaves."""
+    """A client that works."""
     async with aiohttp.ClientSession() as client:
         yield client
 
 
 @asynccontextmanager
 async def pool(trouble: str) -> AsyncIterator[None]:
-    """A pool that does not."""
+    """A pool that may fail."""
     if trouble == "open-fails":
         raise ConnectionError("the database is down")
     if trouble == "open-hangs":
