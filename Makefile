@@ -50,7 +50,7 @@ canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents th
 	@$(PY) -m tests.support.server
 	@$(PY) tools/canary.py
 
-bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every end in six shapes of an entrypoint: 20 minutes
+bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, weight, every end in six shapes of an entrypoint: more than 20 minutes
 	@$(PY) -m benchmarks.copies
 	@$(PY) -m benchmarks.weight
 	@$(PY) -m benchmarks.run
@@ -59,7 +59,7 @@ bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, every 
 	@$(PY) -m benchmarks.plots
 
 bench-parts: export PYTHONPATH := template/src
-bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 30 minutes
+bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 40 minutes
 	@$(PY) -m benchmarks.knowledge
 	@$(PY) -m benchmarks.knowledge_pair
 	@$(PY) -m benchmarks.turns

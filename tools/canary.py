@@ -19,6 +19,7 @@ BIN = Path(sys.executable).parent
 SDK = "livekit-agents"
 CALLS = (
     "tests/call/test_ends.py",
+    "tests/call/test_first_call.py::test_its_sdk_is_as_calls_rely_on_it",
     "tests/call/test_first_call.py::test_it_takes_a_call_and_knows_the_caller_the_second_time",
     "tests/call/test_first_call.py::test_its_own_tests_pass_without_keys_or_network"
     "[sqlite-sqlite-Apache-2.0]",

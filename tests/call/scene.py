@@ -103,7 +103,6 @@ class Scene:
         steps: list[int] | None = None,
         opened: list[str] | None = None,
         badly: Mapping[str, str] | None = None,
-        seconds: float = 40,
     ) -> Record:
         """The call in `room` has ended as the table says, and has left nothing behind.
 
@@ -112,7 +111,7 @@ class Scene:
         """
         steps, badly = steps or ALL_STEPS, badly or {}
         opened = OPENED if opened is None else opened
-        record = await self.running.ended(room, seconds)
+        record = await self.running.ended(room)
         assert record["reason"] == end.reason
         assert self.running.steps(room) == steps
         closed = dict(self.running.closed(room))

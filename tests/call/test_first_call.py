@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 import uuid
@@ -59,6 +60,13 @@ def test_nothing_that_it_installs_is_a_name_for_a_project(project: Project) -> N
     assert locked - {project.answers()["project_slug"], *taken} == set(), (
         "copier.yml's taken_names lacks these"
     )
+
+
+def test_its_sdk_is_as_calls_rely_on_it(default_project: Project) -> None:
+    """The canary runs it with other versions of livekit-agents."""
+    alone = ("--noconftest", "-c", os.devnull, "-o", "asyncio_mode=auto", "-p", "no:cacheprovider")
+    facts = ROOT / "tests" / "agent" / "test_sdk.py"
+    default_project.run("uv", "run", "pytest", "-q", *alone, str(facts))
 
 
 def test_it_builds_a_wheel_and_an_sdist_that_hold_the_agent(

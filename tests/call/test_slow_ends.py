@@ -46,7 +46,7 @@ async def test_a_caller_whose_process_dies_and_who_never_comes_back(
     room = new_room()
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="1") as stage:
         await vanish(stage, room)
-        await stage.expect(end, room, seconds=90)
+        await stage.expect(end, room)
 
 
 @ends("rejoins")
@@ -56,9 +56,7 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
     room = new_room()
     async with scene(project, livekit, AGENT_REJOIN_SECONDS="60") as stage:
         await vanish(stage, room)
-        await stage.running.wait_for(
-            lambda r: "connection broke" in str(r.get("message")), seconds=90
-        )
+        await stage.running.wait_for(lambda r: "connection broke" in str(r.get("message")))
         async with stage.caller(room, identity=ANN) as caller:
             await stage.said(room, "the caller is back")
             assert "bicycle" in await caller.ask("Where can I park my bicycle?", "bicycle")

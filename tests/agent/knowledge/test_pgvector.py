@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from agent.knowledge import IndexManifest, Knowledge, KnowledgeUnavailable, index_of
 from agent.knowledge.embeddings import QuestionEmbedder
 from agent.knowledge.pgvector import PgvectorIndex, connection, errors, schema_of
+from agent.knowledge.pgvector.search import COMMON, _Snapshot, query_of
 from agent.settings import Settings
 from agent.telemetry import LogJournal
 from tests.support.postgres import PASSWORD, Postgres
@@ -193,6 +196,58 @@ async def test_function_words_alone_are_answered_by_a_heading_that_says_just_tha
     await ingest(index)
     assert await found_by(index, "Who are you?") == [WHO[0]]
     assert await found_by(index, "how are you") == []
+
+
+async def test_a_question_reads_its_own_words_and_no_others(
+    settings: Settings, index: PgvectorIndex
+) -> None:
+    """Of a large index, and although PostgreSQL has no statistics of its small tables."""
+    common = [f"word{number}" for number in range(400)]
+    pages = [(f"Page {n}", f"house {' '.join(common[n % 40 :: 9])}") for n in range(3000)]
+    await ingest(index, {"pages.md": pages, "bell.md": [("Bell", "The bell of the house.")]})
+
+    async with raw(settings.knowledge_url.get_secret_value()) as connection:
+        await connection.execute(f"SET search_path = {schema_of(settings.name)}, public")
+        made = await connection.fetchrow("SELECT revision, generation FROM about")
+        assert made is not None
+        manifest = IndexManifest(1, "", 0, (), {})
+        snapshot = _Snapshot(made["revision"], made["generation"], manifest)
+        query = query_of(snapshot, by_words=True, by_meaning=False)
+        asked = ["bell", "word7", "house"]
+        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", asked)
+
+    reading = [
+        node
+        for node in nodes(json.loads(plan)[0]["Plan"])
+        if node.get("Relation Name") == "postings"
+    ]
+    assert all("word =" in node.get("Index Cond", "") for node in reading)
+    # "house" is in every passage, the others are in few
+    assert 3000 < sum(node["Actual Loops"] * node["Actual Rows"] for node in reading) < 5000
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
+
+
+async def test_all_words_decide_which_of_many_passages_with_the_rare_one_are_best(
+    index: PgvectorIndex,
+) -> None:
+    """Also a word that is too common to propose passages by itself."""
+    await ingest(
+        index,
+        {
+            "bells.md": [("Bells", "It rings.")] * 100,
+            "garages.md": [("Garages", "For parking.")] * (COMMON + 1),
+            "others.md": [("Others", "The house.")] * COMMON,
+            "both.md": [("Bells", "For parking here.")],
+        },
+    )
+    async with searching(index) as knowledge:
+        best, *_ = await knowledge.search("Parking and a bell?")
+    assert best.source == "both.md"
 
 
 async def test_a_passage_with_the_rare_word_comes_first(index: PgvectorIndex) -> None:

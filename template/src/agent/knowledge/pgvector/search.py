@@ -37,22 +37,35 @@ asked AS MATERIALIZED (
     ) AS counted
 )
 """
-# Rare words propose passages, and common ones only as long as those are not too many.
-BY_WORDS = f"""
-rare AS MATERIALIZED (
-    SELECT word, weight, typical FROM (
-        SELECT *, row_number() OVER rare AS rarest, sum(holding) OVER rare AS proposed
-        FROM asked WHERE holding > 0 WINDOW rare AS (ORDER BY holding, word)
-    ) AS known WHERE rarest = 1 OR proposed <= {COMMON}
-), by_words AS (
-    SELECT passage AS id FROM rare JOIN postings USING (word)
-    GROUP BY passage ORDER BY sum({SCORE}) DESC LIMIT {CANDIDATES}
-)
-"""
+# Each word is looked up by itself (OFFSET 0), whatever PostgreSQL guesses: it has no statistics
+# of a table as small as `about`, takes a question for thousands of words, and reads all postings.
 LIKENESS = f"""
     SELECT coalesce(sum({SCORE}), 0) AS likeness,
         coalesce(sum(weight) FILTER (WHERE times > 0) / nullif(sum(weight), 0), 0) AS covered
-    FROM asked LEFT JOIN postings ON postings.word = asked.word AND passage = id
+    FROM asked LEFT JOIN LATERAL (
+        SELECT length, times FROM postings
+        WHERE postings.word = asked.word AND passage = id OFFSET 0
+    ) AS here ON true
+"""
+# Rare words propose passages, and common ones only as long as those are not too many. All words of
+# the question decide which of them are the best.
+BY_WORDS = f"""
+rare AS MATERIALIZED (
+    SELECT word FROM (
+        SELECT word, row_number() OVER rare AS rarest, sum(holding) OVER rare AS proposed
+        FROM asked WHERE holding > 0 WINDOW rare AS (ORDER BY holding, word)
+    ) AS known WHERE rarest = 1 OR proposed <= {COMMON}
+), proposed AS MATERIALIZED (
+    SELECT DISTINCT passage AS id FROM rare, LATERAL (
+        SELECT passage FROM postings WHERE postings.word = rare.word OFFSET 0
+    ) AS holders
+), by_words AS (
+    SELECT passage AS id FROM asked, LATERAL (
+        SELECT passage, length, times FROM postings WHERE postings.word = asked.word OFFSET 0
+    ) AS holders
+    WHERE passage IN (SELECT id FROM proposed)
+    GROUP BY passage ORDER BY sum({SCORE}) DESC LIMIT {CANDIDATES}
+)
 """
 # Function words alone, as in "Who are you?", are answered under a heading that says just that.
 TITLED = (
