@@ -73,7 +73,7 @@ class Scene:
     spans: Collector
     metrics_port: int
 
-    def caller(self, room: str, **options: str) -> Caller:
+    def caller(self, room: str, **options: Any) -> Caller:
         """A caller of this worker's agent."""
         return Caller(self.livekit, room, self.agent, **options)
 

@@ -100,7 +100,9 @@ async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(
         await caller.write("/tool slow {}")
         await stage.said(room, "the slow tool began")
     await stage.expect(end, room)
-    assert "the slow tool was cancelled" in [record["message"] for record in stage.running.of(room)]
+    said = [record["message"] for record in stage.running.of(room)]
+    assert "the slow tool was cancelled" in said
+    assert "the tool slow was cut short: its call has ended" in said
 
 
 @ends("phone-leaves-early", "browser-leaves-early")
@@ -203,6 +205,19 @@ async def test_the_agent_hangs_up_after_a_goodbye_that_is_heard_to_its_end(
         assert caller.loud_seconds > before
         assert await stage.present(room) == []
     await stage.expect(end, room)
+
+
+@ends("agent-hangs-up-to-a-viewer")
+async def test_who_only_listens_is_no_caller_and_keeps_no_room(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room, identity="viewer", listens=True) as viewer:
+        async with asyncio.timeout(10):
+            await viewer.agent_here.wait()
+        async with stage.caller(room, kind="sip") as phone:
+            await phone.hear_text_with("help")
+            await phone.ask("goodbye", "Goodbye!")
+            await cut_off(phone)
+        await stage.expect(end, room)
 
 
 @ends("agent-hangs-up-in-company")
