@@ -75,7 +75,7 @@ def require_binary() -> Path:
         pytest.skip(str(error))
 
 
-# Below those that systems give to whoever asks for any port, and apart for each process of
+# Below those that a system gives to who asks for any port, and apart for each process of
 # pytest-xdist: a port that is free now is then still free when a worker binds it.
 _LOWEST = 12_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
 _PORTS = (_LOWEST + (os.getpid() + number) % 2_000 for number in itertools.count())
@@ -83,14 +83,16 @@ _PORTS = (_LOWEST + (os.getpid() + number) % 2_000 for number in itertools.count
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
     """A port that is free on every interface, and given to nobody else of this run."""
-    for port in _PORTS:
-        with socket.socket(socket.AF_INET, kind) as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError("the ports never end")
+    return next(port for port in _PORTS if _is_free(port, kind))
+
+
+def _is_free(port: int, kind: int) -> bool:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass
