@@ -1,6 +1,6 @@
 """What every commit has to pass: format, lint, types, and the tests of the agent, run in place.
 
-python tools/check.py [--static]      --static: run no test
+With --static no test is run.
 """
 
 from __future__ import annotations

@@ -566,7 +566,7 @@ async def test_a_voice_may_wait_for_its_words(monkeypatch: pytest.MonkeyPatch) -
 
     heard = [frame async for frame in scene.agent.tts_node(slowly(), ModelSettings())]
     assert {frame.samples_per_channel for frame in heard} != {12_000}  # not the tones
-    assert "voice" not in scene.agent._failures or scene.agent._failures["voice"] == 0
+    assert scene.agent._failures["text-to-speech"] == 0
     scene.transport.leave()
     await scene.expect()
 

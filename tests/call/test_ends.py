@@ -239,7 +239,7 @@ async def test_a_call_that_is_too_long_ends_with_a_goodbye(
     end: End, project: Project, livekit: LiveKit
 ) -> None:
     room = new_room()
-    async with scene(project, livekit, AGENT_MAX_CALL_SECONDS="4") as stage:
+    async with scene(project, livekit, AGENT_MAX_CALL_SECONDS="10") as stage:
         async with stage.caller(room) as caller:
             await caller.hear_text_with("as long as I can")
             await cut_off(caller)

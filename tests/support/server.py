@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
 import shutil
 import socket
@@ -74,12 +75,24 @@ def require_binary() -> Path:
         pytest.skip(str(error))
 
 
+# Below those that a system gives to who asks for any port, and apart for each process of
+# pytest-xdist: a port that is free now is then still free when a worker binds it.
+_LOWEST = 12_000 + 2_000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
+_PORTS = (_LOWEST + (os.getpid() + number) % 2_000 for number in itertools.count())
+
+
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A port that is free on loopback right now."""
+    """A port that is free on every interface, and given to nobody else of this run."""
+    return next(port for port in _PORTS if _is_free(port, kind))
+
+
+def _is_free(port: int, kind: int) -> bool:
     with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass

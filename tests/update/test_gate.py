@@ -21,7 +21,8 @@ from tools.gate import (
 )
 
 NEXT = "v999.1.0"
-EVERY = 10  # of so many sets of answers `make test` tries one; the slow tests and releases try all
+# of so many sets of answers `make test` tries one; the slow tests and releases try all
+EVERY = 10
 ANSWERS = {"knowledge": "none", "memory": "none", "license": "Apache-2.0"}
 
 

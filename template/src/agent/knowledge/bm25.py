@@ -14,11 +14,9 @@ from array import array
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.knowledge.ranking import FUNCTION_WORDS, TITLE_WEIGHT
+from agent.knowledge.ranking import FUNCTION_WORDS, LENGTH, SATURATION, TITLE_WEIGHT
 
 TOKENIZE = "porter unicode61"
-# the usual k1 and b of BM25
-SATURATION, LENGTH = 1.2, 0.75
 
 WORD_TABLE = """
 CREATE TABLE words(

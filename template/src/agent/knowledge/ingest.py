@@ -24,7 +24,7 @@ from agent.knowledge.documents import READABLE, Document, documents_in, roots_of
 from agent.knowledge.embeddings import embedder_of, model_of
 from agent.settings import Settings
 
-# raise it when documents are cut in another way: every index is then built anew
+# raise it when documents are cut in another way: every index is then built again
 SCHEMA = 2
 # texts that are embedded at once: the local model needs gigabytes for a few hundred
 EMBEDDED_AT_ONCE = 16

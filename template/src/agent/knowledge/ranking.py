@@ -19,6 +19,8 @@ CANDIDATES = 50
 MOST_WORDS = 64
 # a word in the headings says more than one in the text
 TITLE_WEIGHT = 2.0
+# the usual k1 and b of BM25
+SATURATION, LENGTH = 1.2, 0.75
 # what the likeness of meaning counts; the rest is the likeness of words
 MEANING = 0.8
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 log = logging.getLogger("agent.memory")
 
 SCHEMA_VERSION = 2
-# a writer holds the file for a millisecond; whoever waits longer gets an error, and tries again
+# a writer holds the file for a millisecond; who waits longer gets an error, and tries again
 BUSY_SECONDS = 0.25
 # for another process that opens or replaces the file
 OPENING_SECONDS = 1.0

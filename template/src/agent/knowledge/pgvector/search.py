@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from agent.knowledge import IndexManifest, KnowledgeUnavailable, Passage, Questions
 from agent.knowledge.pgvector.connection import Connection, Connections, Database
 from agent.knowledge.pgvector.errors import no_index
-from agent.knowledge.ranking import CANDIDATES, Candidate, phrase_of, rank, words_of
+from agent.knowledge.ranking import (
+    CANDIDATES,
+    LENGTH,
+    SATURATION,
+    Candidate,
+    phrase_of,
+    rank,
+    words_of,
+)
 
 # passages that words may propose before the more common words of a question propose none
 COMMON = 2000
-# k1 and b of BM25, as the SQLite index has them
-SATURATION, LENGTH = 1.2, 0.75
 
 # What a word adds to the BM25 of a passage; `length` and `typical` are numbers of words.
 SCORE = (

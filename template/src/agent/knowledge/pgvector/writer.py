@@ -22,7 +22,7 @@ WRITE_SECONDS = 60.0
 INDEX_SECONDS = 3600.0
 # passages that are written at once
 ROWS_AT_ONCE = 256
-# of more new passages than this, and than this share of all, sorting all vectors anew is faster
+# of more new passages than this, and than this share of all, sorting all vectors again is faster
 FEW, SMALL_SHARE = 500, 0.1
 # where new passages wait, outside of the vectors' index
 PENDING = 0
@@ -41,7 +41,7 @@ LAYOUTS = (
     CREATE TABLE about(
         one boolean PRIMARY KEY DEFAULT true CHECK (one),
         revision bigint NOT NULL,     -- counts ingests
-        generation integer NOT NULL,  -- counts those that sorted the vectors anew
+        generation integer NOT NULL,  -- counts those that sorted the vectors again
         passages integer NOT NULL,
         length real NOT NULL,         -- of a passage, in words, on average
         schema integer NOT NULL, model text NOT NULL, dimension integer NOT NULL,
