@@ -174,7 +174,7 @@ class Settings(BaseSettings):
     tool_finish_seconds: float = Field(
         default=5,
         ge=0,
-        description="Expert: how long a running tool may go on when the call has ended.",
+        description="How long a running tool may go on when the call has ended.",
     )
     goodbye_seconds: float = Field(
         default=8, gt=0, le=15, description="How long the last sentence may take."
