@@ -256,6 +256,18 @@ async def test_a_passage_with_the_rare_word_comes_first(index: PgvectorIndex) ->
     assert (await found_by(index, "Has the house got a bell?"))[0] == "Bell"
 
 
+@pytest.mark.parametrize("embedder", [None, Hashed()], ids=["words", "words and meaning"])
+async def test_a_long_section_leaves_room_for_others(
+    index: PgvectorIndex, embedder: Hashed | None
+) -> None:
+    long = [("Parrot", f"The parrot sings, {number}.") for number in range(5)]
+    others = [("Garden", "A parrot was seen there."), ("Owl", "A parrot, unlike it, is no owl.")]
+    await ingest(index, {"long.md": long, "others.md": others}, embedder)
+    found = await found_by(index, "Does your parrot sing?", embedder)
+    assert sorted(found[:3]) == ["Garden", "Owl", "Parrot"]
+    assert found[3:] == ["Parrot"] * 4
+
+
 async def test_no_more_passages_come_back_than_were_asked_for(index: PgvectorIndex) -> None:
     await ingest(index, embedder=Hashed())
     async with searching(index, Hashed()) as knowledge:
