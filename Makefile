@@ -61,6 +61,7 @@ bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, weight
 bench-parts: export PYTHONPATH := template/src
 bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 40 minutes
 	@$(PY) -m benchmarks.knowledge
+	@$(PY) -m benchmarks.knowledge_sections
 	@$(PY) -m benchmarks.knowledge_pair
 	@$(PY) -m benchmarks.turns
 	@$(PY) -m benchmarks.writes
