@@ -223,6 +223,10 @@ async def call(livekit: LiveKit, client: Path, microphone: Path, late: int, slow
 
 async def measure(client: Path, microphone: Path, played: Sound, asked: argparse.Namespace) -> None:
     """Call as often as asked, print what was lost and what was heard twice."""
+    task = asyncio.current_task()
+    assert task
+    # unwind, so that no browser and no server outlives this
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with livekit_server() as livekit:
         for run in range(asked.runs):
             heard, live = await call(livekit, client, microphone, asked.late, asked.slow)
