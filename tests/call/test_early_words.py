@@ -10,7 +10,7 @@ import uuid
 import pytest
 from livekit import rtc
 
-from tests.support.caller import Caller
+from tests.support.caller import PATIENCE, Caller
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
 from tests.support.templates import Template
@@ -136,7 +136,7 @@ async def speak_early(caller: Caller) -> None:
         source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True
     )
     publication = await caller.room.local_participant.publish_track(track, options)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         await active.wait()
     count = int(RATE * RECORDED_SECONDS)
     tone = array.array(
