@@ -50,6 +50,13 @@ class Server(AgentServer):
             load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
         )
         self.configure(settings)
+        # a call that asks for a worker before is never given to this one, so the health check
+        # fails until then; private, and the template's canary tells when it changes
+        self._connection_failed = True
+        self.on("worker_registered", self._registered)
+
+    def _registered(self, *_: object) -> None:
+        self._connection_failed = False
 
     def configure(self, settings: Settings) -> None:
         """Hand these settings to the jobs; the worker's own (ports, load) stay as they are."""
