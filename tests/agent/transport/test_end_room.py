@@ -26,7 +26,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RoomService]:
 
 def person(
     identity: str,
-    kind: models.ParticipantInfo.Kind.ValueType = models.ParticipantInfo.STANDARD,
+    kind: models.ParticipantInfo.Kind = models.ParticipantInfo.STANDARD,
     *,
     listens: bool = False,
 ) -> models.ParticipantInfo:
