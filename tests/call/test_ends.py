@@ -143,7 +143,7 @@ async def test_a_caller_who_comes_back_while_the_call_is_closing_gets_another_ag
 ) -> None:
     room = new_room()
     # the tool takes eight seconds, and no deadline cuts it short
-    patient = {"AGENT_TOOL_SECONDS": "60", "AGENT_TOOL_FINISH_SECONDS": "60"}
+    patient: dict[str, Any] = {"AGENT_TOOL_SECONDS": "60", "AGENT_TOOL_FINISH_SECONDS": "60"}
     async with scene(project, livekit, **patient) as stage:
         async with stage.caller(room) as caller:
             await caller.hear_text_with("help")
