@@ -57,6 +57,9 @@ STEP_BY_STEP = 3
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
+        "metadata",
+        "room",
+        "api",
         "settings",
         "resources",
         "memory",

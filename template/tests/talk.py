@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from livekit.agents import Agent, AgentSession
 from livekit.agents.llm import FunctionCallOutput
@@ -25,6 +25,9 @@ class FakeTransport:
     def __init__(self, *, connects: bool = True, limited: bool = True) -> None:
         self.call_id, self.room_name, self.began = "job", "room", time.monotonic()
         self.limited = limited
+        self.metadata = ""
+        self.livekit_room: Any = None
+        self.livekit_api: Any = None
         self.events: CallEvents
         self.connects = connects
         self.finished_with: list[str] = []
@@ -68,8 +71,10 @@ class FakeTransport:
 
     # the test's side
 
-    def arrive(self, identity: str = "ann", kind: str = "standard") -> None:
-        self._arrived.set_result(Caller(identity=identity, kind=kind))
+    def arrive(self, caller: str | Caller = "ann", kind: str = "standard") -> None:
+        if isinstance(caller, str):
+            caller = Caller(identity=caller, kind=kind)
+        self._arrived.set_result(caller)
 
     def leave(self) -> None:
         self.events.caller_gone(on_purpose=True)
@@ -148,10 +153,22 @@ async def _finish(run: object) -> None:
 
 
 @asynccontextmanager
-async def talk(caller: str = "ann", **changes: object) -> AsyncIterator[Talk]:
-    """A call that `caller` has begun and been greeted in; ended on exit. `changes` are settings."""
+async def talk(
+    caller: str | Caller = "ann",
+    *,
+    metadata: str = "",
+    room: Any = None,
+    api: Any = None,
+    **changes: object,
+) -> AsyncIterator[Talk]:
+    """A call that `caller` has begun and been greeted in; ended on exit. `changes` are settings.
+
+    `metadata`, `room` and `api` are what the call has under these names; a room and an API may be
+    stand-ins of yours.
+    """
     transport = FakeTransport(limited=False)
     transport.call_id = uuid.uuid4().hex  # memory tells calls apart by it
+    transport.metadata, transport.livekit_room, transport.livekit_api = metadata, room, api
     call = Call(transport, load_settings().model_copy(update=changes))
     transport.arrive(caller)
     await call.start(run_call)

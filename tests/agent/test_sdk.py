@@ -254,6 +254,19 @@ def test_a_worker_says_that_it_has_started_when_it_has_its_jobs_processes() -> N
     assert not problem, changed(f"where a worker starts {problem}", WATCH)
 
 
+def test_a_worker_is_healthy_unless_its_connection_has_failed() -> None:
+    """Server in agent/server.py says so until the worker is registered."""
+    assert "worker_registered" in get_args(sdk_worker.EventTypes), changed(
+        "no event worker_registered", WATCH
+    )
+    checks = [
+        ast.unparse(node.test)
+        for node in ast.walk(code(AgentServer.run))
+        if isinstance(node, ast.If) and "status=503" in ast.unparse(node.body[0])
+    ]
+    assert "self._connection_failed" in checks, changed(f"/ fails for {checks}", WATCH)
+
+
 class Process:
     """An executor of one job, as the pool's monitor uses it."""
 

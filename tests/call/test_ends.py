@@ -123,6 +123,43 @@ async def test_a_caller_who_leaves_before_anybody_answers(end: End, stage: Scene
         await stage.expect(end, room, steps=[1, 2, 3, 4, 8], opened=kept)
 
 
+@ends("calls-again")
+async def test_a_caller_who_comes_back_is_greeted_again(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await stage.step(room, 6)
+    await stage.expect(end, room)
+    async with stage.caller(room, identity=caller.identity) as again:
+        await again.hear_text_with("help")
+        await again.ask("Where can I park my bicycle?", "bicycle")
+        assert not again.cut_off.is_set()
+    await stage.running.free()
+
+
+@ends("back-while-closing")
+async def test_a_caller_who_comes_back_while_the_call_is_closing_gets_another_agent(
+    end: End, project: Project, livekit: LiveKit
+) -> None:
+    room = new_room()
+    # the tool takes eight seconds, and no deadline cuts it short
+    patient: dict[str, Any] = {"AGENT_TOOL_SECONDS": "60", "AGENT_TOOL_FINISH_SECONDS": "60"}
+    async with scene(project, livekit, **patient) as stage:
+        async with stage.caller(room) as caller:
+            await caller.hear_text_with("help")
+            await caller.write("/tool slow {}")
+            await stage.said(room, "the slow tool began")
+        await stage.said(room, "ending")
+        async with stage.caller(room, identity=caller.identity) as again:
+            assert (await stage.running.ended(room))["reason"] == end.reason
+            await stage.said(room, "an agent was sent again")
+            await again.hear_text_with("help")
+            await again.ask("Where can I park my bicycle?", "bicycle")
+            assert not again.cut_off.is_set()
+        await stage.running.free()
+    assert not await stage.is_there(room)
+
+
 @ends("company-leaves")
 async def test_somebody_else_who_joins_and_leaves_is_not_the_caller(end: End, stage: Scene) -> None:
     room = new_room()

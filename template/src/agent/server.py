@@ -50,6 +50,13 @@ class Server(AgentServer):
             load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
         )
         self.configure(settings)
+        # a call that asks for a worker before is never given to this one, so the health check
+        # fails until then; private, and the template's canary tells when it changes
+        self._connection_failed = True
+        self.on("worker_registered", self._registered)
+
+    def _registered(self, *_: object) -> None:
+        self._connection_failed = False
 
     def configure(self, settings: Settings) -> None:
         """Hand these settings to the jobs; the worker's own (ports, load) stay as they are."""
@@ -103,7 +110,7 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
     seconds = round(time.time() - running.launched_at, 3)
     try:
         async with asyncio.timeout(END_ROOM_SECONDS):
-            await end_room(running.job.room.name, None)
+            await end_room(running.job.room.name, running.job.room.sid, None)
     except Exception as error:
         sentence = "the room could not be deleted: %s"
         log.warning(sentence, one_line(error), extra={"fields": about})

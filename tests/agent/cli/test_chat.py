@@ -108,6 +108,18 @@ def test_an_answer_of_several_lines_is_folded_into_one(chat: Chat) -> None:
     assert chat("/tool recite\n").out == ["Roses are red, violets are blue."]
 
 
+def test_the_agent_knows_what_the_call_is_about(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Knowing(Persona):
+        def greeting(self, profile: Profile | None) -> str:
+            return f"about {self.call.metadata!r}, {self.call.room}, {self.call.api}"
+
+    replace(monkeypatch, "agent.persona", Persona=Knowing)
+    assert "about 'order 1042', None, None" in chat("", "--metadata", "order 1042").err
+    assert "about '', None, None" in chat("").err
+
+
 def test_a_last_line_without_a_line_end_is_answered(chat: Chat) -> None:
     assert chat("thank you").out == ["You are welcome."]
 

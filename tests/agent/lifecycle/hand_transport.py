@@ -35,6 +35,7 @@ class HandTransport:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.call_id, self.room_name, self.began, self.limited = "job", "room", loop.time(), limited
+        self.metadata, self.livekit_room, self.livekit_api = "", None, None
         self.events: CallEvents
         self.finished_with: list[str] = []
         self.guarded = 0

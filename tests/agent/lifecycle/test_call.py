@@ -125,7 +125,7 @@ async def closed(call: Call) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- ends
 
 
-async def test_a_caller_who_hangs_up_ends_the_call_and_leaves_the_room_to_others() -> None:
+async def test_a_caller_who_hangs_up_ends_the_call_and_the_room() -> None:
     line = FakeTransport()
     call = await in_conversation(line)
     line.leave()
@@ -133,7 +133,7 @@ async def test_a_caller_who_hangs_up_ends_the_call_and_leaves_the_room_to_others
     assert (call.reason, line.finished_with, line.rooms_ended) == (
         Reason.CALLER_LEFT,
         [Reason.CALLER_LEFT],
-        0,
+        1,
     )
 
 

@@ -49,7 +49,8 @@ class Job:
     """The parts of the SDK's JobContext that the transport uses, around an unconnected room."""
 
     def __init__(self) -> None:
-        self.job = SimpleNamespace(id="job", room=SimpleNamespace(name="room"))
+        room = SimpleNamespace(name="room", sid="RM_1")
+        self.job = SimpleNamespace(id="job", room=room, agent_name="front-desk", metadata="")
         self.room = rtc.Room()
         self.ended_with: list[str] = []
         self.callbacks: list[Callable[[], Coroutine[Any, Any, None]]] = []

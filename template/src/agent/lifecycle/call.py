@@ -30,7 +30,9 @@ from agent.settings import Settings
 from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
+    from livekit import rtc
     from livekit.agents import AgentSession
+    from livekit.api import LiveKitAPI
 
     from agent.knowledge import CallKnowledge
     from agent.memory import CallMemory
@@ -49,8 +51,8 @@ T = TypeVar("T")
 class Call:
     """One call, from the job until it is closed.
 
-    Owners use `caller`, `settings`, `resources`, `memory`, `knowledge`, `open`, `spawn` and
-    `hang_up`; docs/agent/ownership.md promises these names.
+    Owners use `caller`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`, `knowledge`,
+    `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
     """
 
     if TYPE_CHECKING:
@@ -85,6 +87,23 @@ class Call:
     def closed(self) -> list[tuple[str, str]]:
         """Resource and outcome of everything that has been closed, in that order."""
         return self.opened.closed
+
+    # what LiveKit gives a call; the same in a worker, in `agent chat` and in tests
+
+    @property
+    def metadata(self) -> str:
+        """What the call is about: the text that its dispatch came with, or none."""
+        return self.transport.metadata
+
+    @property
+    def room(self) -> rtc.Room | None:
+        """The room, connected from step 2 on; None in `agent chat`, and in tests that give none."""
+        return self.transport.livekit_room
+
+    @property
+    def api(self) -> LiveKitAPI | None:
+        """The server's API, with the agent's keys; None where there is no `room`."""
+        return self.transport.livekit_api
 
     # the steps
 

@@ -67,12 +67,13 @@ class ClosingSequence:
             await self._call.opened.close(session, session.close_seconds + goodbye, until)
 
     async def end_room(self, until: float) -> None:
-        """Delete the room, once, unless the caller caused the end or there is none any more.
+        """Delete the room, once, unless there is none any more.
 
-        An agent that merely leaves strands a phone in silence. `until` is of time.monotonic().
+        An agent that merely leaves strands a phone in silence, and a caller who comes back to an
+        old room, for which their token asks for no agent. `until` is of time.monotonic().
         """
         call = self._call
-        if self._room_ended or call.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
+        if self._room_ended or call.reason == Reason.ROOM_CLOSED:
             return
         seconds = min(timeouts.END_ROOM_SECONDS, until - time.monotonic())
         try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from livekit import api, rtc
     from livekit.agents import Agent, AgentSession
 
 
@@ -49,6 +50,14 @@ class Transport(Protocol):
     room_name: str
     began: float  # time.monotonic() when the job began
     limited: bool  # whether length and silence have limits here
+    metadata: str  # the job's: what its dispatch said
+
+    # None where no LiveKit room carries the call
+
+    @property
+    def livekit_room(self) -> rtc.Room | None: ...
+    @property
+    def livekit_api(self) -> api.LiveKitAPI | None: ...
 
     def listen(self, events: CallEvents) -> None:
         """Report to `events` from now on; called before anything connects."""

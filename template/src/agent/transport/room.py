@@ -16,6 +16,7 @@ from livekit.agents import Agent, AgentSession, JobContext, JobExecutorType, roo
 from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
 from livekit.protocol import models
 
+from agent.reasons import CALLER_IS_GONE
 from agent.transport import Caller, CallEvents
 from agent.transport.preconnect import AUDIO, PreConnectBuffer
 
@@ -55,14 +56,23 @@ class RoomTransport:
     def __init__(self, ctx: JobContext) -> None:
         self._ctx, self._room = ctx, ctx.room
         self.call_id, self.room_name = ctx.job.id, ctx.job.room.name
-        self.began = time.monotonic()
+        self.began, self.metadata = time.monotonic(), ctx.job.metadata
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
+        self._connected = False
         # texts that came while the session was being started
         self._texts: list[str] = []
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
         # the SDK's own; `listen` puts another in its place for owners' code
         self._end_job = ctx.shutdown
+
+    @property
+    def livekit_room(self) -> rtc.Room | None:
+        return None if self._fake else self._room
+
+    @property
+    def livekit_api(self) -> api.LiveKitAPI | None:
+        return None if self._fake else self._ctx.api
 
     def listen(self, events: CallEvents) -> None:
         self._events = events
@@ -117,6 +127,7 @@ class RoomTransport:
     async def room(self) -> AsyncIterator[None]:
         try:
             await self._ctx.connect()
+            self._connected = True
             yield
         finally:
             try:
@@ -189,8 +200,25 @@ class RoomTransport:
         return await self._early.texts(self._caller.identity) + self._texts
 
     async def end_room(self, caller: Caller | None) -> None:
-        if not self._fake:
-            await end_room(self.room_name, caller.identity if caller else None)
+        if self._fake:
+            return
+        job = self._ctx.job
+        # a restarted server gives the room another one than the job has
+        sid = await self._room.sid if self._connected else job.room.sid
+        identity = caller.identity if caller else None
+        again = None
+        if self._events.reason in CALLER_IS_GONE:
+            again = api.CreateAgentDispatchRequest(
+                agent_name=job.agent_name,
+                room=self.room_name,
+                metadata=job.metadata,
+                deployment=job.deployment,
+                attributes=job.attributes,
+            )
+        if await end_room(self.room_name, sid, identity, again):
+            fields = {"call": self.call_id, "room": self.room_name}
+            sentence = "the caller came back while the call was closing: an agent was sent again"
+            log.info(sentence, extra={"fields": fields})
 
     def finish(self, reason: str) -> None:
         self._end_job(reason)
@@ -221,18 +249,29 @@ def _caller_of(person: rtc.RemoteParticipant) -> Caller:
     )
 
 
-async def end_room(room: str, caller: str | None) -> None:
+async def end_room(
+    room: str, sid: str, caller: str | None, again: api.CreateAgentDispatchRequest | None = None
+) -> bool:
     """Delete the room, unless somebody besides the caller is in it who could be spoken to.
 
     Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
-    than one person is. Asks the server over a connection of its own:
-    in a dying job the SDK's is closed already. Raises api.TwirpError.
+    than one person is. A newer room of the same name, which has another `sid`, is another call's.
+    `again` is for a caller who had left and is there nevertheless; True if it was needed.
+    Asks the server over a connection of its own: in a dying job the SDK's is closed already.
+    Raises api.TwirpError.
     """
     async with api.LiveKitAPI() as server:
         try:
+            named = (await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms
+            if any(found.sid != sid for found in named):
+                return False
             asked = api.ListParticipantsRequest(room=room)
             present = (await server.room.list_participants(asked)).participants
             others = [person.identity for person in present if _can_be_spoken_to(person)]
+            if caller in others and again is not None:
+                # no token does it: those are for a new room
+                await server.agent_dispatch.create_dispatch(again)
+                return True
             if caller in others:
                 others.remove(caller)
             elif caller is None:
@@ -243,6 +282,7 @@ async def end_room(room: str, caller: str | None) -> None:
             # a room that is gone already is as good as deleted
             if error.code != api.TwirpErrorCode.NOT_FOUND:
                 raise
+    return False
 
 
 def _can_be_spoken_to(person: models.ParticipantInfo) -> bool:
