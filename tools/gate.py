@@ -57,6 +57,7 @@ STEP_BY_STEP = 3
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
+        "profile",
         "settings",
         "resources",
         "memory",
@@ -74,6 +75,7 @@ PUBLIC = {
             "call",
             "patient_tools",
             "must_finish_tools",
+            "must_have_tools",
             "greeting",
             "resuming",
             "goodbye",
@@ -86,6 +88,7 @@ PUBLIC = {
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
     ),
+    "agent.conversation.CallTask": (),
     "agent.memory.Profile": ("name", "facts", "calls", "turns", "resumed"),
     "agent.knowledge.KnowledgeUnavailable": (),
     "agent.knowledge.evaluate.evaluate": (),
