@@ -57,6 +57,7 @@ STEP_BY_STEP = 3
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
+        "profile",
         "metadata",
         "room",
         "api",
@@ -77,6 +78,7 @@ PUBLIC = {
             "call",
             "patient_tools",
             "must_finish_tools",
+            "must_have_tools",
             "greeting",
             "resuming",
             "goodbye",
@@ -89,6 +91,7 @@ PUBLIC = {
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
     ),
+    "agent.conversation.CallTask": (),
     "agent.memory.Profile": ("name", "facts", "calls", "turns", "resumed"),
     "agent.knowledge.KnowledgeUnavailable": (),
     "agent.knowledge.evaluate.evaluate": (),

@@ -14,7 +14,7 @@ from livekit.agents import Agent, AgentSession
 from livekit.agents.llm import FunctionCallOutput
 
 from agent.entrypoint import run_call
-from agent.lifecycle import Call
+from agent.lifecycle import Call, Step
 from agent.settings import load_settings
 from agent.transport import Caller, CallEvents
 
@@ -85,6 +85,10 @@ class FakeTransport:
     def come_back(self) -> None:
         self.events.caller_back()
 
+    async def type(self, text: str) -> None:
+        """Write a line in a chat box, whatever is being said; returns when it has its turn."""
+        await self.events.answer(text)
+
     def close_room(self, *, removed: bool = False) -> None:
         self.events.room_gone(removed=removed)
 
@@ -121,6 +125,7 @@ class Talk:
     async def say(self, text: str) -> str:
         """Say something; what the agent answered, if it did before the call ended."""
         assert self.call.session is not None
+        await self.call.wait_for_tools()
         before = len(self.said)
         run = asyncio.ensure_future(_finish(self.call.session.run(user_input=text)))
         ended = asyncio.create_task(self.call.wait_ended())
@@ -156,6 +161,7 @@ async def _finish(run: object) -> None:
 async def talk(
     caller: str | Caller = "ann",
     *,
+    asks_first: bool = False,
     metadata: str = "",
     room: Any = None,
     api: Any = None,
@@ -163,6 +169,7 @@ async def talk(
 ) -> AsyncIterator[Talk]:
     """A call that `caller` has begun and been greeted in; ended on exit. `changes` are settings.
 
+    With `asks_first` it begins with what the agent asks before it greets, such as for consent.
     `metadata`, `room` and `api` are what the call has under these names; a room and an API may be
     stand-ins of yours.
     """
@@ -174,7 +181,9 @@ async def talk(
     await call.start(run_call)
     talking = Talk(call, transport)
     try:
-        assert await call.wait_greeted(), f"the call ended before it began: {call.reason}"
+        assert await call.wait_for_turn(), f"the call ended before it began: {call.reason}"
+        greeted = call.current_step is Step.STAY
+        assert greeted or asks_first, "it asks before it greets: write talk(asks_first=True)"
         yield talking
     finally:
         transport.leave()

@@ -205,6 +205,8 @@ class NeverConnects(llm.Toolset):
 class Troubled(CallAgent):
     """A persona with tools and a greeting for every trouble."""
 
+    must_have_tools = frozenset({"never connects"})
+
     def __init__(self, call: Call, trouble: str) -> None:
         if trouble == "step-3-fails":
             raise ValueError("no such persona")

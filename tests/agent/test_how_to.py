@@ -12,12 +12,17 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from google.protobuf.json_format import ParseDict
 from livekit import api
+from livekit.agents import function_tool
+from livekit.agents.llm import Toolset
 from markdown_it import MarkdownIt
 
 from agent import persona
+from agent.conversation import CallAgent
+from agent.lifecycle import Call
 from agent.memory import Profile
+from agent.settings import load_settings
 from agent.transport import Caller
-from template.tests.talk import talk
+from template.tests.talk import FakeTransport, talk
 from tests.support import quick
 from tests.support.room_service import room_service
 from tests.support.templates import ROOT
@@ -116,6 +121,32 @@ def test_the_front_end_that_is_shown_waits_asks_again_and_says_a_sentence() -> N
     assert asked == ["/agent?room=a-room"]
     assert "try again" in said
     assert listening == 0
+
+
+@pytest.mark.parametrize(
+    "section", ["Hand over to another agent", "Ask something before the greeting"]
+)
+async def test_the_agents_that_are_shown_pass_the_test_that_is_shown(
+    section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, test = blocks("docs/agent/how-to.md", section, "python")
+    # what persona.py has imported already
+    known = {"Call": Call, "Profile": Profile, "function_tool": function_tool}
+    shown = run(code, CallAgent=CallAgent, **known)["Persona"]
+    # what is there already
+    mine = type("Persona", (shown, persona.Persona), {})
+    monkeypatch.setattr(persona, "Persona", mine)
+    (name,) = {name for name in run(test) if name.startswith("test_")}
+    await run(test, talk=talk)[name]()
+
+
+async def test_the_mcp_server_that_is_shown_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("docs/agent/how-to.md", "Use the tools of an MCP server", "python")
+    known = {"Call": Call, "INSTRUCTIONS": persona.INSTRUCTIONS}
+    shown = run(code, CallAgent=CallAgent, **known)["Persona"]
+    call = Call(FakeTransport(), load_settings())
+    tools = {tool.id for tool in shown(call).tools if isinstance(tool, Toolset)}
+    assert tools == shown.must_have_tools == {"orders"}
 
 
 def test_the_token_that_is_shown_sends_the_agent_into_the_room(

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from agent.conversation import CallAgent
+from agent.conversation.agent import Greeting
 from agent.conversation.session import build_session, conversation
 from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
@@ -30,6 +31,7 @@ async def run_call(call: Call) -> None:
     async with call.step(Step.BUILD):
         session = build_session(call, models_of(call.settings))
         persona = build_persona(call)
+        greeting = Greeting(persona)
     async with call.step(Step.WAIT_FOR_CALLER):
         caller = await call.wait_for_caller(persona.is_caller)
         if call.memory is not None:
@@ -38,7 +40,7 @@ async def run_call(call: Call) -> None:
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
-        await persona.welcome(await profile)
+        await greeting.say(await profile)
     async with call.step(Step.STAY):
         await call.wait_ended()
     # step 8, clean up and exit, is lifecycle/closing.py: it runs however the call ends

@@ -219,6 +219,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes may start and end as slowly as on a busy machine."""
     monkeypatch.setattr(timeouts, "SESSION_OPEN_SECONDS", PATIENCE)
     monkeypatch.setattr(timeouts, "SESSION_CLOSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(timeouts, "TOOLSET_SECONDS", PATIENCE)
 
 
 async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
@@ -283,6 +284,7 @@ async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
     call = await in_conversation(
         HandTransport(), with_toolset, models="scripted", close_seconds=8, **changes
     )
+    await call.wait_for_tools()
     (server,) = [process for process in psutil.Process().children() if process not in before]
     return call, server
 
@@ -324,10 +326,10 @@ async def test_a_tool_of_an_mcp_server_that_hangs_does_not_hold_the_end(
     scope = RunningTools.running
 
     def noticed(
-        tools: RunningTools, deadline: asyncio.Timeout, grace: float
+        tools: RunningTools, deadline: asyncio.Timeout, grace: float, agent: object
     ) -> AbstractContextManager[None]:
         called.set()
-        return scope(tools, deadline, grace)
+        return scope(tools, deadline, grace, agent)
 
     monkeypatch.setattr(RunningTools, "running", noticed)
     call, server = await with_server()

@@ -135,6 +135,7 @@ class Persona(CallAgent):
     """A persona with tools for every failure."""
 
     patient_tools = frozenset({"count"})
+    must_have_tools = frozenset({"never connects"})
 
     def __init__(self, call: Call) -> None:
         trouble = trouble_of(call)

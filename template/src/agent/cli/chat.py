@@ -141,7 +141,7 @@ class Chat(Conversation):
             report(str(error))
         self._call = Call(self._transport, settings)
         await self._call.start(run_call)
-        await self._unless_ended(self._call.wait_greeted())
+        await self._unless_ended(self._call.wait_for_turn())
 
     async def _say(self, text: str) -> None:
         await self._unless_ended(self._turn(text))
@@ -158,6 +158,7 @@ class Chat(Conversation):
     async def _turn(self, text: str) -> None:
         assert self._call is not None
         assert self._call.session is not None
+        await self._call.wait_for_tools()
         try:
             await self._call.session.run(user_input=text)
         except Exception as error:

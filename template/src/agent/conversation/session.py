@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from livekit.agents import (
-    Agent,
     AgentSession,
+    AgentTask,
     APIError,
     CloseEvent,
     ConversationItemAddedEvent,
@@ -18,10 +18,10 @@ from livekit.agents import (
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import ChatMessage
+from livekit.agents.llm import AgentHandoff, ChatMessage
 
 from agent import one_line
-from agent.conversation.agent import CallAgent
+from agent.conversation.agent import CallAgent, adopt
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -63,14 +63,38 @@ def build_session(call: Call, models: Models) -> CallSession:
         user_away_timeout=silence,
     )
 
-    def turn_finished(event: ConversationItemAddedEvent) -> None:
+    has_asked = False  # an AgentTask, something, since it began
+
+    def item_added(event: ConversationItemAddedEvent) -> None:
         item = event.item
+        if isinstance(item, AgentHandoff):
+            agent_changed()
         if not isinstance(item, ChatMessage) or item.role not in ("user", "assistant"):
             return
         if text := item.text_content:
             call.add_turn(item.id, item.role, text)
+        if item.role == "assistant":
+            nonlocal has_asked
+            has_asked = isinstance(session.current_agent, AgentTask)
 
-    # an agent that is no CallAgent has no on_exit to say so
+    # the agent is known and has not started yet
+    def agent_changed() -> None:
+        nonlocal has_asked
+        has_asked = False
+        if isinstance(agent := session.current_agent, CallAgent):
+            agent._take_over()
+        else:
+            adopt(call, agent)
+        call.tools.agent_changed(agent, asking=isinstance(agent, AgentTask))
+        state_changed()
+
+    def state_changed(*_: object) -> None:
+        call.heard(
+            speaking="speaking" in (session.agent_state, session.user_state),
+            asking=isinstance(session.current_agent, AgentTask),
+            has_asked=has_asked,
+        )
+
     def closed(event: CloseEvent) -> None:
         call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
 
@@ -78,7 +102,9 @@ def build_session(call: Call, models: Models) -> CallSession:
         if isinstance(agent := session.current_agent, CallAgent):
             agent.model_answered("speech-to-text")
 
-    session.on("conversation_item_added", turn_finished)
+    session.on("conversation_item_added", item_added)
+    session.on("agent_state_changed", state_changed)
+    session.on("user_state_changed", state_changed)
     session.on("user_input_transcribed", heard)
     session.on("error", lambda event: _model_failed(call, session, event))
     session.on("close", closed)
@@ -128,9 +154,11 @@ def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> N
 
 @asynccontextmanager
 async def conversation(
-    call: Call, session: CallSession, agent: Agent, caller: Caller
+    call: Call, session: CallSession, agent: CallAgent, caller: Caller
 ) -> AsyncIterator[CallSession]:
     """A started session, closed on exit; its agent says goodbye while it closes."""
+    # what the caller writes is answered from now on
+    call.session = session
     try:
         try:
             await call.transport.start(session, agent, caller)

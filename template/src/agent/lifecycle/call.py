@@ -24,7 +24,7 @@ from agent.lifecycle.resource import (
     RunningTools,
 )
 from agent.lifecycle.timeouts import Step
-from agent.memory import Turn
+from agent.memory import Profile, Turn
 from agent.reasons import NOBODY_LISTENS, Reason
 from agent.settings import Settings
 from agent.transport import Caller, Transport, can_publish
@@ -51,8 +51,8 @@ T = TypeVar("T")
 class Call:
     """One call, from the job until it is closed.
 
-    Owners use `caller`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`, `knowledge`,
-    `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
+    Owners use `caller`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`,
+    `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
     """
 
     if TYPE_CHECKING:
@@ -65,20 +65,26 @@ class Call:
         self.transport, self.settings = transport, settings
         self.journal = CallJournal(transport.call_id, transport.room_name, transport.began)
         self.caller: Caller | None = None
+        self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
         self.memory: CallMemory | None = None
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
+        self.persona: Any = None  # the first agent of the call; others may take over
         self.opened = ResourceStack(self)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
         self.background = BackgroundTasks(self.journal)
         self.tools = RunningTools()
+        self.connecting: set[asyncio.Task[None]] = set()  # tool sets
         self.current_step = Step.OPEN_INFRASTRUCTURE
         self.steps: asyncio.Task[None] | None = None
         self._rejoin_timer: asyncio.TimerHandle | None = None
         self._length_timer: asyncio.TimerHandle | None = None
         self._ended, self._greeted = asyncio.Event(), asyncio.Event()
+        self._asking = asyncio.Event()  # while an AgentTask waits for the caller
+        self._step_deadline: asyncio.Timeout | None = None
+        self._typing = asyncio.Lock()  # those who wait for it get it in their order
         self._sequence = ClosingSequence(self)
         self._closing: asyncio.Task[None] | None = None
         self._exit_guarded = False
@@ -155,11 +161,30 @@ class Call:
         with self.journal.step(step):
             try:
                 async with asyncio.timeout(step.seconds) as deadline:
-                    yield
+                    self._step_deadline = deadline
+                    try:
+                        yield
+                    finally:
+                        self._step_deadline = None
             except TimeoutError as error:
                 if deadline.expired():
                     raise TimeoutError(f"no answer within {step.seconds:g} s") from error
                 raise
+
+    def heard(self, *, speaking: bool, asking: bool, has_asked: bool) -> None:
+        """Whether somebody speaks now, and whether an AgentTask asks the caller something.
+
+        The greeting's deadline counts silence: not while somebody speaks, and not while the
+        caller thinks about an answer, which is what the limits of a call are for.
+        """
+        if has_asked and not speaking:
+            self._asking.set()
+        elif not asking:
+            self._asking.clear()
+        deadline = self._step_deadline
+        if self.current_step is Step.GREET and deadline is not None and not deadline.expired():
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(None if speaking or asking else now + (Step.GREET.seconds or 0))
 
     async def wait_connected(self) -> None:
         """Wait until the room is connected; it has been connecting since the call began."""
@@ -181,11 +206,23 @@ class Call:
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._greeted, self._ended)]
+        return await self._either(self._greeted)
+
+    async def wait_for_turn(self) -> bool:
+        """Wait until the caller has been greeted, or asked something before the greeting."""
+        return await self._either(self._greeted, self._asking)
+
+    async def _either(self, *events: asyncio.Event) -> bool:
+        waits = [asyncio.create_task(event.wait()) for event in (*events, self._ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         return self.reason is None
+
+    async def wait_for_tools(self) -> None:
+        """Wait until every tool set has connected, or failed to; for tests and the terminal."""
+        if self.connecting:
+            await asyncio.wait(self.connecting)
 
     async def wait_ended(self) -> None:
         """Stay for the whole conversation: return when the call has ended, whatever the reason."""
@@ -244,6 +281,31 @@ class Call:
         if self.memory is not None:
             self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
 
+    async def answer(self, text: str) -> None:
+        """Answer a line that the caller has typed.
+
+        It cuts nothing off and is not lost: it has its turn when the answers to the lines before
+        it are said, and nobody speaks.
+        """
+        if (session := self.session) is None or self.reason is not None:
+            return
+        session.reset_away_timer()
+        async with self._typing:
+            try:
+                await session.wait_for_idle()
+            except Exception:
+                if self.reason is None:
+                    raise
+            if self.reason is not None:  # nobody is answered after the goodbye
+                return
+            said = asyncio.ensure_future(session.generate_reply(user_input=text).wait_for_playout())
+            # a tool of this answer may take long, or ask the caller something
+            asked = asyncio.create_task(self._asking.wait())
+            seconds = timeouts.TYPED_SECONDS
+            await asyncio.wait([said, asked], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in (said, asked):
+                wait.cancel()
+
     # the ends, at their sources
 
     def end(self, reason: str) -> None:
@@ -257,6 +319,8 @@ class Call:
                 timer.cancel()
         self._ended.set()
         self.tools.call_ended()
+        for connecting in self.connecting:
+            connecting.cancel()
         self._closing = asyncio.create_task(self._sequence.run(), name="call_close")
         self.transport.finish(reason)
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from agent import is_own_cancellation, one_line
@@ -223,38 +224,71 @@ class BackgroundTasks:
             log.error(sentence, task.get_name(), one_line(error), exc_info=error, extra=extra)
 
 
+@dataclass(eq=False)
+class RunningTool:
+    """One tool that is running: its deadline, and what the end of the call leaves of it."""
+
+    deadline: asyncio.Timeout
+    grace: float
+    agent: object = None
+    left: float | None = None  # seconds, while the caller is asked something inside the tool
+    held: bool = False
+
+
 class RunningTools:
     """The tools that are running: what one has begun it may finish when the call has ended."""
 
     def __init__(self) -> None:
-        self._graces: dict[asyncio.Timeout, float] = {}
+        self._running: set[RunningTool] = set()
         self._over = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     @contextmanager
-    def running(self, deadline: asyncio.Timeout, grace: float) -> Iterator[None]:
-        """While inside, the end of the call leaves `grace` seconds until `deadline`."""
-        self._graces[deadline] = grace
+    def running(
+        self, deadline: asyncio.Timeout, grace: float, agent: object = None
+    ) -> Iterator[None]:
+        """While inside, the end of the call leaves `grace` seconds until `deadline`.
+
+        The deadline does not count while another agent than the tool's asks the caller something.
+        """
+        tool = RunningTool(deadline, grace, agent)
+        self._running.add(tool)
         self._idle.clear()
         if self._over:
             _shorten(deadline, grace)
         try:
             yield
         finally:
-            del self._graces[deadline]
-            if not self._graces:
+            self._running.discard(tool)
+            if not self._running:
                 self._idle.set()
+
+    def agent_changed(self, agent: object, *, asking: bool) -> None:
+        """Another agent speaks now, and asks the caller something, or has the answer."""
+        now = asyncio.get_running_loop().time()
+        for tool in self._running:
+            if tool.deadline.expired() or self._over:
+                continue
+            if tool.agent is agent and tool.held:
+                tool.held = False
+                tool.deadline.reschedule(None if tool.left is None else now + tool.left)
+            elif tool.agent not in (None, agent) and asking and not tool.held:
+                when = tool.deadline.when()
+                tool.held, tool.left = True, None if when is None else when - now
+                tool.deadline.reschedule(None)
 
     def call_ended(self) -> None:
         """From now on each has its grace, and no more: the SDK itself ends none."""
         self._over = True
-        for deadline, grace in self._graces.items():
-            _shorten(deadline, grace)
+        for tool in self._running:
+            if tool.held:  # nobody will answer any more
+                tool.grace = 0.0
+            _shorten(tool.deadline, tool.grace)
 
     async def settle(self) -> None:
         """Wait for those that have a grace; one that does not heed its deadline is left behind."""
-        if longest := max(self._graces.values(), default=0.0):
+        if longest := max((tool.grace for tool in self._running), default=0.0):
             with suppress(TimeoutError):
                 async with asyncio.timeout(longest + timeouts.LAST_CHANCE_SECONDS):
                     await self._idle.wait()

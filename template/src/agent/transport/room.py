@@ -171,21 +171,18 @@ class RoomTransport:
         if self._early is None:
             await session.start(agent)
             return
-        text_input = room_io.TextInputOptions()
-        answer, started = text_input.text_input_cb, False
+        started = False
 
-        def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> Any:
+        async def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> None:
             if not started:  # the session refuses it until it has been started
                 self._texts.append(event.text)
-                return None
-            # no answer after the goodbye
-            return answer(session, event) if self._events.reason is None else None
+            else:  # not as the SDK does, which cuts off what is being said
+                await self._events.answer(event.text)
 
-        text_input.text_input_cb = read
         options = room_io.RoomOptions(
             participant_identity=caller.identity,
             audio_input=AUDIO,
-            text_input=text_input,
+            text_input=room_io.TextInputOptions(text_input_cb=read),
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
         )
