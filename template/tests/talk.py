@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from livekit.agents import Agent, AgentSession
 from livekit.agents.llm import FunctionCallOutput
 
-from agent.entrypoint import run_call
+from agent.entrypoint import prewarm_persona, run_call
 from agent.lifecycle import Call, Step
 from agent.settings import load_settings
 from agent.transport import Caller, CallEvents
@@ -177,6 +177,7 @@ async def talk(
     transport.call_id = uuid.uuid4().hex  # memory tells calls apart by it
     transport.metadata, transport.livekit_room, transport.livekit_api = metadata, room, api
     call = Call(transport, load_settings().model_copy(update=changes))
+    prewarm_persona(call.settings)
     transport.arrive(caller)
     await call.start(run_call)
     talking = Talk(call, transport)

@@ -530,6 +530,26 @@ async def test_a_voice_that_fails_is_three_tones(end: End, stage: Scene) -> None
     await stage.expect(end, room)
 
 
+@ends("model-replaced")
+async def test_a_model_that_hangs_is_replaced_by_the_adapters_next_one(
+    end: End, stage: Scene
+) -> None:
+    room = new_room("model-replaced")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.write("llm hang")
+        async with asyncio.timeout(40):
+            assert "I am sorry" not in await caller.sentences.get()
+        before = caller.loud_seconds
+        await caller.ask('/tool say {"text": "voice hang"}', "voice hang")
+        # longer than the tones
+        await until(lambda: caller.loud_seconds > before)
+    await stage.expect(end, room)
+    told = [str(record["message"]) for record in stage.running.of(room)]
+    assert sum("the next one is asked" in message for message in told) == 2
+    assert not [message for message in told if "failed" in message]
+
+
 @ends("tts-fails-for-good")
 async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage: Scene) -> None:
     room = new_room()

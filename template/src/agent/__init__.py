@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 
 def one_line(error: BaseException) -> str:
     """An error as one line, its kind first: `ValueError: no such voice`."""
@@ -13,5 +11,8 @@ def one_line(error: BaseException) -> str:
 
 def is_own_cancellation() -> bool:
     """Whether the current task was cancelled, and not only a future of a library that it awaits."""
+    # here, because nothing that takes a while may be loaded before Ctrl-C is an exit code
+    import asyncio
+
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0

@@ -17,9 +17,11 @@ from agent.lifecycle import Call, Step
 from agent.lifecycle.resource import OpenFailed
 from agent.memory import Profile, open_memory
 from agent.models import models_of
+from agent.settings import Settings
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
+_prewarmed = set[type[CallAgent]]()
 
 
 async def run_call(call: Call) -> None:
@@ -29,9 +31,9 @@ async def run_call(call: Call) -> None:
     async with call.step(Step.CONNECT):
         await call.wait_connected()
     async with call.step(Step.BUILD):
-        session = build_session(call, models_of(call.settings))
         persona = build_persona(call)
         greeting = Greeting(persona)
+        session = build_session(call, models_of(call.settings), persona)
     async with call.step(Step.WAIT_FOR_CALLER):
         caller = await call.wait_for_caller(persona.is_caller)
         if call.memory is not None:
@@ -80,6 +82,14 @@ def build_persona(call: Call) -> CallAgent:
         persona: CallAgent = module.Persona(call)
         return persona
     return CallAgent(call, instructions="You are a friendly voice assistant. Be brief.")
+
+
+def prewarm_persona(settings: Settings) -> None:
+    """Let the owner's persona load what it needs, once in a process; raises what it raises."""
+    persona = getattr(owners_module("agent.persona"), "Persona", CallAgent)
+    if persona not in _prewarmed:
+        _prewarmed.add(persona)
+        persona.prewarm(settings)
 
 
 def owners_module(name: str) -> Any | None:

@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         default=6,
         gt=0,
         le=8,
-        description="How long everything a call opened may take to close, together.",
+        description="How long all that a call opened may take to close, together; 8 at most.",
     )
     drain_seconds: int = Field(
         default=600, ge=0, description="How long a stopping worker lets its live calls go on."

@@ -4,11 +4,13 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,6 +22,7 @@ import pytest
 from livekit.protocol.agent_pb import agent_session as protocol
 
 from agent.__main__ import main
+from agent.cli import checks, run
 from agent.cli.checks import check_models, check_owner_modules
 from agent.settings import load_settings
 from tests.support.processes import process
@@ -421,12 +424,66 @@ def test_own_code_that_cannot_be_imported_is_one_line(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "agent.persona", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
 
-    (problem,) = check_owner_modules()
+    # without those that a busy machine is slow to import
+    (problem,) = [finding for finding in check_owner_modules() if finding.level == "fail"]
 
     assert (
         "agent.persona cannot be imported: NameError: name 'colour' is not defined"
         in problem.sentence
     )
+
+
+def test_own_code_that_is_slow_to_import_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_owner_modules()  # which imports them
+    monkeypatch.setattr(checks, "SLOW_IMPORT_SECONDS", -1)
+
+    found = check_owner_modules()
+
+    assert [finding.level for finding in found] == ["warn", "warn"]
+    assert "agent.persona took 0 s to import" in found[0].sentence
+    assert "`prewarm`" in found[0].sentence
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_an_exit_code() -> None:
+    code = """
+import sys
+from agent.__main__ import main
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "agent.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+main(["start"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def load_for_ever() -> None:
+    print("loading", flush=True)
+    time.sleep(600)
+
+
+def wait_for_sigterm() -> None:
+    """`agent start`, where what it loads takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "load_settings", load_for_ever)
+        main(["start"])
+
+
+def test_sigterm_while_the_worker_is_loaded_is_an_exit_code(home: Path) -> None:
+    log = home / "log"
+    with process(wait_for_sigterm, output=log) as worker:
+        while not log.exists() or "loading" not in log.read_text(encoding="utf-8"):
+            time.sleep(0.05)  # another process: there is no event to await
+        worker.terminate()
+        worker.join(60)
+
+    # as the first process of a container it would ignore the signal
+    assert worker.exitcode == 128 + signal.SIGTERM
 
 
 def test_a_server_without_inference_is_warned_of(

@@ -23,6 +23,7 @@ from agent.conversation import CallAgent
 from agent.lifecycle import Call, Reason, Step
 from agent.memory import CallRecord, Profile, Turn
 from agent.memory.call_memory import StoredCallMemory
+from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
 from template.tests.talk import FakeTransport, talk
 
@@ -245,6 +246,22 @@ async def test_the_sdk_closing_the_session_is_a_worker_that_stops() -> None:
         await call.ended()
         assert call.reason == Reason.WORKER_STOPPED
         assert "I have to go now" in call.said[-1]
+
+
+async def test_a_session_has_the_models_that_the_persona_brings(cast: Cast) -> None:
+    thinks = ScriptedLLM()
+
+    class Brings(Slow):
+        def __init__(self, call: Call) -> None:
+            CallAgent.__init__(self, call, instructions="", llm=thinks)
+
+    cast(Brings)
+    async with talk() as call:
+        session = call.call.session
+        assert session is not None
+        # the SDK connects to a session's model, used or not
+        assert session.llm is thinks
+        assert isinstance(session.tts, ScriptedTTS)
 
 
 async def test_an_owner_who_shuts_the_session_down_hangs_up() -> None:

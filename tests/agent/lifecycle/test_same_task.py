@@ -272,7 +272,7 @@ async def with_toolset(call: Call) -> None:
     agent = CallAgent(
         call, instructions="Be brief.", tools=[MCPToolset(id="mcp", mcp_server=server)]
     )
-    session = build_session(call, models_of(call.settings))
+    session = build_session(call, models_of(call.settings), agent)
     await call.open_session(conversation(call, session, agent, caller))
     async with call.step(Step.STAY):
         await call.wait_ended()

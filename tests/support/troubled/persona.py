@@ -146,11 +146,14 @@ class Persona(CallAgent):
             "stt-crashes": ZeroDivisionError("a plugin's mistake"),
         }
         failure = failures.get(trouble)
-        options: dict[str, Any] = {"stt": TroubledSTT(failure)} if failure else {}
+        options: dict[str, Any] = {"llm": TroubledLLM(), "tts": TroubledTTS()}
+        if failure:
+            options["stt"] = TroubledSTT(failure)
+        if trouble == "model-replaced":
+            options["llm"] = llm.FallbackAdapter([options["llm"], ScriptedLLM()])
+            options["tts"] = tts.FallbackAdapter([options["tts"], ScriptedTTS()])
         tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "start-hangs" else []
-        super().__init__(
-            call, instructions="", llm=TroubledLLM(), tts=TroubledTTS(), tools=tools, **options
-        )
+        super().__init__(call, instructions="", tools=tools, **options)
         if trouble == "callback-raises":
             get_job_context().add_shutdown_callback(raise_on_shutdown)
         if trouble == "task-hangs":

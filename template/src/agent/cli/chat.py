@@ -130,10 +130,11 @@ class Chat(Conversation):
 
     async def _start(self) -> None:
         # the SDK, which `chat` has loaded
-        from agent.entrypoint import run_call
+        from agent.entrypoint import prewarm_persona, run_call
         from agent.lifecycle import Call
 
         settings = self._settings
+        await asyncio.to_thread(prewarm_persona, settings)
         try:
             embedder = local_embedder(settings, wait=True)
             settings = await self._stack.enter_async_context(embedder)

@@ -25,13 +25,15 @@ from livekit.agents.llm import (
     find_function_tools,
 )
 from livekit.agents.types import FlushSentinel
+from livekit.agents.utils import is_given
 
 from agent import one_line
-from agent.conversation.fallback import StreamTimeout, busy_tones, with_timeout
+from agent.conversation.fallback import StreamTimeout, busy_tones, with_substitutes
 from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
+from agent.settings import Settings
 from agent.transport import Caller, can_publish
 
 log = logging.getLogger("agent.call")
@@ -50,11 +52,11 @@ KNOWN = "known_"  # how the ids of what is known of the caller begin
 class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
-    Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear` and
-    `remembered_as`, and add tools with `@function_tool`. Every tool, also of a toolset, gets a
-    deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call ends; those named
-    in `patient_tools` may take as long as the call and end with it, those named in
-    `must_finish_tools` keep their deadline after its end. A tool set that cannot connect is left
+    Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear`,
+    `remembered_as` and `prewarm`, and add tools with `@function_tool`. Every tool, also of a
+    toolset, gets a deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call
+    ends; those named in `patient_tools` may take as long as the call and end with it, those named
+    in `must_finish_tools` keep their deadline after its end. A tool set that cannot connect is left
     out, unless its id is in `must_have_tools`. A subclass that overrides `on_exit` (where the last
     sentence is said), `llm_node` or `tts_node` calls `super()`'s.
 
@@ -89,6 +91,13 @@ class CallAgent(Agent):
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+
+    @classmethod
+    def prewarm(cls, settings: Settings) -> None:
+        """Load what every call of a process needs, such as a model in memory; it may take long.
+
+        It runs in the call's process, before there is a call, and once.
+        """
 
     def _join(self, call: Call) -> None:
         """Be an agent of this call."""
@@ -230,9 +239,14 @@ class CallAgent(Agent):
         knowledge = self.call.knowledge
         if knowledge is not None and self.call.settings.knowledge_lookup == "before":
             chat_ctx = await self._with_passages(chat_ctx, knowledge)
-        reply = Agent.default.llm_node(self, chat_ctx, tools, model_settings)
+
+        def reply() -> AsyncGenerator[ChatChunk | str | FlushSentinel, None]:
+            return Agent.default.llm_node(self, chat_ctx, tools, model_settings)
+
+        timeout = StreamTimeout(self.call.settings.reply_seconds)
+        model = self.llm if is_given(self.llm) else self.session.llm
         try:
-            async for chunk in with_timeout(reply, StreamTimeout(self.call.settings.reply_seconds)):
+            async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
                 yield chunk
             self.model_answered("language model")
         except Exception as error:
@@ -244,16 +258,23 @@ class CallAgent(Agent):
     ) -> AsyncGenerator[rtc.AudioFrame, None]:
         """The voice, or what there is of it and three tones that need none."""
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
+        known: list[str] = []  # for the voice that is asked next
 
         async def words() -> AsyncIterator[str]:
+            for part in tuple(known):
+                yield part
             async for part in text:
+                known.append(part)
                 yield part
             # until now the voice may have waited for its next words
             timeout.begin()
 
-        voice = Agent.default.tts_node(self, words(), model_settings)
+        def voice() -> AsyncGenerator[rtc.AudioFrame, None]:
+            return Agent.default.tts_node(self, words(), model_settings)
+
+        model = self.tts if is_given(self.tts) else self.session.tts
         try:
-            async for frame in with_timeout(voice, timeout):
+            async for frame in with_substitutes(model, voice, timeout, self.call.journal.fields()):
                 yield frame
             self.model_answered("text-to-speech")
         except Exception as error:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from livekit.agents import (
+    Agent,
     AgentSession,
     AgentTask,
     APIError,
@@ -19,6 +20,7 @@ from livekit.agents import (
     UserStateChangedEvent,
 )
 from livekit.agents.llm import AgentHandoff, ChatMessage
+from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
@@ -50,15 +52,19 @@ class CallSession(AgentSession[None]):
         await super().aclose()
 
 
-def build_session(call: Call, models: Models) -> CallSession:
-    """The session of one call, not started yet."""
+def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
+    """The session of one call, not started yet.
+
+    It has the models that the agent brings, where it brings any, also for agents that take over:
+    the SDK connects to a session's models, whether they are used or not.
+    """
     silence = call.settings.max_silence_seconds if call.transport.limited else None
     session = CallSession(
         call,
-        llm=models.llm,
-        stt=models.stt,
-        tts=models.tts,
-        vad=models.vad,
+        llm=agent.llm if is_given(agent.llm) else models.llm,
+        stt=agent.stt if is_given(agent.stt) else models.stt,
+        tts=agent.tts if is_given(agent.tts) else models.tts,
+        vad=agent.vad if is_given(agent.vad) else models.vad,
         turn_handling=models.turn_handling,
         user_away_timeout=silence,
     )

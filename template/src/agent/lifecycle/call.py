@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
-from agent.lifecycle.closing import ClosingSequence
+from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks
 from agent.lifecycle.journal import CallJournal, CallOver
 from agent.lifecycle.resource import (
     BackgroundTasks,
@@ -246,12 +246,20 @@ class Call:
     ) -> T:
         """Enter `manager` and hold it until the call is over; what it yields.
 
-        It is closed for you, once, in reverse order of opening, in the task that entered it.
+        It is closed for you, once, in reverse order of opening, in the task that entered it. It
+        has `close_seconds` for that, or what is left of the AGENT_CLOSE_SECONDS (8 at most) that
+        everything the call opened has together; then it is cancelled, with a warning.
         Raises OpenFailed when it fails or takes longer than `open_seconds`, CallOver when the call
         has ended.
         """
         if self.reason is not None:
             raise CallOver(f"{name} was not opened: the call is over ({self.reason})")
+        most = self.settings.close_seconds
+        if close_seconds > max(most, timeouts.CLOSE_SECONDS):
+            sentence = (
+                "%s asks for %g s to close, but everything together has AGENT_CLOSE_SECONDS=%g"
+            )
+            log.warning(sentence, name, close_seconds, most, extra=self.journal.fields())
         resource = self.opened.add(name, manager, open_seconds, close_seconds)
         return await asyncio.shield(resource.ready)
 
@@ -383,6 +391,7 @@ class Call:
     async def on_job_ending(self) -> None:
         """The SDK is done with the job, uploads included, and is about to leave the process."""
         await self.on_job_stopped()
+        warn_of_cut_tasks(self)
         self._exit_guarded = True
         self.transport.guard_exit(timeouts.EXIT_SECONDS)
 

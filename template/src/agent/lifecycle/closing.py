@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from agent import is_own_cancellation, one_line
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from agent.lifecycle.call import Call
 
 log = logging.getLogger("agent.call")
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class ClosingSequence:
@@ -106,3 +110,41 @@ class ClosingSequence:
 
     async def _close_resources(self, until: float) -> None:
         await self._call.opened.close_all(until, but=self._call.session_resource)
+
+
+def warn_of_cut_tasks(call: Call) -> None:
+    """The SDK cancels whatever still runs when a job ends: say so of the project's own tasks."""
+
+    def ended(task: asyncio.Task[object]) -> None:
+        if task.cancelled():
+            sentence = (
+                "%s was cancelled by the end of the job: begin it with `call.spawn` while the call"
+                " goes on, or do its work when a resource of yours closes"
+            )
+            log.warning(sentence, _described(task), extra=call.journal.fields())
+
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        # a resource that was cut has been told of
+        if _is_ours(task, call.settings.home) and not task.get_name().startswith("resource:"):
+            task.add_done_callback(ended)
+
+
+def _code(task: asyncio.Task[object]) -> CodeType | None:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _is_ours(task: asyncio.Task[object], home: Path) -> bool:
+    """Whether its code is the project's; an image has the package among the installed ones."""
+    if (code := _code(task)) is None:
+        return False
+    path = Path(code.co_filename)
+    installed = "site-packages" in path.parts
+    return PACKAGE in path.parents or (home in path.parents and not installed)
+
+
+def _described(task: asyncio.Task[object]) -> str:
+    code = _code(task)
+    assert code is not None
+    place = f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
+    return f"the task {task.get_name()} ({code.co_qualname}, {place})"

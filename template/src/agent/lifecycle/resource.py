@@ -172,8 +172,8 @@ class ResourceStack:
 
     async def close(self, resource: ManagedResource[Any], allowed: float, until: float) -> None:
         """Close one within `allowed` seconds, and by `until` (time.monotonic), and record it."""
-        began = time.time_ns()
-        seconds = await resource.close(min(allowed, until - time.monotonic()))
+        began, left = time.time_ns(), until - time.monotonic()
+        seconds = await resource.close(min(allowed, left))
         journal = self.holder.journal
         if resource.outcome != "never opened":
             self.closed.append((resource.name, resource.outcome))
@@ -181,6 +181,12 @@ class ResourceStack:
         if resource.outcome == "error":
             sentence, extra = "%s failed to close: %s", journal.fields()
             log.warning(sentence, resource.name, resource.problem, extra=extra)
+        elif resource.outcome == "timeout":
+            spent = (
+                "its close_seconds" if allowed <= left else "AGENT_CLOSE_SECONDS, of all together,"
+            )
+            sentence, extra = "%s was cut after %.1f s of closing: %s had passed", journal.fields()
+            log.warning(sentence, resource.name, seconds, spent, extra=extra)
 
     async def close_all(self, until: float, *, but: ManagedResource[Any] | None) -> None:
         """Close all others in reverse order of opening, each within its own time."""
