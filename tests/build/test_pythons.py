@@ -33,7 +33,7 @@ def interpreter(version: str) -> str:
 
     found = python("find", "--no-project")
     if found.returncode:
-        got = python("install", "--quiet")
+        got = python("install")
         found = python("find", "--no-project")
         if found.returncode:
             said = " ".join(got.stderr.split())
