@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+if sys.platform == "win32":
+    # here, because every command, test and tool comes by: later, a missing module would stop it
+    print(
+        "agent: this does not run on Windows itself: install WSL (`wsl --install`), "
+        "and clone and run the project in its terminal",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
 
 def one_line(error: BaseException) -> str:
     """An error as one line, its kind first: `ValueError: no such voice`."""

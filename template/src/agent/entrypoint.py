@@ -9,6 +9,7 @@ import warnings
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
+from agent import telemetry
 from agent.conversation import CallAgent
 from agent.conversation.agent import Greeting
 from agent.conversation.session import build_session, conversation
@@ -95,7 +96,8 @@ def prewarm_persona(settings: Settings) -> None:
 def owners_module(name: str) -> Any | None:
     """A module of the owner's, which may be missing; an error inside it is not its absence."""
     try:
-        return importlib.import_module(name)
+        with telemetry.protected_logging():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
             return None

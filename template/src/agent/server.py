@@ -165,7 +165,7 @@ def prewarm(settings: Settings, process: JobProcess) -> None:
     telemetry.export_spans()
     for name in PREWARMED:
         # `agent start` has reported it before, and the call that needs it will
-        with suppress(ImportError):
+        with suppress(ImportError), telemetry.protected_logging():
             importlib.import_module(name)
     try:
         prewarm_persona(settings)

@@ -318,13 +318,14 @@ def _parts(address: str) -> SplitResult:
 
 
 def export_env_file(home: Path) -> None:
-    """Put `.env.local` into the environment, which wins.
+    """Put `.env.local` into the environment, which wins; `$` in a value is a dollar sign.
 
     The SDK and its plugins read the environment, also in job processes.
     """
     file = home / ".env.local"
     try:
-        load_dotenv(file, override=False)
+        # utf-8-sig: an editor on Windows may have begun the file with a byte order mark
+        load_dotenv(file, override=False, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             [f"{file} cannot be read ({error}): write it again, as UTF-8 text"]

@@ -22,10 +22,11 @@ import pytest
 from livekit.protocol.agent_pb import agent_session as protocol
 
 from agent.__main__ import main
-from agent.cli import checks, run
+from agent.cli import COMMANDS, checks, run
 from agent.cli.checks import check_models, check_owner_modules
 from agent.settings import load_settings
 from tests.support.processes import process
+from tests.support.templates import ROOT
 
 SECRET = "a-secret-of-more-than-thirty-two-bytes"
 
@@ -121,6 +122,35 @@ for command in {commands}:
         # to ask the server, and nothing that makes a call
         ["doctor", "api", "protocol"],
     ], done.stderr
+
+
+# what Windows lacks, without what pytest needs of it
+ON_WINDOWS = """
+import asyncio, runpy, signal, sys
+sys.platform = "win32"
+sys.modules |= dict.fromkeys(("fcntl", "grp", "pwd", "readline", "resource", "termios"))
+for name in ("SIGHUP", "SIGKILL", "SIGUSR1"):
+    delattr(signal, name)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+EVERY_COMMAND = [name.replace("_", "-") for names in COMMANDS.values() for name in names]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [*(["agent", name] for name in [*EVERY_COMMAND, "--help"]), ["main"], ["agent_update"]],
+)
+def test_on_windows_every_command_says_in_a_sentence_what_it_needs(command: list[str]) -> None:
+    folders = [Path(ROOT, name) for name in ("template", "template/src", "updater")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    asked = [sys.executable, "-c", ON_WINDOWS, *command]
+
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("agent: this does not run on Windows itself: install WSL")
+    assert done.stderr.count("\n") == 1
 
 
 def commands_of(help_text: str) -> list[str]:

@@ -31,6 +31,8 @@ from agent.lifecycle import Call
 from agent.memory import Profile
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 
+# as in a program of its own: the records of calls arrive all the same, and once
+logging.basicConfig(level=logging.ERROR, force=True)
 log = logging.getLogger("agent.mine")
 FATAL = APIStatusError("the key is no longer valid", status_code=401, retryable=False)
 
