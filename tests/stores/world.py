@@ -115,7 +115,7 @@ class Desk:
     ) -> Said:
         """Call, ask, cause the fault and ask again, repair it and ask again, hang up."""
         before = len(self._records())
-        chat = Chat(settings, Caller("ann", ""))
+        chat = Chat(settings, Caller("ann", ""), "")
         said = Said(await chat.start(), [], [])
         said.answers.append(await chat.say(QUESTION))
         for act in (cause, heal):
