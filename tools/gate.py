@@ -87,6 +87,7 @@ PUBLIC = {
             "cannot_hear",
             "is_caller",
             "remembered_as",
+            "prewarm",
             "tools",
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),

@@ -41,6 +41,8 @@ def interpreter(version: str) -> str:
     return found.stdout.strip()
 
 
+# `make test` proves the Python that it runs on in tests/call/test_first_call.py
+@pytest.mark.slow
 @pytest.mark.parametrize("version", JOB["strategy"]["matrix"]["python"])
 def test_a_project_passes_its_ci(
     version: str, template: Template, tmp_path: Path, mypy_cache: Path

@@ -102,7 +102,7 @@ class Desk:
             "knowledge": "sqlite",
         }
         # so that a busy machine is not a fault
-        given["knowledge_seconds"] = 1.0
+        given |= {"knowledge_seconds": 1.0, "memory_seconds": 1.0}
         self.settings = Settings.model_validate(
             {**given, "memory_url": "sqlite", **trouble.healthy}
         )
