@@ -65,6 +65,7 @@ class CallAgent(Agent):
     last sentences of the first one, where it has none of its own.
     """
 
+    call: Call
     # names of tools that may take as long as the call
     patient_tools: frozenset[str] = frozenset()
     # names of tools that the end of the call does not cut short, such as one that books
