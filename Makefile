@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both need git, make and Python 3.11 or newer; they fetch everything else.
+# Two commands: `make demo` and `make test`. Both need git, make and Python 3.11 to 3.14; they fetch everything else.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,8 +12,8 @@ help:  ## what can be made here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
 
 $(UV):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V): set PYTHON=python3.12, say" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+		|| { echo "Python 3.11 to 3.14 is needed, and $(PYTHON) is $$($(PYTHON) -V): set PYTHON=python3.12, say" >&2; exit 2; }
 	@echo "fetching uv ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --require-hashes --no-deps -r tools/uv.txt
@@ -61,6 +61,7 @@ bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, weight
 bench-parts: export PYTHONPATH := template/src
 bench-parts: $(STAMP)  ## measure: documents and memory, by themselves and in calls, healthy and stalled: 40 minutes
 	@$(PY) -m benchmarks.knowledge
+	@$(PY) -m benchmarks.knowledge_sections
 	@$(PY) -m benchmarks.knowledge_pair
 	@$(PY) -m benchmarks.turns
 	@$(PY) -m benchmarks.writes

@@ -21,6 +21,8 @@ class Pair:
     source: str
     # "tune" or "report"
     half: str
+    # what the answer was shortened by
+    rest: str = ""
 
 
 def pairs() -> list[Pair]:
@@ -29,7 +31,13 @@ def pairs() -> list[Pair]:
     for number, line in enumerate(_lines("pairs.jsonl")):
         folder = line["source"].split("/")[0]
         found.append(
-            Pair(line["question"], line["answer"], f"{folder}/{number:03}.md", line["half"])
+            Pair(
+                line["question"],
+                line["answer"],
+                f"{folder}/{number:03}.md",
+                line["half"],
+                line.get("rest", ""),
+            )
         )
     return found
 
@@ -39,12 +47,28 @@ def unanswerable() -> list[str]:
     return [line["question"] for line in _lines("unanswerable.jsonl")]
 
 
-def write_answers(folder: Path) -> None:
-    """Write a document for each answer, without its question."""
+def write_answers(folder: Path, *, whole: bool = False) -> None:
+    """Write a document for each answer, without its question; shortened, unless it is `whole`."""
     for pair in pairs():
         file = folder / pair.source
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(pair.answer, encoding="utf-8")
+        file.write_text(pair.answer + pair.rest * whole, encoding="utf-8")
+
+
+def write_pages(folder: Path) -> list[tuple[str, str]]:
+    """Write the shortened answers of each FAQ, ten a document, under headings that say nothing.
+
+    Returns document and heading of each pair.
+    """
+    places, pages = list[tuple[str, str]](), dict[Path, str]()
+    for number, pair in enumerate(pairs()):
+        source, heading = f"{pair.source.split('/')[0]}/{number // 10:02}.md", f"Section {number}"
+        pages[folder / source] = f"{pages.get(folder / source, '')}# {heading}\n\n{pair.answer}\n\n"
+        places.append((source, heading))
+    for file, text in pages.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return places
 
 
 def write_filler(folder: Path, passages: int) -> None:

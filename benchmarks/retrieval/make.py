@@ -75,10 +75,11 @@ class Source(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A question and the answer below it."""
+    """A question and the answer below it: shortened, and what was cut off."""
 
     question: str
     answer: str
+    rest: str
 
 
 HANDBOOK = "pages/travel-and-leave/travel-and-leave-policies/"
@@ -494,7 +495,7 @@ def loose(mark: str, line: str) -> bool:
     )
 
 
-def shortened(question: str, text: str) -> str:
+def shortened(question: str, text: str, most: int) -> str:
     """Return the first sentences, without those with an address or a phone number."""
     kept: list[tuple[str, str]] = []
     count = 0
@@ -512,15 +513,15 @@ def shortened(question: str, text: str) -> str:
             # the thing it names was left out
             if re.search(r"\b(?:a|an|the)[.,:]?$|\b(?:at|see|in|to)[.,]?$", sentence, re.I):
                 continue
-            if count and count + len(sentence.split()) > MOST_WORDS:
-                count = MOST_WORDS
+            if count and count + len(sentence.split()) > most:
+                count = most
                 break
             if re.search(r"\w", sentence):
                 sentences.append(sentence)
                 count += len(sentence.split())
         if sentences:
             kept.append((mark, " ".join(sentences)))
-        if count >= MOST_WORDS:
+        if count >= most:
             break
     while kept and loose(*kept[-1]):
         kept.pop()
@@ -580,8 +581,11 @@ def pairs(markdown: str) -> Iterator[Pair]:
         )
         text, code = plain(clean[start:stop])
         prose = len(re.sub(r"[#*>-]", "", text).split())
-        answer = shortened(question, text) if code <= prose else ""
-        yield Pair(question, answer)
+        answer, whole = (
+            shortened(question, text, most) if code <= prose else ""
+            for most in (MOST_WORDS, sys.maxsize)
+        )
+        yield Pair(question, answer, whole.removeprefix(answer))
 
 
 def read(source: Source, folders: list[str]) -> Iterator[Pair]:
@@ -674,9 +678,8 @@ def main(folders: list[str]) -> None:
         for pair in spread(answered, source.most):
             name = f"{source.name}/{slug(pair.question, taken)}.md"
             side = half(pair.question)
-            rows.append(
-                {"question": pair.question, "source": name, "answer": pair.answer, "half": side}
-            )
+            row = {"question": pair.question, "source": name, "answer": pair.answer, "half": side}
+            rows.append(row | ({"rest": pair.rest} if pair.rest else {}))
     counts = Counter((row["source"].split("/")[0], row["half"]) for row in rows)
     for source in SOURCES:
         tune, report = counts[source.name, "tune"], counts[source.name, "report"]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from livekit.agents import Agent, AgentSession
 from livekit.agents.llm import FunctionCallOutput
 
-from agent.entrypoint import run_call
-from agent.lifecycle import Call
+from agent.entrypoint import prewarm_persona, run_call
+from agent.lifecycle import Call, Step
 from agent.settings import load_settings
 from agent.transport import Caller, CallEvents
 
@@ -25,6 +25,9 @@ class FakeTransport:
     def __init__(self, *, connects: bool = True, limited: bool = True) -> None:
         self.call_id, self.room_name, self.began = "job", "room", time.monotonic()
         self.limited = limited
+        self.metadata = ""
+        self.livekit_room: Any = None
+        self.livekit_api: Any = None
         self.events: CallEvents
         self.connects = connects
         self.finished_with: list[str] = []
@@ -48,7 +51,7 @@ class FakeTransport:
         finally:
             self.connected = False
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
@@ -68,8 +71,10 @@ class FakeTransport:
 
     # the test's side
 
-    def arrive(self, identity: str = "ann", kind: str = "standard") -> None:
-        self._arrived.set_result(Caller(identity=identity, kind=kind))
+    def arrive(self, caller: str | Caller = "ann", kind: str = "standard") -> None:
+        if isinstance(caller, str):
+            caller = Caller(identity=caller, kind=kind)
+        self._arrived.set_result(caller)
 
     def leave(self) -> None:
         self.events.caller_gone(on_purpose=True)
@@ -79,6 +84,10 @@ class FakeTransport:
 
     def come_back(self) -> None:
         self.events.caller_back()
+
+    async def type(self, text: str) -> None:
+        """Write a line in a chat box, whatever is being said; returns when it has its turn."""
+        await self.events.answer(text)
 
     def close_room(self, *, removed: bool = False) -> None:
         self.events.room_gone(removed=removed)
@@ -116,6 +125,7 @@ class Talk:
     async def say(self, text: str) -> str:
         """Say something; what the agent answered, if it did before the call ended."""
         assert self.call.session is not None
+        await self.call.wait_for_tools()
         before = len(self.said)
         run = asyncio.ensure_future(_finish(self.call.session.run(user_input=text)))
         ended = asyncio.create_task(self.call.wait_ended())
@@ -148,16 +158,33 @@ async def _finish(run: object) -> None:
 
 
 @asynccontextmanager
-async def talk(caller: str = "ann", **changes: object) -> AsyncIterator[Talk]:
-    """A call that `caller` has begun and been greeted in; ended on exit. `changes` are settings."""
+async def talk(
+    caller: str | Caller = "ann",
+    *,
+    asks_first: bool = False,
+    metadata: str = "",
+    room: Any = None,
+    api: Any = None,
+    **changes: object,
+) -> AsyncIterator[Talk]:
+    """A call that `caller` has begun and been greeted in; ended on exit. `changes` are settings.
+
+    With `asks_first` it begins with what the agent asks before it greets, such as for consent.
+    `metadata`, `room` and `api` are what the call has under these names; a room and an API may be
+    stand-ins of yours.
+    """
     transport = FakeTransport(limited=False)
     transport.call_id = uuid.uuid4().hex  # memory tells calls apart by it
+    transport.metadata, transport.livekit_room, transport.livekit_api = metadata, room, api
     call = Call(transport, load_settings().model_copy(update=changes))
+    prewarm_persona(call.settings)
     transport.arrive(caller)
     await call.start(run_call)
     talking = Talk(call, transport)
     try:
-        assert await call.wait_greeted(), f"the call ended before it began: {call.reason}"
+        assert await call.wait_for_turn(), f"the call ended before it began: {call.reason}"
+        greeted = call.current_step is Step.STAY
+        assert greeted or asks_first, "it asks before it greets: write talk(asks_first=True)"
         yield talking
     finally:
         transport.leave()

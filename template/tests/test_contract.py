@@ -205,6 +205,8 @@ class NeverConnects(llm.Toolset):
 class Troubled(CallAgent):
     """A persona with tools and a greeting for every trouble."""
 
+    must_have_tools = frozenset({"never connects"})
+
     def __init__(self, call: Call, trouble: str) -> None:
         if trouble == "step-3-fails":
             raise ValueError("no such persona")
@@ -289,7 +291,12 @@ class Scene:
         patch.setattr(entrypoint, "open_memory", open_memory)
         patch.setattr(entrypoint, "open_resources", open_resources)
         patch.setattr(entrypoint, "build_persona", build_persona)
-        quick = {"reply_seconds": 0.1, "tool_seconds": 0.1, **changes}
+        quick = {
+            "reply_seconds": 0.1,
+            "tool_seconds": 0.1,
+            "tool_finish_seconds": 0.1,
+            **changes,
+        }
         self.call = Call(self.transport, load_settings().model_copy(update=quick))
 
     async def begin(self, caller: str | None = "ann") -> None:

@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__
+from livekit.agents import AgentServer, __version__, llm, tts
 from livekit.agents import worker as sdk_worker
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
@@ -26,6 +26,7 @@ from livekit.agents.utils import EventEmitter
 from livekit.agents.worker import ServerOptions
 
 from agent.lifecycle import timeouts
+from agent.models.scripted import ScriptedLLM, ScriptedTTS
 
 # a job that answers no ping for so long, because it blocks its event loop, is killed
 WATCHDOG_SECONDS = 60
@@ -237,6 +238,28 @@ def test_a_job_that_blocks_its_event_loop_is_killed_after_as_long_as_we_think() 
     )
 
 
+# ---------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize(
+    ("adapter", "instances"),
+    [
+        (llm.FallbackAdapter([ScriptedLLM(), ScriptedLLM()]), "_llm_instances"),
+        (tts.FallbackAdapter([ScriptedTTS(), ScriptedTTS()]), "_tts_instances"),
+    ],
+)
+def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
+    adapter: Any, instances: str
+) -> None:
+    look = "with_substitutes in agent/conversation/fallback.py"
+    first, second = getattr(adapter, instances)
+    assert adapter._next_instance() is first, changed("the first model is not asked first", look)
+    adapter._status[0].available = False
+    assert adapter._next_instance() is second, changed(
+        "a model that is marked as unavailable is not skipped", look
+    )
+
+
 # ---------------------------------------------------------------------- the worker and its jobs
 
 
@@ -254,6 +277,19 @@ def test_a_worker_says_that_it_has_started_when_it_has_its_jobs_processes() -> N
     assert not problem, changed(f"where a worker starts {problem}", WATCH)
 
 
+def test_a_worker_is_healthy_unless_its_connection_has_failed() -> None:
+    """Server in agent/server.py says so until the worker is registered."""
+    assert "worker_registered" in get_args(sdk_worker.EventTypes), changed(
+        "no event worker_registered", WATCH
+    )
+    checks = [
+        ast.unparse(node.test)
+        for node in ast.walk(code(AgentServer.run))
+        if isinstance(node, ast.If) and "status=503" in ast.unparse(node.body[0])
+    ]
+    assert "self._connection_failed" in checks, changed(f"/ fails for {checks}", WATCH)
+
+
 class Process:
     """An executor of one job, as the pool's monitor uses it."""
 
@@ -262,8 +298,8 @@ class Process:
 
 
 async def test_a_worker_reports_each_jobs_process_that_has_ended() -> None:
-    assert "process_closed" in get_args(sdk_pool.EventTypes), changed(
-        "no event process_closed", WATCH
+    assert {"process_closed", "process_job_launched"} <= {*get_args(sdk_pool.EventTypes)}, changed(
+        "no event process_closed, or process_job_launched", WATCH
     )
     pool = sdk_pool.ProcPool.__new__(sdk_pool.ProcPool)
     EventEmitter.__init__(pool)
@@ -306,5 +342,7 @@ def test_a_worker_lists_its_jobs_with_their_rooms_and_the_moment_they_began() ->
     assert isinstance(inspect.getattr_static(AgentServer, "active_jobs", None), property), changed(
         "a worker has no active_jobs", WATCH
     )
-    missing = {"job", "launched_at"} - {field.name for field in fields(RunningJobInfo)}
+    missing = {"job", "assigned_at", "launched_at"} - {
+        field.name for field in fields(RunningJobInfo)
+    }
     assert not missing, changed(f"a running job has no {sorted(missing)}", WATCH)

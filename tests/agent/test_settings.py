@@ -62,6 +62,25 @@ def test_an_env_file_fills_in_what_the_environment_lacks(
         load_settings.cache_clear()
 
 
+PASSWORD = "redis://:pa${x}s$s$(id)#@h"
+
+
+@pytest.mark.parametrize("quotes", ["", "'", '"'])
+def test_a_value_in_an_env_file_is_what_is_written_there(
+    quotes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the real export_env_file
+    monkeypatch.undo()
+    monkeypatch.setenv("x", "X")
+    line = f"AGENT_TEST_VALUE={quotes}{PASSWORD}{quotes}"
+    (tmp_path / ".env.local").write_text(f"\ufeff{line}\n", encoding="utf-8")
+    try:
+        settings.export_env_file(tmp_path)
+        assert os.environ["AGENT_TEST_VALUE"] == PASSWORD
+    finally:
+        os.environ.pop("AGENT_TEST_VALUE", None)
+
+
 def test_an_env_file_that_is_no_text_is_one_clear_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,26 @@ import io
 import json
 import logging
 import multiprocessing.util
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client import REGISTRY
 
-from agent.telemetry import CallLogHandler, JsonLines, Readable, export_spans, format_root
+from agent.telemetry import (
+    CallLogHandler,
+    JsonLines,
+    Readable,
+    export_spans,
+    format_root,
+    log_to,
+    protected_logging,
+)
 from tests.support.processes import process
 
 
@@ -205,6 +216,7 @@ def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown, ledger = io.StringIO(), CallLogHandler(counting=False)
+    monkeypatch.setattr(sys, "stdout", shown)
     root, calls = logging.getLogger(), logging.getLogger("agent.call")
     monkeypatch.setattr(root, "handlers", [logging.StreamHandler(shown), ledger])
     before = root.level, calls.level
@@ -221,3 +233,62 @@ def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(
     assert [json.loads(line)["message"] for line in shown.getvalue().splitlines()] == [
         "the voice failed"
     ]
+
+
+# ---------------------------------------------------------------------- an owner's own set-up
+
+SET_UPS = {
+    "basicConfig": "logging.basicConfig()",
+    "with a level": "logging.basicConfig(level=logging.ERROR, stream=sys.stdout)",
+    "by force": "logging.basicConfig(level=logging.ERROR, force=True)",
+    "a handler": "logging.getLogger().addHandler(logging.StreamHandler(sys.stdout))",
+    "rich": "import rich.logging; logging.basicConfig(handlers=[rich.logging.RichHandler()])",
+    "dictConfig": "import logging.config; logging.config.dictConfig({'version': 1, 'handlers': "
+    "{'shown': {'class': 'logging.StreamHandler'}}, "
+    "'root': {'handlers': ['shown'], 'level': 'ERROR'}})",
+    "a file": "logging.basicConfig(filename='own.log', format='own: %(message)s')",
+}
+
+
+class ToWorker(logging.StreamHandler[Any]):
+    """As the SDK's in a job, it carries nothing once it is closed."""
+
+    def close(self) -> None:
+        self.setStream(io.StringIO())
+
+
+def log_an_end(place: str, set_up: str) -> None:
+    """Log the end of a call in a `place` where an owner's module has been imported."""
+    root = logging.getLogger()
+    if place == "job":
+        root.addHandler(ToWorker(sys.stdout))
+        root.setLevel(logging.INFO)
+    logging.getLogger("agent.call")
+    with protected_logging():
+        exec(set_up)
+    if place == "worker":
+        # as the SDK does
+        root.addHandler(logging.StreamHandler(sys.stdout))
+        root.setLevel(logging.INFO)
+        format_root(readable=False)
+    elif place == "chat":
+        log_to(sys.stderr)
+    logging.getLogger("agent.call").info("call ended")
+
+
+@pytest.mark.parametrize("place", ["worker", "job", "chat"])
+@pytest.mark.parametrize("set_up", SET_UPS.values(), ids=SET_UPS)
+def test_the_records_of_a_call_arrive_once_however_an_owners_module_sets_up_logging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_up: str, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output, own = tmp_path / "output", tmp_path / "own.log"
+
+    with process(log_an_end, place, set_up, output=output) as logging_process:
+        logging_process.join(60)
+
+    assert output.read_text(encoding="utf-8").count("call ended") == 1
+    if "own.log" in set_up:
+        # every record of a job arrives in the worker, too
+        written = own.read_text(encoding="utf-8") if own.exists() else ""
+        assert written == ("" if place == "job" else "own: call ended\n")

@@ -73,7 +73,7 @@ class Scene:
     spans: Collector
     metrics_port: int
 
-    def caller(self, room: str, **options: str) -> Caller:
+    def caller(self, room: str, **options: Any) -> Caller:
         """A caller of this worker's agent."""
         return Caller(self.livekit, room, self.agent, **options)
 
@@ -128,6 +128,8 @@ class Scene:
         await self.counted(end)
         if "memory" in opened and 5 in steps:
             self.remembered(end, record)
+        if end.room != "gone":
+            assert await self.is_there(room) == (end.room == "kept")
         return record
 
     def remembered(self, end: End, record: Record) -> None:
@@ -198,6 +200,11 @@ class Scene:
         }
         logged = [r for r in self.running.records if "turns" in r and r.get("reason") == end.reason]
         assert counted[end.reason] == len(logged)
+
+    async def is_there(self, room: str) -> bool:
+        """Whether the server has a room of this name."""
+        async with self.livekit.api() as server:
+            return bool((await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms)
 
     async def present(self, room: str) -> list[str]:
         """The participants of a room, without agents."""

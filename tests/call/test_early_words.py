@@ -10,7 +10,7 @@ import uuid
 import pytest
 from livekit import rtc
 
-from tests.support.caller import Caller
+from tests.support.caller import PATIENCE, Caller
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
 from tests.support.templates import Template
@@ -76,7 +76,9 @@ def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> P
     persona = persona.replace(
         "instructions=INSTRUCTIONS", "instructions=INSTRUCTIONS, stt=Ear(), tools=[Slow()]"
     )
-    project.write("src/agent/persona.py", persona + LISTENING)
+    last = 'knows who it is."""\n'
+    needed = '\n    must_have_tools = frozenset({"slow"})\n'
+    project.write("src/agent/persona.py", persona.replace(last, last + needed) + LISTENING)
     resources = project.read("src/agent/resources.py").replace(
         "import aiohttp", "import asyncio\nimport aiohttp"
     )
@@ -136,7 +138,7 @@ async def speak_early(caller: Caller) -> None:
         source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True
     )
     publication = await caller.room.local_participant.publish_track(track, options)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE):
         await active.wait()
     count = int(RATE * RECORDED_SECONDS)
     tone = array.array(
@@ -160,3 +162,21 @@ async def feed(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
     """A silent microphone."""
     while True:
         await source.capture_frame(frame)
+
+
+async def test_lines_typed_at_once_are_all_answered_to_their_end(
+    listening: Project, livekit: LiveKit
+) -> None:
+    room, agent = f"typed-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
+    async with (
+        worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
+        Caller(livekit, room, agent) as caller,
+    ):
+        await caller.hear_text_with("help")
+        for line in ("thank you", "hello", "/tool current_time {}", "thanks"):
+            await caller.write(line)
+        said = [await caller.hear_text() for _ in range(4)]
+    assert said[:2] == ["You are welcome.", "Hello! What would you like to know?"]
+    assert ":" in said[2]
+    assert said[3] == "You are welcome."
+    assert running.complaints() == []

@@ -100,7 +100,9 @@ async def test_a_hang_up_inside_a_slow_tool_does_not_wait_for_the_tool(
         await caller.write("/tool slow {}")
         await stage.said(room, "the slow tool began")
     await stage.expect(end, room)
-    assert "the slow tool was cancelled" in [record["message"] for record in stage.running.of(room)]
+    said = [record["message"] for record in stage.running.of(room)]
+    assert "the slow tool was cancelled" in said
+    assert "the tool slow was cut short: its call has ended" in said
 
 
 @ends("phone-leaves-early", "browser-leaves-early")
@@ -119,6 +121,43 @@ async def test_a_caller_who_leaves_before_anybody_answers(end: End, stage: Scene
         )
     else:
         await stage.expect(end, room, steps=[1, 2, 3, 4, 8], opened=kept)
+
+
+@ends("calls-again")
+async def test_a_caller_who_comes_back_is_greeted_again(end: End, stage: Scene) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await stage.step(room, 6)
+    await stage.expect(end, room)
+    async with stage.caller(room, identity=caller.identity) as again:
+        await again.hear_text_with("help")
+        await again.ask("Where can I park my bicycle?", "bicycle")
+        assert not again.cut_off.is_set()
+    await stage.running.free()
+
+
+@ends("back-while-closing")
+async def test_a_caller_who_comes_back_while_the_call_is_closing_gets_another_agent(
+    end: End, project: Project, livekit: LiveKit
+) -> None:
+    room = new_room()
+    # the tool takes eight seconds, and no deadline cuts it short
+    patient: dict[str, Any] = {"AGENT_TOOL_SECONDS": "60", "AGENT_TOOL_FINISH_SECONDS": "60"}
+    async with scene(project, livekit, **patient) as stage:
+        async with stage.caller(room) as caller:
+            await caller.hear_text_with("help")
+            await caller.write("/tool slow {}")
+            await stage.said(room, "the slow tool began")
+        await stage.said(room, "ending")
+        async with stage.caller(room, identity=caller.identity) as again:
+            assert (await stage.running.ended(room))["reason"] == end.reason
+            await stage.said(room, "an agent was sent again")
+            await again.hear_text_with("help")
+            await again.ask("Where can I park my bicycle?", "bicycle")
+            assert not again.cut_off.is_set()
+        await stage.running.free()
+    assert not await stage.is_there(room)
 
 
 @ends("company-leaves")
@@ -202,6 +241,22 @@ async def test_the_agent_hangs_up_after_a_goodbye_that_is_heard_to_its_end(
         await cut_off(caller)
         assert caller.loud_seconds > before
         assert await stage.present(room) == []
+    await stage.expect(end, room)
+
+
+@ends("agent-hangs-up-to-a-viewer")
+async def test_who_only_listens_is_no_caller_and_keeps_no_room(end: End, stage: Scene) -> None:
+    room = new_room()
+    # both are there before the agent: a viewer has no say in how long it waits for a caller
+    async with (
+        Caller(stage.livekit, room, identity="viewer", listens=True) as viewer,
+        Caller(stage.livekit, room) as caller,
+    ):
+        await stage.dispatch(room)
+        await caller.hear_text_with("help")
+        await caller.ask("goodbye", "Goodbye!")
+        await cut_off(caller)
+        await cut_off(viewer)
     await stage.expect(end, room)
 
 
@@ -475,6 +530,26 @@ async def test_a_voice_that_fails_is_three_tones(end: End, stage: Scene) -> None
     await stage.expect(end, room)
 
 
+@ends("model-replaced")
+async def test_a_model_that_hangs_is_replaced_by_the_adapters_next_one(
+    end: End, stage: Scene
+) -> None:
+    room = new_room("model-replaced")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("help")
+        await caller.write("llm hang")
+        async with asyncio.timeout(40):
+            assert "I am sorry" not in await caller.sentences.get()
+        before = caller.loud_seconds
+        await caller.ask('/tool say {"text": "voice hang"}', "voice hang")
+        # longer than the tones
+        await until(lambda: caller.loud_seconds > before)
+    await stage.expect(end, room)
+    told = [str(record["message"]) for record in stage.running.of(room)]
+    assert sum("the next one is asked" in message for message in told) == 2
+    assert not [message for message in told if "failed" in message]
+
+
 @ends("tts-fails-for-good")
 async def test_a_voice_that_fails_again_and_again_ends_the_call(end: End, stage: Scene) -> None:
     room = new_room()
@@ -498,6 +573,17 @@ async def test_speech_to_text_that_loses_its_connection_is_spoken_of(
     room = new_room("stt-fails")
     async with stage.caller(room) as caller:
         await caller.hear_text_with("I cannot hear you at the moment")
+    await stage.expect(end, room)
+
+
+@ends("stt-fails-for-good")
+async def test_speech_to_text_that_fails_again_and_again_ends_the_call(
+    end: End, stage: Scene
+) -> None:
+    room = new_room("stt-fails-for-good")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("something went wrong")
+        await cut_off(caller)
     await stage.expect(end, room)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from packaging.specifiers import SpecifierSet
 from typer.main import get_command
 
 from agent.cli import build_app
@@ -137,19 +139,34 @@ def variables_in(name: str, content: bytes) -> frozenset[str]:
     return frozenset(ENVIRONMENT.findall(words_of(name, content)))
 
 
-def test_one_python_is_the_oldest_everywhere(project: Project) -> None:
+def pythons(text: str) -> list[str]:
+    """The versions that a pyproject.toml takes, such as 3.11."""
+    required = tomllib.loads(text)["project"]["requires-python"]
+    bounds = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", required)
+    assert bounds, required
+    return [f"3.{minor}" for minor in range(int(bounds[1]), int(bounds[2]))]
+
+
+def test_the_same_pythons_are_named_everywhere(project: Project) -> None:
     metadata = tomllib.loads(project.read("pyproject.toml"))
-    oldest = metadata["project"]["requires-python"].removeprefix(">=")
+    oldest, *_ = supported = pythons(project.read("pyproject.toml"))
     assert metadata["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
     assert found_in(project.read("Dockerfile"), r"^FROM python:([\d.]+)-") == {oldest}
     assert found_in(project.read("Dockerfile"), r"^# ([\d.]+) is the oldest Python") == {oldest}
     tested = load(project, ".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"][
         "python"
     ]
-    assert tested[0] == oldest
+    assert tested == supported
     for name, text in documents(project).items():
         for version in re.findall(r"Python (3\.\d+)", text):
             assert version in tested, f"{name}: Python {version}"
+
+
+def test_the_newest_python_is_the_newest_that_the_sdk_is_for() -> None:
+    # uv installs it on newer ones without a word
+    takes = SpecifierSet(importlib.metadata.metadata("livekit-agents")["Requires-Python"])
+    newest = int(pythons(quick.render("pyproject.toml")["pyproject.toml"])[-1].removeprefix("3."))
+    assert (f"3.{newest}" in takes, f"3.{newest + 1}" in takes) == (True, False)
 
 
 def test_one_port_is_the_health_endpoint_everywhere(project: Project) -> None:
@@ -361,13 +378,17 @@ def test_the_readme_names_the_versions_that_are_supported() -> None:
     files = quick.render("pyproject.toml", ".github/workflows/ci.yml")
     project = tomllib.loads(files["pyproject.toml"])["project"]
     tested = yaml.safe_load(files[".github/workflows/ci.yml"])["jobs"]["test"]
-    oldest, newest = tested["strategy"]["matrix"]["python"]
-    assert project["requires-python"] == f">={oldest}"
-    assert said["Python"] == f"{oldest} or newer; a project's CI runs {oldest} and {newest}"
+    oldest, *_, newest = supported = tested["strategy"]["matrix"]["python"]
+    assert said["Python"].startswith(
+        f"{oldest} to {newest}, as livekit-agents; a project's CI runs"
+    )
+    ours = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    assert ours["jobs"]["python"]["strategy"]["matrix"]["python"] == supported
     (sdk,) = (name for name in project["dependencies"] if name.startswith("livekit-agents"))
     assert said["livekit-agents"].startswith(f"{sdk.removeprefix('livekit-agents')}; ")
     copier = re.sub(r"\.0$", "", CONFIG["_min_copier_version"])
     own = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert own["project"]["requires-python"] == project["requires-python"]
     assert f"copier>={copier},<10" in own["dependency-groups"]["dev"]
     assert said["Copier"] == f"{copier} or newer, below 10"
     (needs,) = ROOT.glob("needs_cookiecutter_*_or_newer_with_its_hooks__or_copier.py")

@@ -102,7 +102,7 @@ class Desk:
             "knowledge": "sqlite",
         }
         # so that a busy machine is not a fault
-        given["knowledge_seconds"] = 1.0
+        given |= {"knowledge_seconds": 1.0, "memory_seconds": 1.0}
         self.settings = Settings.model_validate(
             {**given, "memory_url": "sqlite", **trouble.healthy}
         )
@@ -115,7 +115,7 @@ class Desk:
     ) -> Said:
         """Call, ask, cause the fault and ask again, repair it and ask again, hang up."""
         before = len(self._records())
-        chat = Chat(settings, Caller("ann", ""))
+        chat = Chat(settings, Caller("ann", ""), "")
         said = Said(await chat.start(), [], [])
         said.answers.append(await chat.say(QUESTION))
         for act in (cause, heal):

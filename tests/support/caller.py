@@ -35,6 +35,7 @@ class Caller:
         *,
         identity: str | None = None,
         kind: str = "standard",
+        listens: bool = False,
     ) -> None:
         identity = identity or somebody()
         self.identity, self.server, self.room_name = identity, server, room
@@ -51,7 +52,9 @@ class Caller:
         # of time.monotonic()
         self.first_sound_at: float | None = None
         self.last_sound_at: float | None = None
-        self._token = server.token(room, identity, agent_name=agent_name, kind=kind)
+        self._token = server.token(
+            room, identity, agent_name=agent_name, kind=kind, listens=listens
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:

@@ -138,14 +138,21 @@ class LiveKit:
         return api.LiveKitAPI(self.url.replace("ws", "http"), self.api_key, self.api_secret)
 
     def token(
-        self, room: str, identity: str, *, agent_name: str | None = None, kind: str = "standard"
+        self,
+        room: str,
+        identity: str,
+        *,
+        agent_name: str | None = None,
+        kind: str = "standard",
+        listens: bool = False,
     ) -> str:
         """A token for `identity`; joining with it sends `agent_name` into the room."""
+        grants = api.VideoGrants(room_join=True, room=room, can_publish=not listens)
         token = (
             api.AccessToken(self.api_key, self.api_secret)
             .with_identity(identity)
             .with_kind(kind)  # type: ignore[arg-type]
-            .with_grants(api.VideoGrants(room_join=True, room=room))
+            .with_grants(grants)
         )
         if agent_name:
             dispatch = api.RoomAgentDispatch(agent_name=agent_name)

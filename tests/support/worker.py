@@ -38,6 +38,8 @@ TOLERATED = (
     "no warmed process available",
     "timed out waiting for idle processes",
 )
+# the agent's own, on a busy machine
+BUSY = ("because no process was ready",)
 # what is awaited is an event; this only ends a wait for one that never comes, on a busy machine too
 PATIENCE = 120.0
 
@@ -117,6 +119,7 @@ class Worker:
             record
             for record in self.records
             if record.get("level") in {"WARNING", "ERROR", "CRITICAL"}
+            and not any(known in str(record.get("message", "")) for known in BUSY)
             and (
                 str(record.get("logger", "")).startswith("agent")
                 or not any(known in str(record.get("message", "")) for known in TOLERATED)

@@ -1,1 +1,12 @@
 """Brings a newer template to a project: tried in a copy, and only what fits and passes is kept."""
+
+import sys
+
+if sys.platform == "win32":
+    # as the project itself says it
+    print(
+        "agent: this does not run on Windows itself: install WSL (`wsl --install`), "
+        "and clone and run the project in its terminal",
+        file=sys.stderr,
+    )
+    sys.exit(2)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
-
-from agent.cli import build_app
-from agent.cli.terminal import report
-from agent.knowledge import KnowledgeUnavailable
-from agent.memory import MemoryUnavailable
-from agent.settings import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 failed, 2 not begun, because something has to be put right.
 
-    Takes the process's own arguments by default.
+    130 at Ctrl-C, from the first moment on. Takes the process's own arguments by default.
     """
+    try:
+        _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    # here, because they take a while, and Ctrl-C may come meanwhile
+    import warnings
+
+    from agent.cli import build_app
+    from agent.cli.terminal import report
+    from agent.knowledge import KnowledgeUnavailable
+    from agent.memory import MemoryUnavailable
+    from agent.settings import SettingsError
+
     # agent.cli.checks.warn_connection says it, with a cure
     warnings.filterwarnings("ignore", message="The HMAC key is")
     try:

@@ -9,16 +9,20 @@ import warnings
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
+from agent import telemetry
 from agent.conversation import CallAgent
+from agent.conversation.agent import Greeting
 from agent.conversation.session import build_session, conversation
 from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
 from agent.lifecycle.resource import OpenFailed
 from agent.memory import Profile, open_memory
 from agent.models import models_of
+from agent.settings import Settings
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
+_prewarmed = set[type[CallAgent]]()
 
 
 async def run_call(call: Call) -> None:
@@ -28,17 +32,18 @@ async def run_call(call: Call) -> None:
     async with call.step(Step.CONNECT):
         await call.wait_connected()
     async with call.step(Step.BUILD):
-        session = build_session(call, models_of(call.settings))
         persona = build_persona(call)
+        greeting = Greeting(persona)
+        session = build_session(call, models_of(call.settings), persona)
     async with call.step(Step.WAIT_FOR_CALLER):
-        caller = await call.wait_for_caller()
+        caller = await call.wait_for_caller(persona.is_caller)
         if call.memory is not None:
             call.memory.identify(persona.remembered_as(caller))
     async with call.step(Step.START_SESSION):  # while the caller's data loads
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
-        await persona.welcome(await profile)
+        await greeting.say(await profile)
     async with call.step(Step.STAY):
         await call.wait_ended()
     # step 8, clean up and exit, is lifecycle/closing.py: it runs however the call ends
@@ -80,10 +85,19 @@ def build_persona(call: Call) -> CallAgent:
     return CallAgent(call, instructions="You are a friendly voice assistant. Be brief.")
 
 
+def prewarm_persona(settings: Settings) -> None:
+    """Let the owner's persona load what it needs, once in a process; raises what it raises."""
+    persona = getattr(owners_module("agent.persona"), "Persona", CallAgent)
+    if persona not in _prewarmed:
+        _prewarmed.add(persona)
+        persona.prewarm(settings)
+
+
 def owners_module(name: str) -> Any | None:
     """A module of the owner's, which may be missing; an error inside it is not its absence."""
     try:
-        return importlib.import_module(name)
+        with telemetry.protected_logging():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name == name:
             return None

@@ -36,5 +36,8 @@ NOBODY_LISTENS = frozenset(
     }
 )
 
+# after these the caller is in the room only if they came back while the call was closing
+CALLER_IS_GONE = frozenset({Reason.CALLER_LEFT, Reason.CALLER_DROPPED})
+
 # how the reason of a call begins whose caller may resume it
 BROKE_OFF = (Reason.CALLER_DROPPED, Reason.WORKER_DIED, Reason.JOB_DIED, "error")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import logging
 import math
 import os
+import signal
 import time
 from contextlib import suppress
 from functools import partial
 
-from livekit.agents import AgentServer, JobContext, JobProcess
+from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
-from livekit.agents.worker import ServerEnvOption
+from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 
 from agent import knowledge, memory, one_line, telemetry
-from agent.entrypoint import run_call
+from agent.entrypoint import prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
@@ -29,6 +31,13 @@ from agent.transport.room import RoomTransport, end_room
 log = logging.getLogger("agent.call")
 
 MAX_IDLE_PROCESSES = 4  # the SDK's own default is one a core, however many there are
+# a process that is not ready by then is killed, and another one is tried: on a busy machine the
+# SDK's own ten seconds are too short for the imports alone, and no call would ever be taken
+READY_SECONDS = 60.0
+# livekit-server's default `agents.target_load`: it sends no call to a worker that reports more
+SERVER_TARGET_LOAD = 0.7
+# a caller notices that much; a process that is ready takes a call within milliseconds
+WAITED_SECONDS = 0.5
 # what the first call of a process would otherwise wait for
 PREWARMED = ("agent.persona", "agent.resources", "agent.transport.preconnect", "numpy.fft")
 
@@ -41,15 +50,32 @@ class Server(AgentServer):
 
     def __init__(self, settings: Settings) -> None:
         idle = settings.idle_processes or min(os.cpu_count() or 1, MAX_IDLE_PROCESSES)
+        threshold = settings.max_load
+        if not math.isinf(threshold):
+            threshold = min(threshold, SERVER_TARGET_LOAD)
         super().__init__(
             preload_modules=["agent.server", "agent.ignore_sigterm"],
             port=settings.port,
             prometheus_port=settings.metrics_port or None,
             drain_timeout=settings.drain_seconds,
-            num_idle_processes=ServerEnvOption(dev_default=1, prod_default=idle),
-            load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=settings.max_load),
+            initialize_process_timeout=READY_SECONDS,
+            num_idle_processes=ServerEnvOption(
+                dev_default=settings.idle_processes or 1, prod_default=idle
+            ),
+            load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=threshold),
         )
         self.configure(settings)
+        # a call that asks for a worker before is never given to this one, so the health check
+        # fails until then; private, and the template's canary tells when it changes
+        self._connection_failed = True
+        self.on("worker_registered", self._registered)
+
+    def _registered(self, *_: object) -> None:
+        self._connection_failed = False
+
+    def allow_imports(self, seconds: float) -> None:
+        """Each process imports the owner's code, which took so long here, beside three others."""
+        self.update_options(initialize_process_timeout=READY_SECONDS + 4 * seconds)
 
     def configure(self, settings: Settings) -> None:
         """Hand these settings to the jobs; the worker's own (ports, load) stay as they are."""
@@ -64,8 +90,9 @@ class Server(AgentServer):
         self.on("worker_started", self._watch_jobs)
         delivering = asyncio.create_task(keep_delivering(settings), name="memory delivery")
         if devmode or math.isinf(settings.max_load):
-            # livekit-server itself sends no call to a worker that reports 1.0
             self.load_fnc = lambda: 0.0
+        elif settings.max_load > SERVER_TARGET_LOAD:
+            self.load_fnc = self.reported_load
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
         telemetry.format_root(readable=readable, level=settings.log_level)
         try:
@@ -79,9 +106,28 @@ class Server(AgentServer):
         finally:
             delivering.cancel()
 
+    def reported_load(self) -> float:
+        """The CPU load, scaled so that it reaches the server's limit where AGENT_MAX_LOAD is."""
+        return _DefaultLoadCalc.get_load(self) * SERVER_TARGET_LOAD / self.settings.max_load
+
     def _watch_jobs(self) -> None:
         # private; the template's canary tells when it changes
         self._proc_pool.on("process_closed", self._job_closed)
+        self._proc_pool.on("process_job_launched", self._job_launched)
+
+    def _job_launched(self, process: JobExecutor) -> None:
+        """Say so if the caller had to wait for a process."""
+        if (running := process.running_job) is None or not running.assigned_at:
+            return
+        if (waited := running.launched_at - running.assigned_at) < WAITED_SECONDS:
+            return
+        sentence = (
+            "the caller waited %.1f s, because no process was ready: set AGENT_IDLE_PROCESSES to"
+            " how many calls may begin within a few seconds, here more than %d"
+        )
+        about = {"call": running.job.id, "room": running.job.room.name}
+        ready = ServerEnvOption.getvalue(self._num_idle_processes, self._devmode)
+        log.warning(sentence, waited, ready, extra={"fields": about})
 
     def _job_closed(self, process: JobExecutor) -> None:
         """End the room of a job that was killed or crashed: it has closed nothing itself."""
@@ -103,7 +149,7 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
     seconds = round(time.time() - running.launched_at, 3)
     try:
         async with asyncio.timeout(END_ROOM_SECONDS):
-            await end_room(running.job.room.name, None)
+            await end_room(running.job.room.name, running.job.room.sid, None)
     except Exception as error:
         sentence = "the room could not be deleted: %s"
         log.warning(sentence, one_line(error), extra={"fields": about})
@@ -112,17 +158,33 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
 
 
 def prewarm(settings: Settings, process: JobProcess) -> None:
-    """Give an idle process the settings, and import what its call would otherwise wait for."""
+    """Give an idle process the settings, and load what its call would otherwise wait for."""
+    if process.executor_type is JobExecutorType.PROCESS:
+        dump_stacks_when_killed()
     process.userdata["settings"] = settings
     telemetry.export_spans()
     for name in PREWARMED:
         # `agent start` has reported it before, and the call that needs it will
-        with suppress(ImportError):
+        with suppress(ImportError), telemetry.protected_logging():
             importlib.import_module(name)
+    try:
+        prewarm_persona(settings)
+    except Exception as error:
+        # the call comes to it in its own way, and ends with a reason
+        log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
         models_of(settings)
         memory.load(settings)
         knowledge.load(settings)
+
+
+def dump_stacks_when_killed() -> None:
+    """Print every thread's stack on standard error at the signal that precedes the SDK's SIGKILL.
+
+    The SDK's own handler is missing under a fork server, and runs in no process that is stuck in C.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1)
 
 
 server = Server(load_settings())

@@ -171,6 +171,11 @@ class Settings(BaseSettings):
         description="How long a model may keep the caller waiting before the agent apologises.",
     )
     tool_seconds: float = Field(default=20, gt=0, description="How long a tool may take.")
+    tool_finish_seconds: float = Field(
+        default=5,
+        ge=0,
+        description="How long a running tool may go on when the call has ended.",
+    )
     goodbye_seconds: float = Field(
         default=8, gt=0, le=15, description="How long the last sentence may take."
     )
@@ -178,7 +183,7 @@ class Settings(BaseSettings):
         default=6,
         gt=0,
         le=8,
-        description="How long everything a call opened may take to close, together.",
+        description="How long all that a call opened may take to close, together; 8 at most.",
     )
     drain_seconds: int = Field(
         default=600, ge=0, description="How long a stopping worker lets its live calls go on."
@@ -313,13 +318,14 @@ def _parts(address: str) -> SplitResult:
 
 
 def export_env_file(home: Path) -> None:
-    """Put `.env.local` into the environment, which wins.
+    """Put `.env.local` into the environment, which wins; `$` in a value is a dollar sign.
 
     The SDK and its plugins read the environment, also in job processes.
     """
     file = home / ".env.local"
     try:
-        load_dotenv(file, override=False)
+        # utf-8-sig: an editor on Windows may have begun the file with a byte order mark
+        load_dotenv(file, override=False, interpolate=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             [f"{file} cannot be read ({error}): write it again, as UTF-8 text"]

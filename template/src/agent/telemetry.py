@@ -11,6 +11,8 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
@@ -123,13 +125,13 @@ class Readable(logging.Formatter):
 
 
 def format_root(*, readable: bool, level: str = "INFO") -> None:
-    """Format what the SDK's handlers in the worker show, from `level` on.
+    """Format what the SDK's handler in the worker shows, from `level` on.
 
     Loggers whose records are counted keep a level of their own: the end of a call is counted
     whatever is shown, so its record has to reach the worker.
     """
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if _is_terminal(handler):
             handler.setFormatter(Readable() if readable else JsonLines())
             handler.setLevel(level)
     for name, least in COUNTED.items():
@@ -145,6 +147,37 @@ def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("agent").setLevel(level)
+
+
+@contextmanager
+def protected_logging() -> Iterator[None]:
+    """Inside, an owner's module is imported, which may set up logging as a program does.
+
+    Its basicConfig() would show every record twice; a forced one, or a dictConfig(), would cut what
+    carries the records of a job to its worker. Of what it adds only files and services stay, and
+    these in the worker alone, where the records of all jobs arrive.
+    """
+    root = logging.getLogger()
+    kept, level = [*root.handlers], root.level
+    for handler in kept:
+        vars(handler)["close"] = lambda: None
+    try:
+        yield
+    finally:
+        for handler in kept:
+            vars(handler).pop("close", None)
+        added = [] if kept else [one for one in root.handlers if not _is_terminal(one)]
+        root.handlers = [*kept, *added]
+        root.setLevel(level)
+        for name, logger in root.manager.loggerDict.items():
+            if isinstance(logger, logging.Logger) and name.startswith(("agent", "livekit")):
+                logger.disabled = False
+
+
+def _is_terminal(handler: logging.Handler) -> bool:
+    # rich's handler has its stream in a console
+    console = getattr(handler, "console", None)
+    return getattr(handler, "stream", getattr(console, "file", None)) in (sys.stdout, sys.stderr)
 
 
 # ---------------------------------------------------------------------- metrics

@@ -19,7 +19,7 @@ import pytest
 from livekit.agents import function_tool
 
 from agent.__main__ import main
-from agent.conversation import CallAgent
+from agent.conversation import CallAgent, CallTask
 from agent.lifecycle import Call
 from agent.memory import Profile
 from agent.settings import load_settings
@@ -108,6 +108,18 @@ def test_an_answer_of_several_lines_is_folded_into_one(chat: Chat) -> None:
     assert chat("/tool recite\n").out == ["Roses are red, violets are blue."]
 
 
+def test_the_agent_knows_what_the_call_is_about(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Knowing(Persona):
+        def greeting(self, profile: Profile | None) -> str:
+            return f"about {self.call.metadata!r}, {self.call.room}, {self.call.api}"
+
+    replace(monkeypatch, "agent.persona", Persona=Knowing)
+    assert "about 'order 1042', None, None" in chat("", "--metadata", "order 1042").err
+    assert "about '', None, None" in chat("").err
+
+
 def test_a_last_line_without_a_line_end_is_answered(chat: Chat) -> None:
     assert chat("thank you").out == ["You are welcome."]
 
@@ -161,6 +173,30 @@ def test_an_agent_that_hangs_up_does_not_wait_for_the_terminal(
 
     assert ended.value.code == 0
     assert "Goodbye!" in capsys.readouterr().err
+
+
+def test_a_question_before_the_greeting_is_answered_by_the_first_line(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Consent(CallTask[bool]):
+        async def on_enter(self) -> None:
+            await self.session.say("May we?")
+
+        @function_tool
+        async def agree(self) -> None:
+            """Agree."""
+            self.complete(True)
+
+    class Asking(Persona):
+        async def welcome(self, profile: Profile | None) -> None:
+            await Consent(self.call, instructions="Ask.")
+            await super().welcome(profile)
+
+    replace(monkeypatch, "agent.persona", Persona=Asking)
+    ended = chat("/tool agree {}\nthank you\n")
+
+    assert "May we?" in ended.err.splitlines()
+    assert ended.out == ["Welcome!", "You are welcome."]
 
 
 def test_a_call_that_fails_exits_with_1_and_says_in_which_step(

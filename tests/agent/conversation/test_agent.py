@@ -7,15 +7,23 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-from livekit.agents import function_tool
+from livekit.agents import (
+    AgentSession,
+    APIConnectionError,
+    ErrorEvent,
+    UserInputTranscribedEvent,
+    function_tool,
+)
 from livekit.agents.llm import FunctionCallOutput, Tool, Toolset
 from livekit.agents.metrics import STTMetrics
+from livekit.agents.stt import STTError
 
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Reason, Step
 from agent.memory import CallRecord, Profile, Turn
 from agent.memory.call_memory import StoredCallMemory
+from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
 from template.tests.talk import FakeTransport, talk
 
@@ -85,7 +93,7 @@ async def test_a_tool_that_takes_too_long_is_cancelled_and_the_model_learns_it(c
 
 async def test_a_tool_is_cancelled_when_the_caller_hangs_up(cast: Cast) -> None:
     agents = cast(Slow)
-    async with talk() as call:
+    async with talk(tool_finish_seconds=0) as call:
         asking = asyncio.create_task(call.say("/tool wait {}"))
         (agent,) = agents
         assert isinstance(agent, Slow)
@@ -240,6 +248,22 @@ async def test_the_sdk_closing_the_session_is_a_worker_that_stops() -> None:
         assert "I have to go now" in call.said[-1]
 
 
+async def test_a_session_has_the_models_that_the_persona_brings(cast: Cast) -> None:
+    thinks = ScriptedLLM()
+
+    class Brings(Slow):
+        def __init__(self, call: Call) -> None:
+            CallAgent.__init__(self, call, instructions="", llm=thinks)
+
+    cast(Brings)
+    async with talk() as call:
+        session = call.call.session
+        assert session is not None
+        # the SDK connects to a session's model, used or not
+        assert session.llm is thinks
+        assert isinstance(session.tts, ScriptedTTS)
+
+
 async def test_an_owner_who_shuts_the_session_down_hangs_up() -> None:
     async with talk() as call:
         assert call.call.session is not None
@@ -278,6 +302,46 @@ async def test_silence_is_asked_about_once_and_ends_the_call() -> None:
     said = [m.text_content for m in call.session.history.messages() if m.role == "assistant"]
     assert said.count("Are you still there?") == 1
     assert "cannot hear you" in (said[-1] or "")
+
+
+async def test_silence_ends_the_call_also_where_asking_about_it_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: CallAgent) -> str:
+        raise ValueError("an owner's mistake")
+
+    monkeypatch.setattr(Slow, "still_there", broken)
+    line = FakeTransport()
+    call = Call(line, load_settings().model_copy(update={"max_silence_seconds": 0.05}))
+    line.arrive()
+    await call.start(entrypoint.run_call)
+    async with asyncio.timeout(20):
+        await call.wait_ended()
+        await call.wait_closed()
+    assert call.reason == Reason.TOO_SILENT
+
+
+def speech_to_text_fails(session: AgentSession[None]) -> None:
+    cause = APIConnectionError("wrong key")
+    error = STTError(timestamp=0, label="stt", error=cause, recoverable=False)
+    assert session.llm is not None
+    session.emit("error", ErrorEvent(error=error, source=session.llm))
+
+
+async def test_speech_to_text_that_fails_three_times_in_a_row_ends_the_call() -> None:
+    async with talk() as call:
+        session = call.call.session
+        assert session is not None
+        speech_to_text_fails(session)
+        speech_to_text_fails(session)
+        # somebody was heard in between
+        heard = UserInputTranscribedEvent(transcript="hello", is_final=True)
+        session.emit("user_input_transcribed", heard)
+        speech_to_text_fails(session)
+        speech_to_text_fails(session)
+        assert call.reason is None
+        speech_to_text_fails(session)
+        assert call.reason == "error in step 7 (stay for the conversation)"
 
 
 async def test_every_finished_turn_of_either_side_is_counted() -> None:

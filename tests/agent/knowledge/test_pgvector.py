@@ -256,6 +256,18 @@ async def test_a_passage_with_the_rare_word_comes_first(index: PgvectorIndex) ->
     assert (await found_by(index, "Has the house got a bell?"))[0] == "Bell"
 
 
+@pytest.mark.parametrize("embedder", [None, Hashed()], ids=["words", "words and meaning"])
+async def test_a_long_section_leaves_room_for_others(
+    index: PgvectorIndex, embedder: Hashed | None
+) -> None:
+    long = [("Parrot", f"The parrot sings, {number}.") for number in range(5)]
+    others = [("Garden", "A parrot was seen there."), ("Owl", "A parrot, unlike it, is no owl.")]
+    await ingest(index, {"long.md": long, "others.md": others}, embedder)
+    found = await found_by(index, "Does your parrot sing?", embedder)
+    assert sorted(found[:3]) == ["Garden", "Owl", "Parrot"]
+    assert found[3:] == ["Parrot"] * 4
+
+
 async def test_no_more_passages_come_back_than_were_asked_for(index: PgvectorIndex) -> None:
     await ingest(index, embedder=Hashed())
     async with searching(index, Hashed()) as knowledge:
@@ -416,10 +428,10 @@ async def test_another_model_embeds_every_passage_again(
 async def test_many_new_passages_are_sorted_again_beside_those_that_are_kept(
     settings: Settings, index: PgvectorIndex, embedder: Hashed | None
 ) -> None:
-    pages = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
-    await ingest(index, {**DOCUMENTS, **pages}, embedder)
+    house = {f"{number}.md": [(f"Page {number}", "The house is old.")] * 20 for number in range(30)}
+    await ingest(index, {**DOCUMENTS, **house}, embedder)
     await index.manifest()
-    assert await ingest(index, pages, embedder, keep=["visit.md"]) == [2]
+    assert await ingest(index, house, embedder, keep=["visit.md"]) == [2]
 
     assert (await found_by(index, "parking", embedder))[0] == PARKING[0]
     assert "Tickets" not in str(await found_by(index, "refund", embedder))
@@ -436,6 +448,37 @@ async def test_many_new_passages_are_sorted_again_beside_those_that_are_kept(
         )
     assert [row["count"] for row in found] == [602]
     assert len(near) == (1 if embedder else 0)
+
+
+@pytest.mark.parametrize(("version", "found"), [("", 50), ("0.7.4", 0)])
+async def test_passages_that_are_gone_hide_none_that_are_left_before_a_vacuum(
+    server: Postgres, version: str, found: int
+) -> None:
+    """With pgvector 0.8 or newer; an older one has nothing else than the vacuum."""
+    database = f"db_{secrets.token_hex(4)}"
+    address = server.create(database)
+    settings = settings_for(address, knowledge_seconds="30")
+    index, meaning = PgvectorIndex(settings), Hashed()
+    # no two alike, and all nearer to the question than those that stay
+    old = [("", f"{'euros ' * (1 + n % 30)}{'bell ' * (n // 30)}") for n in range(600)]
+    await ingest(index, {"old.md": old} | pages(60), meaning)
+    await index.manifest()
+    async with raw(address) as reader:
+        # as with an index that is too large to be read whole
+        await reader.execute(f"ALTER DATABASE {database} SET enable_seqscan = off")
+        if version:
+            await reader.execute("UPDATE pg_extension SET extversion = $1", version)
+        # a vacuum leaves what somebody may still read
+        async with reader.transaction(isolation="repeatable_read"):
+            await reader.fetchval("SELECT count(*) FROM pg_class")
+            await ingest(index, {}, meaning, keep=list(pages(60)))
+            async with searching(PgvectorIndex(settings), meaning) as knowledge:
+                # no passage has this word
+                assert len(await knowledge.search("fare", 50)) == found
+
+
+def pages(count: int) -> dict[str, list[tuple[str, str]]]:
+    return {f"{number}.md": [(f"Page {number}", "The house is old.")] for number in range(count)}
 
 
 async def test_readers_see_the_old_index_or_the_new_one_and_never_wait(

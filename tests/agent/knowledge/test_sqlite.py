@@ -104,6 +104,27 @@ async def test_a_spoken_question_finds_its_passage(
     assert all(passage.score <= best.score for passage in rest)
 
 
+async def test_a_long_section_leaves_room_for_others_and_headings_make_sections(
+    settings: Settings,
+) -> None:
+    write(settings, "long.txt", "The parrot sings. " * 400)
+    write(
+        settings, "short.md", "A parrot was seen in the garden, where it ate what it found there."
+    )
+    write(settings, "birds.md", f"# Owl\n\n{'A parrot is no owl. ' * 9}\n\n# Parrot\n\nIt sings.")
+    await ingest(settings)
+    async with open_index(settings, LogJournal()) as knowledge:
+        found = await knowledge.search("Does your parrot sing?", 6)
+    places = [(passage.source, passage.title) for passage in found]
+    assert sorted(places[:4]) == [
+        ("birds.md", "Owl"),
+        ("birds.md", "Parrot"),
+        ("long.txt", "Long"),
+        ("short.md", "Short"),
+    ]
+    assert places[4:] == [("long.txt", "Long")] * 2
+
+
 @pytest.mark.parametrize(
     "question",
     [

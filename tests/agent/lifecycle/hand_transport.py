@@ -35,6 +35,7 @@ class HandTransport:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.call_id, self.room_name, self.began, self.limited = "job", "room", loop.time(), limited
+        self.metadata, self.livekit_room, self.livekit_api = "", None, None
         self.events: CallEvents
         self.finished_with: list[str] = []
         self.guarded = 0
@@ -52,7 +53,7 @@ class HandTransport:
     def room(self) -> AbstractAsyncContextManager[None]:
         return self._room
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:

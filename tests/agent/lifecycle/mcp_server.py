@@ -1,4 +1,7 @@
-"""A real MCP server over stdio; with the argument `stubborn` it outlives its client."""
+"""A real MCP server over stdio, or with `http PORT` on loopback.
+
+With the argument `stubborn` it outlives its client.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ async def hang() -> str:
 
 
 if __name__ == "__main__":
-    server.run()
+    if "http" in sys.argv:
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[-1]))
+    else:
+        server.run()
     if "stubborn" in sys.argv:
         # longer than a test takes, but not for ever if it fails
         threading.Event().wait(120)

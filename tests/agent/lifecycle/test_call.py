@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def failed(step: Step) -> str:
     return Reason.error(step.number, step.title)
 
 
-def quick(**changes: float) -> Settings:
+def quick(**changes: object) -> Settings:
     """Settings with short limits, so that tests of hanging parts are quick."""
     return Settings.model_validate(
         {"memory_url": "sqlite", "close_seconds": 1.0, "goodbye_seconds": 0.5, **changes}
@@ -125,7 +126,7 @@ async def closed(call: Call) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- ends
 
 
-async def test_a_caller_who_hangs_up_ends_the_call_and_leaves_the_room_to_others() -> None:
+async def test_a_caller_who_hangs_up_ends_the_call_and_the_room() -> None:
     line = FakeTransport()
     call = await in_conversation(line)
     line.leave()
@@ -133,7 +134,7 @@ async def test_a_caller_who_hangs_up_ends_the_call_and_leaves_the_room_to_others
     assert (call.reason, line.finished_with, line.rooms_ended) == (
         Reason.CALLER_LEFT,
         [Reason.CALLER_LEFT],
-        0,
+        1,
     )
 
 
@@ -406,6 +407,59 @@ async def test_closes_share_one_budget_however_many_there_are(
     assert line.rooms_ended == 1
 
 
+async def test_a_close_that_is_cut_is_a_warning_and_says_which_limit_it_was(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    call = await in_conversation(FakeTransport(), quick(close_seconds=0.2))
+    await call.open("asks too much", never_closes(), close_seconds=20)
+    assert "asks too much asks for 20 s to close" in caplog.text
+    assert "AGENT_CLOSE_SECONDS=0.2" in caplog.text
+    caplog.clear()
+    await call.open("has little", never_closes(), close_seconds=0.01)
+    # the template's own default is no wish of the owner's
+    await call.open("says nothing", resource([], "says nothing"))
+    assert not caplog.records
+    await call.hang_up()
+    await closed(call)
+    warnings = {
+        record.getMessage().split(" was cut")[0]: record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING
+    }
+    assert warnings.keys() == {"asks too much", "has little"}
+    assert "its close_seconds had passed" in warnings["has little"]
+    assert "AGENT_CLOSE_SECONDS" in warnings["asks too much"]
+
+
+async def test_a_task_of_the_owners_that_the_end_of_the_job_cancels_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def write_a_report() -> None:
+        await asyncio.Event().wait()
+
+    async def is_quick() -> None:
+        await done.wait()
+
+    done = asyncio.Event()
+    call = await in_conversation(FakeTransport(), quick(home=Path(__file__).parent))
+    cut = asyncio.create_task(write_a_report(), name="report")
+    quickly = asyncio.create_task(is_quick(), name="quick")
+    elsewhere = asyncio.create_task(asyncio.Event().wait(), name="of a library")
+    await call.hang_up()
+    await closed(call)
+    await call.on_job_ending()
+    done.set()
+    await quickly
+    # as the SDK does next
+    for task in (cut, elsewhere):
+        task.cancel()
+    await asyncio.wait([cut, elsewhere])
+    await asyncio.sleep(0)
+    (told,) = [r.getMessage() for r in caplog.records if "cancelled by the end" in r.getMessage()]
+    assert "the task report" in told
+    assert "write_a_report, test_call.py, line " in told
+
+
 async def test_an_open_that_hangs_fails_at_its_deadline_and_is_never_closed() -> None:
     line = FakeTransport()
     call = await in_conversation(line)
@@ -493,7 +547,7 @@ async def test_the_end_of_the_call_cancels_a_running_tool_at_once() -> None:
 
     async def tool() -> None:
         async with asyncio.timeout(60) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 started.set()
                 await asyncio.Event().wait()
 
@@ -705,7 +759,7 @@ async def test_a_no_show_has_no_caller_and_not_every_transport_has_limits_or_kno
     await call.hang_up()
     await closed(call)
 
-    async def wait_for_caller(self: FakeTransport) -> Caller:
+    async def wait_for_caller(self: FakeTransport, _: object) -> Caller:
         raise TimeoutError("the server is busy")
 
     monkeypatch.setattr(FakeTransport, "wait_for_caller", wait_for_caller)
@@ -1030,7 +1084,7 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
 
     async def cleans_up() -> None:
         async with asyncio.timeout(0.01) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -1039,13 +1093,13 @@ async def test_a_tool_has_its_end_from_the_call_only_while_it_runs() -> None:
 
     async def too_late() -> None:
         async with asyncio.timeout(3600) as deadline:
-            with call.tool_scope(deadline):
+            with call.tools.running(deadline, 0):
                 await asyncio.Event().wait()
 
     expired = asyncio.create_task(cleans_up())
     await cleaning.wait()
     async with asyncio.timeout(10) as after:
-        with suppress(ValueError), call.tool_scope(after):
+        with suppress(ValueError), call.tools.running(after, 0):
             raise ValueError("a mistake")
         # one deadline has passed already, the other is no longer a tool's
         line.leave()

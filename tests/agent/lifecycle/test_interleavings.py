@@ -237,9 +237,9 @@ def _left_in_order(world: World) -> None:
 
 
 def _ended_the_room(world: World) -> None:
-    """The room ends unless the caller left or there is none; after the session, before the rest."""
+    """The room ends unless there is none; after the session, before the rest."""
     ended = world.rooms_ended
-    wanted = world.call.reason not in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED, None}
+    wanted = world.call.reason not in {Reason.ROOM_CLOSED, None}
     room = world.resources["room"]
     if not wanted:
         assert not ended or (world.killed and world.call.reason is None)

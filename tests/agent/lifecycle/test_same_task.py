@@ -20,6 +20,7 @@ from mcp.client.stdio import stdio_client
 from agent.conversation import CallAgent
 from agent.conversation.session import build_session, conversation
 from agent.lifecycle import Call, Reason, Step, timeouts
+from agent.lifecycle.resource import RunningTools
 from agent.models import models_of
 from agent.settings import Settings
 from tests.agent.lifecycle.hand_transport import HandTransport
@@ -218,6 +219,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes may start and end as slowly as on a busy machine."""
     monkeypatch.setattr(timeouts, "SESSION_OPEN_SECONDS", PATIENCE)
     monkeypatch.setattr(timeouts, "SESSION_CLOSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(timeouts, "TOOLSET_SECONDS", PATIENCE)
 
 
 async def with_client(folder: Path, *arguments: str) -> tuple[Call, int]:
@@ -270,7 +272,7 @@ async def with_toolset(call: Call) -> None:
     agent = CallAgent(
         call, instructions="Be brief.", tools=[MCPToolset(id="mcp", mcp_server=server)]
     )
-    session = build_session(call, models_of(call.settings))
+    session = build_session(call, models_of(call.settings), agent)
     await call.open_session(conversation(call, session, agent, caller))
     async with call.step(Step.STAY):
         await call.wait_ended()
@@ -282,6 +284,7 @@ async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
     call = await in_conversation(
         HandTransport(), with_toolset, models="scripted", close_seconds=8, **changes
     )
+    await call.wait_for_tools()
     (server,) = [process for process in psutil.Process().children() if process not in before]
     return call, server
 
@@ -320,13 +323,15 @@ async def test_a_tool_of_an_mcp_server_that_hangs_does_not_hold_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     called = asyncio.Event()
-    scope = Call.tool_scope
+    scope = RunningTools.running
 
-    def noticed(call: Call, deadline: asyncio.Timeout) -> AbstractContextManager[None]:
+    def noticed(
+        tools: RunningTools, deadline: asyncio.Timeout, grace: float, agent: object
+    ) -> AbstractContextManager[None]:
         called.set()
-        return scope(call, deadline)
+        return scope(tools, deadline, grace, agent)
 
-    monkeypatch.setattr(Call, "tool_scope", noticed)
+    monkeypatch.setattr(RunningTools, "running", noticed)
     call, server = await with_server()
     assert call.session is not None
     call.session.run(user_input="/tool hang {}")

@@ -591,7 +591,7 @@ class World:
         tool.begun = self.now()
         try:
             async with asyncio.timeout(seconds) as deadline:
-                with self.call.tool_scope(deadline):
+                with self.call.tools.running(deadline, 0):
                     await self.do(tool.deed)
         except (TimeoutError, Broken):
             pass

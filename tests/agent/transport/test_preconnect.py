@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 from livekit import rtc
 from livekit.agents import AgentSession
@@ -20,6 +21,7 @@ from livekit.protocol.models import AudioTrackFeature
 from agent.transport import preconnect
 from agent.transport.preconnect import AUDIO, PRE_CONNECT_TOPIC, PreConnectBuffer
 
+Pcm = npt.NDArray[np.int16]
 MICROPHONE = rtc.TrackSource.SOURCE_MICROPHONE
 ANNOUNCED = [AudioTrackFeature.TF_PRECONNECT_BUFFER]
 
@@ -151,13 +153,12 @@ class LiveAudio(AudioInput):
 LIVE = np.full(AUDIO.sample_rate // 20, 7777, "<i2").tobytes()
 
 
-def listening(words: PreConnectBuffer) -> AgentSession[Any]:
+def listening(words: PreConnectBuffer, live: Pcm | None = None) -> AgentSession[Any]:
     """A session that was started inside `handed_over`, before its first frame."""
     session: AgentSession[Any] = AgentSession(vad=None, turn_handling={"turn_detection": "manual"})
     with words.handed_over(session, "caller"):
-        session.input.audio = LiveAudio(
-            [rtc.AudioFrame(LIVE, AUDIO.sample_rate, 1, len(LIVE) // 2)]
-        )
+        pcm = LIVE if live is None else live.tobytes()
+        session.input.audio = LiveAudio(list(preconnect._frames(pcm)))
     return session
 
 
@@ -178,7 +179,22 @@ def ramp(seconds: float) -> bytes:
     return (np.arange(int(AUDIO.sample_rate * seconds)) % 5000).astype("<i2").tobytes()
 
 
-def tone(seconds: float, rate: int) -> np.ndarray[Any, np.dtype[np.int16]]:
+def voice(seconds: float) -> Pcm:
+    """Sound that is nowhere like itself, in the band of speech."""
+    spectrum = np.fft.rfft(np.random.default_rng(7).standard_normal(at(seconds)))
+    hertz = np.fft.rfftfreq(at(seconds), 1 / AUDIO.sample_rate)
+    spectrum[(hertz < 200) | (hertz > 3_000)] = 0
+    samples = np.fft.irfft(spectrum, at(seconds))
+    said: Pcm = (3_000 * samples / samples.std()).astype("<i2")
+    return said
+
+
+def at(seconds: float) -> int:
+    """A place in a recording."""
+    return round(seconds * AUDIO.sample_rate)
+
+
+def tone(seconds: float, rate: int) -> Pcm:
     return (8000 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype("<i2")
 
 
@@ -305,6 +321,69 @@ async def test_words_between_the_recording_and_the_session_are_heard(
     # a track begins and ends in silence, and may cut a frame there
     assert said[960:-960] in everything
     assert everything.endswith(LIVE)
+
+
+@pytest.mark.parametrize("milliseconds", [60, 100, 450])
+@pytest.mark.parametrize("pause", [0, 200])
+async def test_what_a_recording_and_live_sound_share_is_heard_once(
+    room: Room, words: PreConnectBuffer, milliseconds: int, pause: int
+) -> None:
+    said, end, begin = voice(2), at(1), at(1 - milliseconds / 1000 - pause / 1000)
+    said[end - at(pause / 1000) : end] = 0
+    hearing = asyncio.create_task(heard(listening(words, said[begin:])))
+    room.sends(said[:end].tobytes())
+    room.publishes(features=ANNOUNCED)
+
+    assert await hearing == said.tobytes()
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20, 150])
+async def test_of_a_recording_and_live_sound_that_share_nothing_all_is_heard(
+    room: Room, words: PreConnectBuffer, milliseconds: int
+) -> None:
+    said, begin = voice(2), at(1 + milliseconds / 1000)
+    hearing = asyncio.create_task(heard(listening(words, said[begin:])))
+    room.sends(said[: at(1)].tobytes())
+    room.publishes(features=ANNOUNCED)
+
+    assert await hearing == np.concatenate([said[: at(1)], said[begin:]]).tobytes()
+
+
+async def test_a_shared_stretch_is_found_in_a_browsers_recording(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    said = voice(2)
+    hearing = asyncio.create_task(heard(listening(words, said[at(0.7) :])))
+    recorded = encode(said[: at(1)].repeat(2), "webm", "libopus")
+    room.sends(recorded, "audio/webm;codecs=opus", sampleRate="48000")
+    room.publishes(features=ANNOUNCED)
+    everything = np.frombuffer(await hearing, "<i2")
+
+    # a coder begins late; from there on all is in its place, before the seam and after it
+    assert len(everything) == pytest.approx(len(said), abs=at(0.03))
+    assert np.corrcoef(everything, said[-len(everything) :])[0, 1] > 0.9
+
+
+async def test_nothing_is_lost_or_doubled_when_the_session_begins_to_listen(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    microphone, said = Microphone(), voice(2)
+    room.publishes(microphone.track)
+    # what the session hears begins before our own recording of the same track ends
+    listener = rtc.AudioStream.from_track(track=microphone.track, sample_rate=AUDIO.sample_rate)
+    speaking = asyncio.create_task(microphone.speak(said.tobytes()))
+    spoken = 0.0
+    async for event in listener:
+        spoken += event.frame.duration if any(event.frame.data) else 0.0
+        if spoken > 0.5:
+            break
+    everything = await heard(listening(words, said[at(0.3) :]))
+    await listener.aclose()
+    await speaking
+
+    # a track begins in silence, and may cut a frame there
+    assert everything.lstrip(b"\0")[-2 * at(1.9) :] == said[at(0.1) :].tobytes()
+    assert len(everything) <= 2 * at(2.5)
 
 
 async def test_a_caller_without_a_recording_is_not_kept_waiting(
@@ -437,11 +516,11 @@ async def test_closing_leaves_nothing_in_the_room_and_nothing_running(room: Room
     assert asyncio.all_tasks() == before
 
 
-def pitch(samples: np.ndarray[Any, np.dtype[np.int16]]) -> float:
+def pitch(samples: Pcm) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(samples))) * AUDIO.sample_rate / len(samples))
 
 
-def encode(samples: np.ndarray[Any, np.dtype[np.int16]], container: str, codec: str) -> bytes:
+def encode(samples: Pcm, container: str, codec: str) -> bytes:
     """A browser's recording of samples at 48 kHz; MP4 in fragments, because streams cannot seek."""
     file = io.BytesIO()
     options = (

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 from livekit import rtc
 from livekit.agents import JobContext
-from livekit.agents.utils.participant import wait_for_participant
 
 from agent.lifecycle import Call, Reason, Step
 from agent.settings import load_settings
@@ -19,7 +18,11 @@ from agent.transport.room import RoomTransport
 
 
 def person(
-    identity: str, why: rtc.DisconnectReason.ValueType | None = None, *, phone: bool = False
+    identity: str,
+    why: rtc.DisconnectReason.ValueType | None = None,
+    *,
+    phone: bool = False,
+    listens: bool = False,
 ) -> rtc.RemoteParticipant:
     """A participant who is in a room, or leaves it for a reason."""
     standard, sip = (
@@ -37,6 +40,7 @@ def person(
             attributes={},
             track_publications={},
             disconnect_reason=why,
+            permissions=SimpleNamespace(can_publish=not listens),
         ),
     )
 
@@ -45,7 +49,8 @@ class Job:
     """The parts of the SDK's JobContext that the transport uses, around an unconnected room."""
 
     def __init__(self) -> None:
-        self.job = SimpleNamespace(id="job", room=SimpleNamespace(name="room"))
+        room = SimpleNamespace(name="room", sid="RM_1")
+        self.job = SimpleNamespace(id="job", room=room, agent_name="front-desk", metadata="")
         self.room = rtc.Room()
         self.ended_with: list[str] = []
         self.callbacks: list[Callable[[], Coroutine[Any, Any, None]]] = []
@@ -59,14 +64,11 @@ class Job:
     async def connect(self) -> None:
         return
 
-    async def wait_for_participant(self) -> rtc.RemoteParticipant:
-        return await wait_for_participant(self.room)
-
     def shutdown(self, reason: str) -> None:
         self.ended_with.append(reason)
 
-    def join(self, identity: str, *, phone: bool = False) -> None:
-        somebody = person(identity, phone=phone)
+    def join(self, identity: str, *, phone: bool = False, listens: bool = False) -> None:
+        somebody = person(identity, phone=phone, listens=listens)
         self.room._remote_participants[identity] = somebody
         self.room.emit("participant_connected", somebody)
         self.room.emit("participant_active", somebody)
@@ -175,6 +177,74 @@ async def test_somebody_elses_leaving_ends_nothing(
     assert call.reason is None
     job.leave("ann", REASONS.CLIENT_INITIATED)
     assert await ended(call) == Reason.CALLER_LEFT
+
+
+async def test_who_only_listens_is_not_taken_for_the_caller(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, _ = await begin(job, monkeypatch)
+    job.join("viewer", listens=True)
+    await asyncio.sleep(0)
+    assert call.caller is None
+    job.join("sip_1", phone=True)
+    assert await call.wait_greeted()
+    assert call.caller is not None
+    assert call.caller.identity == "sip_1"
+    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
+    await ended(call)
+
+
+async def test_a_phone_is_the_caller_before_somebody_who_came_first(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Watched(job, monkeypatch)
+    call = Call(line, load_settings())
+    job.join("colleague")
+    job.join("sip_1", phone=True)
+    await call.start(talk)
+    assert await call.wait_greeted()
+    assert call.caller is not None
+    assert call.caller.identity == "sip_1"
+    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
+    await ended(call)
+
+
+async def test_who_is_the_caller_may_be_an_attribute_that_comes_later(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def patient(call: Call) -> None:
+        async with call.step(Step.WAIT_FOR_CALLER):
+            await call.wait_for_caller(lambda somebody: somebody.attributes.get("role") == "guest")
+        async with call.step(Step.STAY):
+            await call.wait_ended()
+
+    call = Call(Watched(job, monkeypatch), load_settings())
+    await call.start(patient)
+    job.join("ann")
+    await asyncio.sleep(0)
+    assert call.caller is None
+    job.room._remote_participants["ann"].attributes["role"] = "guest"
+    job.room.emit("participant_attributes_changed", {}, job.room._remote_participants["ann"])
+    assert await call.wait_greeted()
+    job.leave("ann", REASONS.CLIENT_INITIATED)
+    await ended(call)
+
+
+async def test_an_error_of_the_owners_rule_ends_the_call(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Caller) -> bool:
+        raise ValueError("no such attribute")
+
+    async def asks(call: Call) -> None:
+        async with call.step(Step.WAIT_FOR_CALLER):
+            await call.wait_for_caller(broken)
+
+    call = Call(Watched(job, monkeypatch), load_settings())
+    await call.start(asks)
+    await asyncio.sleep(0)
+    job.join("ann")
+    assert await ended(call) == "error in step 4 (wait for the caller)"
 
 
 async def test_a_caller_who_joins_again_with_the_same_identity_stays_the_caller(

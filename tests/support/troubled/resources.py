@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging.config
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import aiohttp
 
 from agent.lifecycle import Call
+
+# as in a program of its own: it disables the loggers that it does not name, and closes handlers
+logging.config.dictConfig({"version": 1})
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,24 @@ from urllib.parse import quote
 import typer
 
 from agent import one_line
-from agent.cli.chat import CallerName, Conversation, caller_identity, converse
+from agent.cli.chat import CallerName, Conversation, Metadata, caller_identity, converse
 from agent.cli.checks import check_connection, require, server_api
 from agent.cli.terminal import busy, report
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from livekit import rtc
+    from livekit import api, rtc
 
-AGENT_SECONDS = 10.0  # for an agent to join
+AGENT_SECONDS = 24.0  # for an agent to join
+# until a dispatch that no worker has taken is made again, for no worker takes it later; one that a
+# worker has taken may look the same for five seconds
+ASK_SECONDS = 8.0
 ANSWER_SECONDS = 60.0  # for a whole answer, which is written as fast as it is spoken
 LINGER_SECONDS = 0.5  # an answer that was a goodbye is followed by the end of the call
 TOKEN_LIFE = timedelta(hours=1)
 
 
-def call(caller: CallerName = None) -> int:
+def call(caller: CallerName = None, metadata: Metadata = "") -> int:
     """Call the agent that a running worker answers: in text from here, or by voice from a link."""
     settings = load_settings()
     require(check_connection(settings))
@@ -37,8 +40,8 @@ def call(caller: CallerName = None) -> int:
     logging.getLogger("livekit").setLevel(logging.CRITICAL)
     with busy("loading LiveKit's SDK"):
         import_module("livekit.rtc")
-    room_caller = RoomCaller(settings, caller_identity(caller))
-    asyncio.run(room_caller.dispatch_agent())
+    room_caller = RoomCaller(settings, caller_identity(caller), metadata)
+    asyncio.run(room_caller.make_room())
     report(
         f"Room {room_caller.room}. "
         "To speak, open this within an hour; the browser then takes the call over:"
@@ -51,9 +54,9 @@ def call(caller: CallerName = None) -> int:
 class RoomCaller(Conversation):
     """A text caller in a room of its own: writes on lk.chat, reads lk.transcription."""
 
-    def __init__(self, settings: Settings, identity: str) -> None:
+    def __init__(self, settings: Settings, identity: str, metadata: str = "") -> None:
         super().__init__()
-        self._settings, self._identity = settings, identity
+        self._settings, self._identity, self._metadata = settings, identity, metadata
         self.room = f"call-{secrets.token_hex(4)}"
         self._connection: rtc.Room | None = None
         self._agent: rtc.RemoteParticipant | None = None
@@ -62,14 +65,29 @@ class RoomCaller(Conversation):
         self._closed = 0  # messages that were said to their end
         self._reading: set[asyncio.Task[None]] = set()
         self._problem = ""
+        self._dispatch = ""  # its id
+        self._taken = False  # a worker has taken it
 
-    async def dispatch_agent(self) -> None:
+    async def make_room(self) -> None:
         """Make the room by sending the agent there; raises SettingsError."""
+        async with server_api(self._settings) as server:
+            await self._send_agent(server)
+
+    async def _send_agent(self, server: api.LiveKitAPI) -> None:
         from livekit import api
 
+        name, metadata = self._settings.name, self._metadata
+        request = api.CreateAgentDispatchRequest(agent_name=name, room=self.room, metadata=metadata)
+        self._dispatch = (await server.agent_dispatch.create_dispatch(request)).id
+
+    async def _replace_if_not_taken(self) -> None:
+        """Make the dispatch again if no worker has taken it."""
         async with server_api(self._settings) as server:
-            request = api.CreateAgentDispatchRequest(agent_name=self._settings.name, room=self.room)
-            await server.agent_dispatch.create_dispatch(request)
+            made = await server.agent_dispatch.get_dispatch(self._dispatch, self.room)
+            self._taken = made is not None and len(made.state.jobs) > 0
+            if not self._taken:
+                await server.agent_dispatch.delete_dispatch(self._dispatch, self.room)
+                await self._send_agent(server)
 
     def token(self) -> str:
         """Lets this caller into the room, here or in a browser: whichever joined last is it."""
@@ -87,9 +105,19 @@ class RoomCaller(Conversation):
 
     async def _start(self) -> None:
         await self._join()
-        if not await self._until(lambda: self._agent is not None, AGENT_SECONDS):
+        if not await self._agent_comes():
             await self._give_up()
         await self._until_answered(0)
+
+    async def _agent_comes(self) -> bool:
+        """Wait for the agent, as a front end should: within a time, and asking again for it."""
+        for asked in range(int(AGENT_SECONDS / ASK_SECONDS)):
+            if await self._until(lambda: self._agent is not None, ASK_SECONDS):
+                return True
+            await self._replace_if_not_taken()
+            if not (asked or self._taken):
+                report("No worker has taken the call yet; asking again ...")
+        return False
 
     async def _say(self, text: str) -> None:
         """Write a line as a chat box does."""
@@ -152,11 +180,16 @@ class RoomCaller(Conversation):
         with suppress(SettingsError):
             async with server_api(self._settings) as server:
                 await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
-        report(
-            f"no agent joined within {AGENT_SECONDS:g} s: "
-            f"is `agent start` running on this server, with AGENT_NAME={self._settings.name}, "
-            "and not too busy (AGENT_MAX_LOAD)?"
-        )
+        if self._taken:
+            problem = "a worker has taken the call, and no agent joined"
+            cure = "look at the worker's log, and at the load of its machine"
+        else:
+            problem = "no worker has taken the call, and none takes it later"
+            cure = (
+                f"start one on this server (`agent start`, AGENT_NAME={self._settings.name}), "
+                "or give it more room (AGENT_MAX_LOAD), then call again"
+            )
+        report(f"{problem}, within {AGENT_SECONDS:g} s: {cure}")
         raise typer.Exit(1)
 
     def _end(self) -> None:

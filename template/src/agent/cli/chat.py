@@ -34,10 +34,15 @@ CallerName = Annotated[
     str | None,
     typer.Option("--as", metavar="NAME", help="Who is calling; by default this machine's user."),
 ]
+Metadata = Annotated[
+    str,
+    typer.Option("--metadata", metavar="TEXT", help="What the call is about: `call.metadata`."),
+]
 
 
 def chat(
     caller: CallerName = None,
+    metadata: Metadata = "",
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show the call's log, the eight steps among it.")
     ] = False,
@@ -55,7 +60,7 @@ def chat(
     prepare_documents(settings)
     load_calls()
     telemetry.log_to(sys.stderr, level="INFO" if verbose else "WARNING")
-    return converse(Chat(settings, Caller(caller_identity(caller), caller or "")))
+    return converse(Chat(settings, Caller(caller_identity(caller), caller or ""), metadata))
 
 
 def caller_identity(name: str | None) -> str:
@@ -116,19 +121,20 @@ class Conversation(ABC):
 class Chat(Conversation):
     """A call with this machine's own agent: its persona, knowledge and memory."""
 
-    def __init__(self, settings: Settings, caller: Caller) -> None:
+    def __init__(self, settings: Settings, caller: Caller, metadata: str) -> None:
         super().__init__()
         self._settings = settings
-        self._transport = TerminalTransport(caller, self.ended, self._item_added)
+        self._transport = TerminalTransport(caller, metadata, self.ended, self._item_added)
         self._call: Call | None = None
         self._stack = AsyncExitStack()
 
     async def _start(self) -> None:
         # the SDK, which `chat` has loaded
-        from agent.entrypoint import run_call
+        from agent.entrypoint import prewarm_persona, run_call
         from agent.lifecycle import Call
 
         settings = self._settings
+        await asyncio.to_thread(prewarm_persona, settings)
         try:
             embedder = local_embedder(settings, wait=True)
             settings = await self._stack.enter_async_context(embedder)
@@ -136,7 +142,7 @@ class Chat(Conversation):
             report(str(error))
         self._call = Call(self._transport, settings)
         await self._call.start(run_call)
-        await self._unless_ended(self._call.wait_greeted())
+        await self._unless_ended(self._call.wait_for_turn())
 
     async def _say(self, text: str) -> None:
         await self._unless_ended(self._turn(text))
@@ -153,6 +159,7 @@ class Chat(Conversation):
     async def _turn(self, text: str) -> None:
         assert self._call is not None
         assert self._call.session is not None
+        await self._call.wait_for_tools()
         try:
             await self._call.session.run(user_input=text)
         except Exception as error:
@@ -173,16 +180,18 @@ class Chat(Conversation):
 class TerminalTransport:
     """What carries a call at a terminal: no server, no audio, no limits."""
 
-    room_name, limited = "terminal", False
+    room_name, limited, livekit_room, livekit_api = "terminal", False, None, None
 
     def __init__(
         self,
         caller: Caller,
+        metadata: str,
         ended: asyncio.Event,
         on_item: Callable[[ConversationItemAddedEvent], None],
     ) -> None:
         self.call_id, self.began = f"chat-{os.getpid()}-{time.time_ns()}", time.monotonic()
-        self._caller, self._ended, self._on_item = caller, ended, on_item
+        self.metadata, self._caller = metadata, caller
+        self._ended, self._on_item = ended, on_item
 
     def listen(self, events: CallEvents) -> None:
         self._events = events
@@ -191,7 +200,7 @@ class TerminalTransport:
     async def room(self) -> AsyncIterator[None]:
         yield
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return self._caller
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:

@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import re
 import socket
+import time
 import traceback
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ PROVEN_SDKS = ("1.8.9",)
 
 SHORTEST_SECRET = 32  # bytes; the SDK warns of shorter ones
 SERVER_SECONDS = 5.0  # for one answer of the server
+SLOW_IMPORT_SECONDS = 5.0  # of the ten that a process of the SDK's has by default
 
 
 Level = Literal["ok", "warn", "fail"]
@@ -111,7 +113,8 @@ def check_models(settings: Settings) -> list[Finding]:
         return []
     what = "AGENT_MODELS=livekit needs LiveKit Cloud, and LIVEKIT_URL is another server"
     scripted = "set AGENT_MODELS=scripted to try the agent without a model"
-    return [Finding("warn", "models", what, f"use a LiveKit Cloud project, or {scripted}")]
+    own = "let your persona bring its own models"
+    return [Finding("warn", "models", what, f"use a LiveKit Cloud project, {own}, or {scripted}")]
 
 
 def check_port(port: int, name: str) -> list[Finding]:
@@ -158,23 +161,32 @@ def prepare_documents(settings: Settings) -> None:
         import_module("agent.cli.documents").index_changed_documents(settings)
 
 
-def load_calls() -> None:
-    """Import what a call needs; raises SettingsError for an error in an owner's module."""
+def load_calls() -> float:
+    """Import what a call needs; how many seconds the owner's modules took.
+
+    Raises SettingsError for an error in one of them.
+    """
     with busy("loading LiveKit's SDK"):
         import_module("agent.entrypoint")
+    with busy("loading persona.py and resources.py"):
+        began = time.monotonic()
         require(check_owner_modules())
+        return time.monotonic() - began
 
 
 def check_owner_modules() -> list[Finding]:
-    """Whether the owner's modules can be imported: now, not in the first call."""
+    """Whether the owner's modules can be imported, and quickly: now, not in the first call."""
+    owners_module = import_module("agent.entrypoint").owners_module
     found = []
     for name in ("agent.persona", "agent.resources"):
+        began = time.monotonic()
         try:
-            import_module(name)
+            owners_module(name)
         except Exception as error:
-            if not (isinstance(error, ModuleNotFoundError) and error.name == name):
-                what = f"{name} cannot be imported"
-                found.append(Finding("fail", "code", what, location(error)))
+            found.append(Finding("fail", "code", f"{name} cannot be imported", location(error)))
+        if (seconds := time.monotonic() - began) > SLOW_IMPORT_SECONDS:
+            what = f"{name} took {seconds:.0f} s to import, and does in each process before a call"
+            found.append(Finding("warn", "code", what, "load models in `prewarm` of your persona"))
     return found
 
 

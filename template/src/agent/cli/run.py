@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,6 +78,8 @@ def console(
 
 def serve(*, dev: bool) -> int:
     """Take calls until a signal; the exit code. Raises SettingsError, KnowledgeUnavailable."""
+    # until the SDK has handlers of its own: as a container's first process we would ignore it
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     settings = load_settings()
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT")
     if settings.metrics_port:
@@ -93,9 +97,10 @@ def serve(*, dev: bool) -> int:
 
 def load_server() -> Server:
     """The worker's server, with everything that a call imports; raises SettingsError."""
-    load_calls()
+    seconds = load_calls()
     from agent.server import server
 
+    server.allow_imports(seconds)
     return server
 
 

@@ -1,5 +1,5 @@
 """The agent's side of a conversation; `CallAgent` is the base of every persona."""
 
-from agent.conversation.agent import CallAgent
+from agent.conversation.agent import CallAgent, CallTask
 
-__all__ = ["CallAgent"]
+__all__ = ["CallAgent", "CallTask"]

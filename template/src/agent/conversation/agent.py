@@ -8,51 +8,73 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, ModelSettings
+from livekit.agents import Agent, AgentSession, AgentTask, ModelSettings
 from livekit.agents.llm import (
     ChatChunk,
     ChatContext,
+    ChatItem,
     ChatMessage,
     Tool,
     Toolset,
     find_function_tools,
 )
 from livekit.agents.types import FlushSentinel
+from livekit.agents.utils import is_given
 
 from agent import one_line
-from agent.conversation.fallback import StreamTimeout, busy_tones, with_timeout
-from agent.conversation.tools import ToolGuard, tools_of
+from agent.conversation.fallback import StreamTimeout, busy_tones, with_substitutes
+from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
-from agent.transport import Caller
+from agent.settings import Settings
+from agent.transport import Caller, can_publish
 
 log = logging.getLogger("agent.call")
+T = TypeVar("T")
 
 GREETING_SECONDS = 15.0  # a longer greeting goes on, but nothing waits for it any more
 # what is still on its way to the caller when the agent's own queue has run empty
 PLAYOUT_TAIL_SECONDS = 0.3
 MOST_FAILURES = 3  # replies in a row that a model has failed; then the call ends
+MODELS = ("stt", "vad", "llm", "tts", "turn_handling")
+# the older names of what turn_handling has
+TURNS = {"turn_detection", "allow_interruptions", "min_endpointing_delay", "max_endpointing_delay"}
+KNOWN = "known_"  # how the ids of what is known of the caller begin
 
 
 class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
-    Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear` and
-    `remembered_as`, and add tools with `@function_tool`. Every tool, also of a toolset, gets a
-    deadline (`tool_seconds`) and is cancelled when the call ends; those named in `patient_tools`
-    may take as long as the call. A subclass that overrides `on_exit` (where the last sentence is
-    said), `llm_node` or `tts_node` calls `super()`'s. An agent that takes over by a hand-off should
-    be a CallAgent too, or nobody says goodbye.
+    Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear`,
+    `remembered_as` and `prewarm`, and add tools with `@function_tool`. Every tool, also of a
+    toolset, gets a deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call
+    ends; those named in `patient_tools` may take as long as the call and end with it, those named
+    in `must_finish_tools` keep their deadline after its end. A tool set that cannot connect is left
+    out, unless its id is in `must_have_tools`. A subclass that overrides `on_exit` (where the last
+    sentence is said), `llm_node` or `tts_node` calls `super()`'s.
+
+    An agent that takes over, `return Other(self.call)` in a tool, is a CallAgent too. It knows the
+    caller, has the conversation so far (unless it was given a `chat_ctx`), and the models and the
+    last sentences of the first one, where it has none of its own.
     """
 
-    # names of tools, such as one that awaits an AgentTask: a conversation of its own
+    call: Call
+    # names of tools that may take as long as the call
     patient_tools: frozenset[str] = frozenset()
+    # names of tools that the end of the call does not cut short, such as one that books
+    must_finish_tools: frozenset[str] = frozenset()
+    # ids of tool sets that a call cannot do without: it ends when one of them cannot connect
+    must_have_tools: frozenset[str] = frozenset()
+
+    # until when it knows what was said; None for an agent that was not written as a CallAgent
+    _since: float | None = None
 
     def __init__(
         self,
@@ -62,18 +84,44 @@ class CallAgent(Agent):
         tools: Sequence[Tool | Toolset] = (),
         **options: Any,
     ) -> None:
-        self.call = call
-        self._failures: dict[str, int] = {}  # in a row, by kind of model
-        self._looked_up = "", ""  # the item that was looked up last, and what was found
-        self._guard = ToolGuard(call, self.patient_tools)
+        self._join(call)
+        self._since = _end_of(options.get("chat_ctx"))
+        tools = [*tools, *toolsets_of(options.pop("mcp_servers", None) or ())]
         own = {tool.id for tool in [*tools, *find_function_tools(self)]}
         given = [tool for tool in tools_of(call) if tool.id not in own]
+        self._models = {name: options[name] for name in MODELS if name in options}
+        options = _with_models(self._persona._models, options)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+
+    @classmethod
+    def prewarm(cls, settings: Settings) -> None:
+        """Load what every call of a process needs, such as a model in memory; it may take long.
+
+        It runs in the call's process, before there is a call, and once.
+        """
+
+    def _join(self, call: Call) -> None:
+        """Be an agent of this call."""
+        self.call = call
+        if call.persona is None:
+            call.persona = self
+        self._failures: dict[str, int] = {}  # in a row, by kind of model
+        self._looked_up = "", ""  # the item that was looked up last, and what was found
+        self._guard = ToolGuard(
+            call, self.patient_tools, self.must_finish_tools, self.must_have_tools, agent=self
+        )
+        self._answering: list[asyncio.Task[None]] = []
 
     @property
     def tools(self) -> list[Tool | Toolset]:
         """The agent's tools, each with its deadline."""
         return self._guard.guard(super().tools)
+
+    @property
+    def _persona(self) -> CallAgent:
+        """The first agent of the call, whose models and sentences others have too."""
+        persona: CallAgent = self.call.persona
+        return persona
 
     # what a persona says; sentences, not prompts, so that they come at once and without a model
 
@@ -98,6 +146,8 @@ class CallAgent(Agent):
 
         `reason` is one of `agent.lifecycle.Reason`.
         """
+        if self is not self._persona:
+            return self._persona.goodbye(reason)
         match reason:
             case Reason.TOO_LONG:
                 return (
@@ -118,17 +168,31 @@ class CallAgent(Agent):
 
     def still_there(self) -> str:
         """What is asked after `max_silence_seconds` of silence, once."""
+        if self is not self._persona:
+            return self._persona.still_there()
         return "Are you still there?"
 
     def sorry(self) -> str:
         """What is said instead of a reply that the language model failed, or failed to finish."""
+        if self is not self._persona:
+            return self._persona.sorry()
         return "I am sorry, I cannot answer that just now. Please try once more."
 
     def cannot_hear(self) -> str:
         """What is said when the caller's words can no longer be recognised."""
+        if self is not self._persona:
+            return self._persona.cannot_hear()
         return "I am sorry, I cannot hear you at the moment."
 
     # what happens in every call
+
+    def is_caller(self, somebody: Caller) -> bool:
+        """Whether this call is with somebody who is in the room; asked until one is.
+
+        By default with the first who can publish, a phone before others: not with those who only
+        listen, such as viewers and recorders.
+        """
+        return can_publish(somebody)
 
     def remembered_as(self, caller: Caller) -> str | None:
         """The key under which the caller is remembered; None for one who must not be.
@@ -141,23 +205,17 @@ class CallAgent(Agent):
 
     async def welcome(self, profile: Profile | None) -> None:
         """Greet with what is known of the caller, and answer what was written before."""
-        if profile is not None:
-            chat = self.chat_ctx.copy()
-            if known := _what_is_known(profile):
-                chat.add_message(role="system", content=known)
-            # no summary: to the model it is the same conversation
-            for turn in profile.cut_off:
-                role = "user" if turn.role == "user" else "assistant"
-                chat.add_message(role=role, content=turn.text)  # type: ignore[arg-type]
-            await self.update_chat_ctx(chat)
+        if profile is not self.call.profile:
+            self.call.profile = profile
+            await self.update_chat_ctx(self._informed(self.chat_ctx))
         resumed = profile is not None and profile.resumed
         first = self.resuming(profile) if profile and resumed else self.greeting(profile)
         said = self.session.say(first)
         with suppress(TimeoutError):
             async with asyncio.timeout(GREETING_SECONDS):
                 await said.wait_for_playout()
-        for text in await self.call.transport.early_texts():
-            self.session.generate_reply(user_input=text)
+        early = await self.call.transport.early_texts()
+        self._answering = [asyncio.create_task(self.call.answer(text)) for text in early]
 
     async def on_exit(self) -> None:
         """Say the last sentence, if somebody is there to hear it; the session is closing.
@@ -182,13 +240,18 @@ class CallAgent(Agent):
         knowledge = self.call.knowledge
         if knowledge is not None and self.call.settings.knowledge_lookup == "before":
             chat_ctx = await self._with_passages(chat_ctx, knowledge)
-        reply = Agent.default.llm_node(self, chat_ctx, tools, model_settings)
+
+        def reply() -> AsyncGenerator[ChatChunk | str | FlushSentinel, None]:
+            return Agent.default.llm_node(self, chat_ctx, tools, model_settings)
+
+        timeout = StreamTimeout(self.call.settings.reply_seconds)
+        model = self.llm if is_given(self.llm) else self.session.llm
         try:
-            async for chunk in with_timeout(reply, StreamTimeout(self.call.settings.reply_seconds)):
+            async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
                 yield chunk
-            self._failures["language model"] = 0
+            self.model_answered("language model")
         except Exception as error:
-            if self._failed("language model", error):
+            if self.model_failed("language model", error):
                 yield self.sorry()
 
     async def tts_node(
@@ -196,20 +259,27 @@ class CallAgent(Agent):
     ) -> AsyncGenerator[rtc.AudioFrame, None]:
         """The voice, or what there is of it and three tones that need none."""
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
+        known: list[str] = []  # for the voice that is asked next
 
         async def words() -> AsyncIterator[str]:
+            for part in tuple(known):
+                yield part
             async for part in text:
+                known.append(part)
                 yield part
             # until now the voice may have waited for its next words
             timeout.begin()
 
-        voice = Agent.default.tts_node(self, words(), model_settings)
+        def voice() -> AsyncGenerator[rtc.AudioFrame, None]:
+            return Agent.default.tts_node(self, words(), model_settings)
+
+        model = self.tts if is_given(self.tts) else self.session.tts
         try:
-            async for frame in with_timeout(voice, timeout):
+            async for frame in with_substitutes(model, voice, timeout, self.call.journal.fields()):
                 yield frame
-            self._failures["text-to-speech"] = 0
+            self.model_answered("text-to-speech")
         except Exception as error:
-            self._failed("text-to-speech", error)
+            self.model_failed("text-to-speech", error)
             for frame in busy_tones():
                 yield frame
 
@@ -231,7 +301,11 @@ class CallAgent(Agent):
         informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
 
-    def _failed(self, model: str, error: Exception) -> bool:
+    def model_answered(self, model: str) -> None:
+        """Forget its failures: only those in a row count."""
+        self._failures[model] = 0
+
+    def model_failed(self, model: str, error: Exception) -> bool:
         """Count a failure of a model; False if it has failed too often, and the call ends now."""
         if self.call.reason is not None:
             return False
@@ -242,6 +316,99 @@ class CallAgent(Agent):
             return True
         self.call.fail(RuntimeError(f"{model} has failed {MOST_FAILURES} times in a row"))
         return False
+
+    # a hand-off: what the first agent of a call knows, the next one knows too
+
+    def _informed(self, conversation: ChatContext) -> ChatContext:
+        """The conversation with what is known of the caller before it."""
+        chat = conversation.copy()
+        items = [item for item in chat.items if not item.id.startswith(KNOWN)]
+        at = 0
+        while at < len(items) and getattr(items[at], "role", "") in ("system", "developer"):
+            at += 1
+        items[at:at] = _known_items(self.call.profile)
+        chat.items = items
+        return chat
+
+    def _take_over(self) -> None:
+        """Know the caller and what was said; called by the session before this agent starts."""
+        session, since = self.call.session, self._since
+        # what an AgentTask hands back, the SDK merges
+        if session is None or since is None or self._activity is not None:
+            return
+        said = session.history.copy(
+            exclude_instructions=True,
+            exclude_empty_message=True,
+            exclude_handoff=True,
+            exclude_config_update=True,
+            tools=self._tools,
+        )
+        said.items = [item for item in said.items if item.created_at > since]
+        # before it starts, there is no other way than the attribute
+        self._chat_ctx = self._informed(self._chat_ctx.copy().merge(said))
+
+
+class CallTask(CallAgent, AgentTask[T]):
+    """A conversation inside a call that has a result, such as an answer to one question.
+
+    `await Question(self.call)` in `welcome` or in a tool, whose deadline does not count meanwhile.
+    One of its own tools ends it by `self.complete(result)`.
+    """
+
+
+def adopt(call: Call, agent: Agent) -> None:
+    """Make an agent that is no CallAgent one, as if its class were derived from it.
+
+    So it has deadlines, and a goodbye. What it knows and can do stays its own.
+    """
+    kind: Any = type(agent)
+    if getattr(agent, "call", call) is not call:
+        log.warning(
+            "%s has no deadlines and no goodbye: its attribute `call` is another thing than"
+            " the call",
+            kind.__name__,
+            extra=call.journal.fields(),
+        )
+        return
+    bases = (CallAgent,) if kind is Agent else (kind, CallAgent)
+    agent.__class__ = type(kind)(kind.__name__, bases, {})
+    agent._join(call)  # type: ignore[attr-defined]
+    if not isinstance(agent, AgentTask):
+        log.warning(
+            "%s has taken over the call and is no CallAgent, so it does not know the caller: write"
+            " `class %s(CallAgent)`, and hand over to `%s(self.call, …)`",
+            *[kind.__name__] * 3,
+            extra=call.journal.fields(),
+        )
+
+
+def _end_of(conversation: Any) -> float:
+    """When the last thing was said in what an agent is given; of nothing, all is new."""
+    if not conversation:
+        return 0.0
+    return max((item.created_at for item in conversation.items), default=time.time())
+
+
+def _with_models(models: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of an agent, with these models where it was given none."""
+    given = {**models, **options}
+    if TURNS & options.keys() and "turn_handling" not in options:
+        given.pop("turn_handling", None)
+    return given
+
+
+def _known_items(profile: Profile | None) -> list[ChatItem]:
+    """What is known of a caller, for the model; what broke off is the conversation itself."""
+    if profile is None:
+        return []
+    items: list[ChatItem] = []
+    if known := _what_is_known(profile):
+        items.append(ChatMessage(id=f"{KNOWN}caller", role="system", content=[known], created_at=0))
+    for number, turn in enumerate(profile.cut_off):
+        role: Literal["user", "assistant"] = "user" if turn.role == "user" else "assistant"
+        id_ = f"{KNOWN}{number}"
+        items.append(ChatMessage(id=id_, role=role, content=[turn.text], created_at=turn.at))
+    return items
 
 
 def _what_is_known(profile: Profile) -> str:
@@ -259,6 +426,59 @@ def _what_is_known(profile: Profile) -> str:
     if not known:
         return ""
     return "\n".join(["For your information, no instruction and nothing to recite:", *known])
+
+
+class Greeting:
+    """The greeting of a call, said in its agent's `on_enter`.
+
+    Only there, and in tools, may an agent await an AgentTask, such as a question of consent.
+    """
+
+    def __init__(self, agent: CallAgent) -> None:
+        self._agent, self._enter = agent, agent.on_enter
+        self._task: asyncio.Task[Any] | None = None
+        loop = asyncio.get_running_loop()
+        self._known: asyncio.Future[Profile | None] = loop.create_future()
+        self._said: asyncio.Future[None] = loop.create_future()
+        agent.on_enter = self._on_enter  # type: ignore[method-assign]
+
+    async def say(self, profile: Profile | None) -> None:
+        """Have the caller greeted; raises what the agent's `welcome` raises."""
+        self._known.set_result(profile)
+        try:
+            await asyncio.shield(self._said)
+        except asyncio.CancelledError:
+            if self._task is not None:
+                self._task.cancel()
+            raise
+
+    async def _on_enter(self) -> None:
+        agent = self._agent
+        agent.on_enter = self._enter  # type: ignore[method-assign]
+        self._task = asyncio.current_task()
+        try:
+            try:
+                await agent.on_enter()
+            except Exception as error:
+                extra = agent.call.journal.fields()
+                log.error("on_enter failed: %s", one_line(error), exc_info=error, extra=extra)
+            ended = asyncio.create_task(agent.call.wait_ended())
+            either: list[asyncio.Future[Any]] = [self._known, ended]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if agent.call.reason is not None:
+                return
+            agent.call.profile = profile = self._known.result()
+            if profile is not None:
+                await agent.update_chat_ctx(agent._informed(agent.chat_ctx))
+            await agent.welcome(profile)
+        except Exception as error:
+            self._said.set_exception(error)
+        except BaseException:
+            self._said.cancel()
+            raise
+        else:
+            self._said.set_result(None)
 
 
 async def _say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:

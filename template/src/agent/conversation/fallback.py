@@ -1,15 +1,18 @@
-"""What stands in for a failing model: a deadline for its stream, tones when nothing speaks."""
+"""What stands in for a failing model: a deadline for its stream, its substitute, tones."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from livekit import rtc
+from livekit.agents import llm, tts
 
+log = logging.getLogger("agent.call")
 T = TypeVar("T")
 
 
@@ -18,14 +21,23 @@ class StreamTimeout:
 
     def __init__(self, seconds: float, *, begun: bool = True) -> None:
         self.seconds = seconds
+        self.first = seconds  # the part before which nothing has come
+        self.heard = self.expired = False
         self._until: float | None = None
         self._waiting: asyncio.Timeout | None = None
         if begun:
             self.begin()
 
+    def allow(self, seconds: float) -> None:
+        """Give the first part so long; from now, if counting has begun."""
+        self.first = seconds
+        if self._until is not None:
+            self.begin()
+
     def begin(self) -> None:
         """Count from now."""
-        self._until = asyncio.get_running_loop().time() + self.seconds
+        seconds = self.seconds if self.heard else self.first
+        self._until = asyncio.get_running_loop().time() + seconds
         if self._waiting is not None and not self._waiting.expired():
             self._waiting.reschedule(self._until)
 
@@ -36,11 +48,14 @@ class StreamTimeout:
             async with deadline as self._waiting:
                 part = await anext(stream)
         except TimeoutError as error:
-            if deadline.expired():
-                raise TimeoutError(f"nothing for {self.seconds:g} s") from error
+            self.expired = deadline.expired()
+            if self.expired:
+                seconds = self.seconds if self.heard else self.first
+                raise TimeoutError(f"nothing for {seconds:g} s") from error
             raise
         finally:
             self._waiting = None
+        self.heard = True
         if self._until is not None:
             self.begin()
         return part
@@ -57,6 +72,59 @@ async def with_timeout(
             except StopAsyncIteration:
                 return
             yield part
+
+
+async def with_substitutes(
+    model: object,
+    ask: Callable[[], AsyncGenerator[T, None]],
+    limit: StreamTimeout,
+    extra: Mapping[str, Any],
+) -> AsyncGenerator[T, None]:
+    """What `ask` yields, each part in time; raises what `with_timeout` does.
+
+    The SDK's fallback adapters turn to their next model when one fails, after retries of 10 s each
+    and more; for one that hangs they wait for ever. Here the time is shared out: an adapter's model
+    that says nothing within its share is skipped, and the next one is asked. `limit` has to count
+    by the time at which the rest of the input is known.
+    """
+    left = limit.seconds
+    while True:
+        asked, others = _asked(model), _others(model)
+        share = left / (others + 1)
+        limit.allow(share)
+        try:
+            async with aclosing(with_timeout(ask(), limit)) as parts:
+                async for part in parts:
+                    yield part
+            return
+        except TimeoutError:
+            if limit.heard or not limit.expired or not others:
+                raise
+        left -= share
+        # it may have failed meanwhile, and the adapter has turned to the next by itself
+        if asked is _asked(model) and asked is not None:
+            asked.available = False
+            sentence = "a fallback adapter's model said nothing for %.3g s: the next one is asked"
+            log.warning(sentence, share, extra=extra)
+
+
+# What these two read is private; the template's canary tells when it changes.
+
+
+def _asked(model: object) -> Any | None:
+    """The status of the model that a fallback adapter asks next; None for any other model."""
+    if isinstance(model, llm.FallbackAdapter):
+        return model._status[model._llm_instances.index(model._next_instance())]
+    if isinstance(model, tts.FallbackAdapter):
+        return model._status[model._tts_instances.index(model._next_instance())]
+    return None
+
+
+def _others(model: object) -> int:
+    """How many more models a fallback adapter could ask."""
+    if not isinstance(model, llm.FallbackAdapter | tts.FallbackAdapter):
+        return 0
+    return max(0, sum(one.available for one in model._status) - 1)
 
 
 def busy_tones() -> list[rtc.AudioFrame]:

@@ -11,16 +11,19 @@ from typing import Any
 from livekit.agents import (
     Agent,
     AgentSession,
+    AgentTask,
     APIError,
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import ChatMessage
+from livekit.agents.llm import AgentHandoff, ChatMessage
+from livekit.agents.utils import is_given
 
 from agent import one_line
-from agent.conversation.agent import CallAgent
+from agent.conversation.agent import CallAgent, adopt
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -49,31 +52,66 @@ class CallSession(AgentSession[None]):
         await super().aclose()
 
 
-def build_session(call: Call, models: Models) -> CallSession:
-    """The session of one call, not started yet."""
+def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
+    """The session of one call, not started yet.
+
+    It has the models that the agent brings, where it brings any, also for agents that take over:
+    the SDK connects to a session's models, whether they are used or not.
+    """
     silence = call.settings.max_silence_seconds if call.transport.limited else None
     session = CallSession(
         call,
-        llm=models.llm,
-        stt=models.stt,
-        tts=models.tts,
-        vad=models.vad,
+        llm=agent.llm if is_given(agent.llm) else models.llm,
+        stt=agent.stt if is_given(agent.stt) else models.stt,
+        tts=agent.tts if is_given(agent.tts) else models.tts,
+        vad=agent.vad if is_given(agent.vad) else models.vad,
         turn_handling=models.turn_handling,
         user_away_timeout=silence,
     )
 
-    def turn_finished(event: ConversationItemAddedEvent) -> None:
+    has_asked = False  # an AgentTask, something, since it began
+
+    def item_added(event: ConversationItemAddedEvent) -> None:
         item = event.item
+        if isinstance(item, AgentHandoff):
+            agent_changed()
         if not isinstance(item, ChatMessage) or item.role not in ("user", "assistant"):
             return
         if text := item.text_content:
             call.add_turn(item.id, item.role, text)
+        if item.role == "assistant":
+            nonlocal has_asked
+            has_asked = isinstance(session.current_agent, AgentTask)
 
-    # an agent that is no CallAgent has no on_exit to say so
+    # the agent is known and has not started yet
+    def agent_changed() -> None:
+        nonlocal has_asked
+        has_asked = False
+        if isinstance(agent := session.current_agent, CallAgent):
+            agent._take_over()
+        else:
+            adopt(call, agent)
+        call.tools.agent_changed(agent, asking=isinstance(agent, AgentTask))
+        state_changed()
+
+    def state_changed(*_: object) -> None:
+        call.heard(
+            speaking="speaking" in (session.agent_state, session.user_state),
+            asking=isinstance(session.current_agent, AgentTask),
+            has_asked=has_asked,
+        )
+
     def closed(event: CloseEvent) -> None:
         call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
 
-    session.on("conversation_item_added", turn_finished)
+    def heard(event: UserInputTranscribedEvent) -> None:
+        if isinstance(agent := session.current_agent, CallAgent):
+            agent.model_answered("speech-to-text")
+
+    session.on("conversation_item_added", item_added)
+    session.on("agent_state_changed", state_changed)
+    session.on("user_state_changed", state_changed)
+    session.on("user_input_transcribed", heard)
     session.on("error", lambda event: _model_failed(call, session, event))
     session.on("close", closed)
     if silence is not None:
@@ -88,14 +126,15 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
     if recoverable or call.reason is not None:
         return
     cause = getattr(error, "error", None)
+    agent = session.current_agent
+    if isinstance(agent, CallAgent) and isinstance(cause, APIError):
+        # the SDK connects again, for an hour if nobody counts
+        if agent.model_failed("speech-to-text", cause):
+            session.say(agent.cannot_hear())
+        return
     sentence = one_line(cause or RuntimeError("unknown"))
     log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
-    if isinstance(cause, APIError):
-        # the SDK connects again, and closes the session when it has tried often enough
-        agent = session.current_agent
-        if isinstance(agent, CallAgent):
-            session.say(agent.cannot_hear())
-    else:
+    if not isinstance(cause, APIError):
         # the SDK stops listening, and says nothing
         call.fail(RuntimeError("nobody listens to the caller any more"))
 
@@ -110,19 +149,22 @@ def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> N
             timer.cancel()
             timer = None
         if event.new_state == "away" and call.reason is None:
+            # first, because an error below is only logged, and the call would go on in silence
+            timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
             agent = session.current_agent
             asks = agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?"
             session.say(asks)
-            timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
 
     session.on("user_state_changed", state_changed)
 
 
 @asynccontextmanager
 async def conversation(
-    call: Call, session: CallSession, agent: Agent, caller: Caller
+    call: Call, session: CallSession, agent: CallAgent, caller: Caller
 ) -> AsyncIterator[CallSession]:
     """A started session, closed on exit; its agent says goodbye while it closes."""
+    # what the caller writes is answered from now on
+    call.session = session
     try:
         try:
             await call.transport.start(session, agent, caller)

@@ -1,30 +1,66 @@
-"""The tools of an agent: every tool has a deadline and ends with its call."""
+"""The tools of an agent: each has a deadline, ends with its call, and answers in JSON.
+
+Sets of tools connect in the background, and are left out until they have.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from livekit.agents import RunContext, StopResponse, function_tool
-from livekit.agents.llm import FunctionTool, RawFunctionTool, Tool, ToolError, Toolset
+from livekit.agents import Agent, AgentTask, RunContext, StopResponse, function_tool
+from livekit.agents.llm import (
+    FunctionTool,
+    RawFunctionTool,
+    Tool,
+    ToolContext,
+    ToolError,
+    ToolResult,
+    Toolset,
+)
 from livekit.agents.llm.async_toolset import AsyncToolset
+from pydantic import TypeAdapter
 
-from agent.lifecycle import Call
+from agent import one_line
+from agent.lifecycle import Call, Step, timeouts
+from agent.lifecycle.resource import OpenFailed
 from agent.memory import Note
+
+log = logging.getLogger("agent.call")
+
+JSON = TypeAdapter[Any](Any)  # of models, dataclasses and what they hold, too
+# what a model is given of a result; more costs money and time, and hides what matters
+MOST_RESULT_CHARACTERS = 20_000
 
 
 class ToolGuard:
-    """Gives tools a deadline of `tool_seconds`, and ends them at once when the call ends.
+    """Gives tools a deadline of `tool_seconds`, and `tool_finish_seconds` after the call's end.
 
     Tools named in `patient` have no deadline but the end of the call, nor have those of an
-    AsyncToolset, which are meant to outlive a turn.
+    AsyncToolset, which are meant to outlive a turn. Those named in `must_finish` have their whole
+    deadline also after the end of the call.
     """
 
-    def __init__(self, call: Call, patient: frozenset[str], *, all_patient: bool = False) -> None:
-        self._call, self._patient, self._all_patient = call, patient, all_patient
+    def __init__(
+        self,
+        call: Call,
+        patient: frozenset[str],
+        must_finish: frozenset[str] = frozenset(),
+        must_have: frozenset[str] = frozenset(),
+        *,
+        agent: Agent | None = None,
+        all_patient: bool = False,
+        nested: bool = False,
+    ) -> None:
+        self._call, self._agent = call, agent
+        self._patient, self._must_finish, self._must_have = patient, must_finish, must_have
+        self._all_patient, self._nested = all_patient, nested
         # with the original, so that its id stays its own
         self._guarded: dict[int, tuple[Tool | Toolset, Tool | Toolset]] = {}
 
@@ -37,40 +73,103 @@ class ToolGuard:
 
     def _guard(self, tool: Tool | Toolset) -> Tool | Toolset:
         if isinstance(tool, FunctionTool | RawFunctionTool):
-            patient = self._all_patient or tool.info.name in self._patient
-            seconds = None if patient else self._call.settings.tool_seconds
-            guarded = self._with_deadline(tool, seconds)
-            return type(tool)(guarded, tool.info)  # type: ignore[arg-type]
+            return type(tool)(self._guarded_call(tool), tool.info)  # type: ignore[arg-type]
+        if not isinstance(tool, Toolset):
+            return tool
+        # those inside another one connect with it
+        must_have = tool.id in self._must_have
+        connection = None
+        if not self._nested:
+            connection = Connection(self._call, self._agent, tool.id, must_have=must_have)
+        # an MCPToolset is an AsyncToolset only by descent, and its tools have the deadline
+        inner = ToolGuard(
+            self._call,
+            self._patient,
+            self._must_finish,
+            agent=self._agent,
+            all_patient=isinstance(tool, AsyncToolset) and not _is_mcp(tool),
+            nested=True,
+        )
         if isinstance(tool, AsyncToolset):
-            # an MCPToolset is one only by descent, and its tools have the deadline
-            own = ToolGuard(self._call, self._patient, all_patient=not _is_mcp(tool))
-            return _guard_in_place(tool, own)
-        if isinstance(tool, Toolset):
-            return _GuardedToolset(tool, ToolGuard(self._call, self._patient))
-        return tool
+            return _guard_in_place(tool, inner, connection)
+        return _GuardedToolset(tool, inner, connection)
 
-    def _with_deadline(
-        self, tool: Callable[..., Awaitable[Any]], seconds: float | None
+    def _guarded_call(
+        self, tool: FunctionTool[Any, Any] | RawFunctionTool[Any, Any]
     ) -> Callable[..., Awaitable[Any]]:
-        call = self._call
+        call, name, settings = self._call, tool.info.name, self._call.settings
+        patient = self._all_patient or name in self._patient
+        seconds = None if patient else settings.tool_seconds
+        grace = 0.0 if patient else min(settings.tool_finish_seconds, settings.tool_seconds)
+        if name in self._must_finish:
+            grace = settings.tool_seconds
+        run = tool if inspect.iscoroutinefunction(inspect.unwrap(tool)) else _in_a_thread(tool)
 
         @functools.wraps(tool)
         async def within_deadline(*args: Any, **kwargs: Any) -> Any:
             try:
                 async with asyncio.timeout(seconds) as deadline:
-                    with call.tool_scope(deadline):
-                        return await tool(*args, **kwargs)
+                    with call.tools.running(deadline, grace, self._agent):
+                        result = await run(*args, **kwargs)
             except TimeoutError as error:
                 if not deadline.expired():
                     raise
-                if call.reason is not None:
-                    raise StopResponse from error
-                raise ToolError(
-                    f"No answer within {seconds or 0:g} s."
-                    " Tell the caller that this does not work at the moment."
-                ) from error
+                if call.reason is None:
+                    raise ToolError(
+                        f"No answer within {seconds or 0:g} s."
+                        " Tell the caller that this does not work at the moment."
+                    ) from error
+                sentence = "the tool %s was cut short: its call has ended"
+                log.warning(sentence, name, extra=call.journal.fields(tool=name))
+                raise StopResponse from error
+            if call.reason is not None:
+                # it is done, and nobody waits for a reply any more
+                raise StopResponse
+            if result is None and (self._all_patient or self._agent_is_done()):
+                # it has reported by itself, or another agent speaks next
+                return None
+            return self._for_model(name, result)
 
         return within_deadline
+
+    def _agent_is_done(self) -> bool:
+        session, agent = self._call.session, self._agent
+        if agent is None or session is None:
+            return False
+        ended = isinstance(agent, AgentTask) and agent.done()
+        return ended or session.current_agent is not agent
+
+    def _for_model(self, name: str, result: Any) -> Any:
+        """What a model can read: text as it is, anything else as JSON, and no more than fits."""
+        if isinstance(result, Agent):
+            return result
+        if isinstance(result, tuple | list) and any(isinstance(one, Agent) for one in result):
+            return [one if isinstance(one, Agent) else self._for_model(name, one) for one in result]
+        if isinstance(result, ToolResult):
+            return ToolResult(
+                output=self._for_model(name, result.output), reply_required=result.reply_required
+            )
+        if result is None:
+            # with nothing to read, the model would not go on
+            return "Done."
+        text = result if isinstance(result, str) else JSON.dump_json(result, fallback=str).decode()
+        if len(text) <= MOST_RESULT_CHARACTERS:
+            return text
+        sentence = "the result of the tool %s was cut to %d of its %d characters"
+        extra = self._call.journal.fields(tool=name)
+        log.warning(sentence, name, MOST_RESULT_CHARACTERS, len(text), extra=extra)
+        return f"{text[:MOST_RESULT_CHARACTERS]} [cut; {len(text)} characters in all]"
+
+
+def _in_a_thread(tool: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """A plain function, which may block: not on the event loop, where the whole call would wait."""
+
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        result = await asyncio.to_thread(tool, *args, **kwargs)
+        # a callable that is not `async def` may still return a coroutine
+        return await result if inspect.isawaitable(result) else result
+
+    return run
 
 
 def _is_mcp(toolset: AsyncToolset) -> bool:
@@ -79,35 +178,134 @@ def _is_mcp(toolset: AsyncToolset) -> bool:
     return module is not None and isinstance(toolset, module.MCPToolset)
 
 
-def _guard_in_place(toolset: AsyncToolset, guard: ToolGuard) -> AsyncToolset:
+class Connection:
+    """A set of tools connects in the background, so that no caller waits for one that is down.
+
+    One that fails is reported once, and the call goes on without its tools. A call that must
+    have them waits for them, and ends if they do not come.
+    """
+
+    def __init__(self, call: Call, agent: Agent | None, name: str, *, must_have: bool) -> None:
+        self._call, self._agent, self._name, self._must_have = call, agent, name, must_have
+        self.is_open, self.has_failed = False, False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def offers(self) -> bool:
+        """Whether its tools can be used; a set that nobody connects has them at once."""
+        return self.is_open or self._task is None
+
+    async def open(self, setup: Callable[[], Awaitable[object]]) -> None:
+        """Begin; without need only an agent that takes over waits, and not for long."""
+        if self._task is not None:
+            return
+        self._task = asyncio.create_task(self._run(setup), name=f"connect {self._name}")
+        self._call.connecting.add(self._task)
+        self._task.add_done_callback(self._call.connecting.discard)
+        taking_over = self._call.current_step is Step.STAY
+        wait = timeouts.TOOLSET_WAIT_SECONDS if taking_over else 0
+        await asyncio.wait([self._task], timeout=None if self._must_have else wait)
+
+    async def _run(self, setup: Callable[[], Awaitable[object]]) -> None:
+        try:
+            async with asyncio.timeout(timeouts.TOOLSET_SECONDS) as deadline:
+                await setup()
+            self.is_open = True
+            await self._fit_in()
+        except Exception as error:
+            self.is_open, self.has_failed = False, True
+            late = f"nothing for {timeouts.TOOLSET_SECONDS:g} s" if deadline.expired() else ""
+            sentence = f"the tools of {self._name} did not open: {late or one_line(_cause(error))}"
+            if self._call.reason is not None:
+                return
+            if self._must_have:
+                self._call.fail(OpenFailed(sentence))
+            else:
+                part = f"tools of {self._name}"
+                self._call.journal.warn_once(part, log, f"this call goes on, but {sentence}")
+
+    async def _fit_in(self) -> None:
+        """Offer the tools; raises ValueError if one has a name that is taken."""
+        if (agent := self._agent) is None:
+            return
+        # which would fail in every reply
+        tools = ToolContext(agent.tools).flatten()
+        with suppress(RuntimeError):  # there is no realtime model: others are told in each request
+            await agent.realtime_llm_session.update_tools(tools)
+
+    async def close(self) -> None:
+        """Give up, if it still connects."""
+        task, self._task, self.is_open = self._task, None, False
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=timeouts.LAST_CHANCE_SECONDS)
+
+
+def _cause(error: Exception) -> Exception:
+    """What went wrong: an MCP client packs it into groups, one in the other."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _guard_in_place(
+    toolset: AsyncToolset, guard: ToolGuard, connection: Connection | None
+) -> AsyncToolset:
     """The same object, its tools guarded: the SDK knows it by its class and its running tools."""
     kind: Any = type(toolset)
 
     class Guarded(kind):  # type: ignore[misc]
         @property
         def tools(self) -> list[Tool | Toolset]:
-            return guard.guard(super().tools)
+            failed = connection is not None and connection.has_failed
+            return [] if failed else guard.guard(super().tools)
+
+        async def setup(self, **options: Any) -> Any:
+            if connection is None or connection.is_open:  # then its tools are loaded anew
+                return await super().setup(**options)
+            await connection.open(super().setup)
+            return self
+
+        async def aclose(self) -> None:
+            if connection is not None:
+                await connection.close()
+            await super().aclose()
 
     toolset.__class__ = Guarded
     return toolset
 
 
+def toolsets_of(servers: Iterable[Any]) -> list[Toolset]:
+    """MCP servers that an agent was given by the SDK's older option, as tool sets."""
+    if not (servers := list(servers)):
+        return []
+    from livekit.agents.llm.mcp import MCPToolset
+
+    return [MCPToolset(id=f"mcp_{n}", mcp_server=server) for n, server in enumerate(servers, 1)]
+
+
 class _GuardedToolset(Toolset):
     """A toolset whose tools have deadlines; opened and closed as the one it stands for."""
 
-    def __init__(self, inner: Toolset, guard: ToolGuard) -> None:
+    def __init__(self, inner: Toolset, guard: ToolGuard, connection: Connection | None) -> None:
         super().__init__(id=inner.id)
-        self._inner, self._guard = inner, guard
+        self._inner, self._guard, self._connection = inner, guard, connection
 
     @property
     def tools(self) -> Sequence[Tool | Toolset]:
-        return self._guard.guard(self._inner.tools)
+        offers = self._connection is None or self._connection.offers
+        return self._guard.guard(self._inner.tools) if offers else []
 
     async def setup(self) -> _GuardedToolset:
-        await self._inner.setup()
+        if self._connection is None:
+            await self._inner.setup()
+        else:
+            await self._connection.open(self._inner.setup)
         return self
 
     async def aclose(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
         await self._inner.aclose()
 
 
@@ -177,7 +375,6 @@ def _end_call(call: Call) -> FunctionTool[Any, Any]:
         """
         await context.wait_for_playout()  # what was said before the tool
         await call.hang_up()
-        # the end of the call cancels this tool, and with it the reply
-        await asyncio.Event().wait()
+        raise StopResponse
 
     return end_call

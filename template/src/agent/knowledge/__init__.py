@@ -58,7 +58,7 @@ class CallKnowledge(Protocol):
     """The documents, for one call."""
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
-        """The best passages, best first; raises KnowledgeUnavailable."""
+        """The best passages, each section's best first; raises KnowledgeUnavailable."""
         ...
 
     async def look_up(self, question: str, before: str = "") -> str:
@@ -183,7 +183,7 @@ class Knowledge(Protocol):
     """An index that is open."""
 
     async def search(self, question: str, limit: int = 3) -> list[Passage]:
-        """The best passages, best first; raises KnowledgeUnavailable, and is safe to cancel."""
+        """The best passages, as `rank` chooses; raises KnowledgeUnavailable, safe to cancel."""
         ...
 
 

@@ -20,8 +20,9 @@ from agent.settings import Settings
 
 log = logging.getLogger("agent.knowledge")
 
-# between two looks at whether it answers; after so long without an answer it is taken to hang
-LOOK_SECONDS, SILENT_SECONDS = 1.0, 3.0
+# Between two looks at whether it answers; after so long without an answer it is taken to hang: not
+# sooner, because on a busy machine an ingest would be cut off, and no call waits for it anyway.
+LOOK_SECONDS, SILENT_SECONDS = 1.0, 10.0
 # for the model, from a slow disk
 LOADING_SECONDS = 60.0
 # a container has fewer cores than its machine, and no text is long enough for more

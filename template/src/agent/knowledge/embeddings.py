@@ -102,7 +102,11 @@ class HttpEmbedder:
                 f"{self._where} answers {len(vectors)} vectors for {len(texts)} texts"
             )
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(lengths, 1e-12)  # type: ignore[no-any-return]
+        # numpy's types differ: for Python 3.11 this is Any, for newer ones an array of floats
+        unit: NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-12)).astype(
+            np.float32, copy=False
+        )
+        return unit
 
     async def _ask(self, texts: Sequence[str]) -> Any:
         asked = {"model": self.model, "input": list(texts), "encoding_format": "float"}

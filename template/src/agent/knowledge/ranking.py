@@ -8,7 +8,8 @@ orders by rank, as textbooks do, was worse than vectors alone when the design wa
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -69,11 +70,25 @@ def phrase_of(question: str) -> str:
     return " ".join(words[:MOST_WORDS]) if len(words) > 1 else ""
 
 
-def rank(candidates: Mapping[K, Candidate], limit: int) -> list[tuple[K, float, float]]:
-    """The best candidates, best first: key, score, relevance."""
+def rank(
+    candidates: Mapping[K, Candidate], section_of: Callable[[K], Hashable], limit: int
+) -> list[tuple[K, float, float]]:
+    """The best candidates, each section's best first: key, score, relevance.
+
+    A section is what a document says below one heading. A long one is cut into several passages,
+    which are much alike: none of it comes twice before another section has come once. `section_of`
+    is asked of as few as possible.
+    """
     best = max((one.words for one in candidates.values()), default=0.0)
     ranked = [(key, _score(one, best), _relevance(one)) for key, one in candidates.items()]
-    return sorted(ranked, key=lambda one: one[1], reverse=True)[:limit]
+    rounds, passages = list[tuple[int, tuple[K, float, float]]](), Counter[Hashable]()
+    for one in sorted(ranked, key=lambda one: one[1], reverse=True):
+        section = section_of(one[0])
+        rounds.append((passages[section], one))
+        passages[section] += 1
+        if len(passages) == limit:
+            break
+    return [one for _, one in sorted(rounds, key=lambda known: known[0])][:limit]
 
 
 def _score(one: Candidate, best: float) -> float:

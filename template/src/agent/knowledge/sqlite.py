@@ -240,13 +240,19 @@ class SqliteKnowledge:
                 for row in _best(scores)
                 if scores[row] > 0
             }
-        found = []
-        for row, score, relevance in rank(candidates, limit):
+        found: dict[int, tuple[str, str, str]] = {}
+
+        def section_of(row: int) -> tuple[str, str]:
             source, title, text = index.execute(
                 "SELECT source, title, text FROM passages WHERE rowid = ?", (row + 1,)
             ).fetchone()
-            found.append(Passage(source, title, text, score, relevance))
-        return found
+            found[row] = source, title, text
+            return source, title
+
+        return [
+            Passage(*found[row], score, relevance)
+            for row, score, relevance in rank(candidates, section_of, limit)
+        ]
 
 
 class _Opened:

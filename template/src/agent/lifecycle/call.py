@@ -9,23 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
-from agent.lifecycle.closing import ClosingSequence
+from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks
 from agent.lifecycle.journal import CallJournal, CallOver
-from agent.lifecycle.resource import BackgroundTasks, ManagedResource, ResourceStack
+from agent.lifecycle.resource import (
+    BackgroundTasks,
+    ManagedResource,
+    ResourceStack,
+    RunningTools,
+)
 from agent.lifecycle.timeouts import Step
-from agent.memory import Turn
+from agent.memory import Profile, Turn
 from agent.reasons import NOBODY_LISTENS, Reason
 from agent.settings import Settings
-from agent.transport import Caller, Transport
+from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
+    from livekit import rtc
     from livekit.agents import AgentSession
+    from livekit.api import LiveKitAPI
 
     from agent.knowledge import CallKnowledge
     from agent.memory import CallMemory
@@ -44,8 +51,8 @@ T = TypeVar("T")
 class Call:
     """One call, from the job until it is closed.
 
-    Owners use `caller`, `settings`, `resources`, `memory`, `knowledge`, `open`, `spawn` and
-    `hang_up`; docs/agent/ownership.md promises these names.
+    Owners use `caller`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`,
+    `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
     """
 
     if TYPE_CHECKING:
@@ -58,20 +65,26 @@ class Call:
         self.transport, self.settings = transport, settings
         self.journal = CallJournal(transport.call_id, transport.room_name, transport.began)
         self.caller: Caller | None = None
+        self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
         self.memory: CallMemory | None = None
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
+        self.persona: Any = None  # the first agent of the call; others may take over
         self.opened = ResourceStack(self)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
         self.background = BackgroundTasks(self.journal)
+        self.tools = RunningTools()
+        self.connecting: set[asyncio.Task[None]] = set()  # tool sets
         self.current_step = Step.OPEN_INFRASTRUCTURE
         self.steps: asyncio.Task[None] | None = None
-        self._tools: set[asyncio.Timeout] = set()
         self._rejoin_timer: asyncio.TimerHandle | None = None
         self._length_timer: asyncio.TimerHandle | None = None
         self._ended, self._greeted = asyncio.Event(), asyncio.Event()
+        self._asking = asyncio.Event()  # while an AgentTask waits for the caller
+        self._step_deadline: asyncio.Timeout | None = None
+        self._typing = asyncio.Lock()  # those who wait for it get it in their order
         self._sequence = ClosingSequence(self)
         self._closing: asyncio.Task[None] | None = None
         self._exit_guarded = False
@@ -80,6 +93,23 @@ class Call:
     def closed(self) -> list[tuple[str, str]]:
         """Resource and outcome of everything that has been closed, in that order."""
         return self.opened.closed
+
+    # what LiveKit gives a call; the same in a worker, in `agent chat` and in tests
+
+    @property
+    def metadata(self) -> str:
+        """What the call is about: the text that its dispatch came with, or none."""
+        return self.transport.metadata
+
+    @property
+    def room(self) -> rtc.Room | None:
+        """The room, connected from step 2 on; None in `agent chat`, and in tests that give none."""
+        return self.transport.livekit_room
+
+    @property
+    def api(self) -> LiveKitAPI | None:
+        """The server's API, with the agent's keys; None where there is no `room`."""
+        return self.transport.livekit_api
 
     # the steps
 
@@ -131,21 +161,40 @@ class Call:
         with self.journal.step(step):
             try:
                 async with asyncio.timeout(step.seconds) as deadline:
-                    yield
+                    self._step_deadline = deadline
+                    try:
+                        yield
+                    finally:
+                        self._step_deadline = None
             except TimeoutError as error:
                 if deadline.expired():
                     raise TimeoutError(f"no answer within {step.seconds:g} s") from error
                 raise
 
+    def heard(self, *, speaking: bool, asking: bool, has_asked: bool) -> None:
+        """Whether somebody speaks now, and whether an AgentTask asks the caller something.
+
+        The greeting's deadline counts silence: not while somebody speaks, and not while the
+        caller thinks about an answer, which is what the limits of a call are for.
+        """
+        if has_asked and not speaking:
+            self._asking.set()
+        elif not asking:
+            self._asking.clear()
+        deadline = self._step_deadline
+        if self.current_step is Step.GREET and deadline is not None and not deadline.expired():
+            now = asyncio.get_running_loop().time()
+            deadline.reschedule(None if speaking or asking else now + (Step.GREET.seconds or 0))
+
     async def wait_connected(self) -> None:
         """Wait until the room is connected; it has been connecting since the call began."""
         await asyncio.shield(self._room.ready)
 
-    async def wait_for_caller(self) -> Caller:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool] = can_publish) -> Caller:
         """The caller; an empty room waits `caller_wait_seconds`, then the call is a no-show."""
         try:
             async with asyncio.timeout(self.settings.caller_wait_seconds) as deadline:
-                self.caller = await self.transport.wait_for_caller()
+                self.caller = await self.transport.wait_for_caller(is_caller)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -157,11 +206,23 @@ class Call:
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
-        waits = [asyncio.create_task(event.wait()) for event in (self._greeted, self._ended)]
+        return await self._either(self._greeted)
+
+    async def wait_for_turn(self) -> bool:
+        """Wait until the caller has been greeted, or asked something before the greeting."""
+        return await self._either(self._greeted, self._asking)
+
+    async def _either(self, *events: asyncio.Event) -> bool:
+        waits = [asyncio.create_task(event.wait()) for event in (*events, self._ended)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
         return self.reason is None
+
+    async def wait_for_tools(self) -> None:
+        """Wait until every tool set has connected, or failed to; for tests and the terminal."""
+        if self.connecting:
+            await asyncio.wait(self.connecting)
 
     async def wait_ended(self) -> None:
         """Stay for the whole conversation: return when the call has ended, whatever the reason."""
@@ -185,12 +246,20 @@ class Call:
     ) -> T:
         """Enter `manager` and hold it until the call is over; what it yields.
 
-        It is closed for you, once, in reverse order of opening, in the task that entered it.
+        It is closed for you, once, in reverse order of opening, in the task that entered it. It
+        has `close_seconds` for that, or what is left of the AGENT_CLOSE_SECONDS (8 at most) that
+        everything the call opened has together; then it is cancelled, with a warning.
         Raises OpenFailed when it fails or takes longer than `open_seconds`, CallOver when the call
         has ended.
         """
         if self.reason is not None:
             raise CallOver(f"{name} was not opened: the call is over ({self.reason})")
+        most = self.settings.close_seconds
+        if close_seconds > max(most, timeouts.CLOSE_SECONDS):
+            sentence = (
+                "%s asks for %g s to close, but everything together has AGENT_CLOSE_SECONDS=%g"
+            )
+            log.warning(sentence, name, close_seconds, most, extra=self.journal.fields())
         resource = self.opened.add(name, manager, open_seconds, close_seconds)
         return await asyncio.shield(resource.ready)
 
@@ -214,22 +283,36 @@ class Call:
             raise CallOver(f"{task} was not started: the call is over ({self.reason})")
         return self.background.spawn(work, name)
 
-    @contextmanager
-    def tool_scope(self, deadline: asyncio.Timeout) -> Iterator[None]:
-        """While inside, the end of the call ends `deadline` at once: the SDK cancels no tool."""
-        if self.reason is not None:
-            deadline.reschedule(0)
-        self._tools.add(deadline)
-        try:
-            yield
-        finally:
-            self._tools.discard(deadline)
-
     def add_turn(self, item: str, role: str, text: str) -> None:
         """Count a finished turn of either side, and have it remembered."""
         self.turns += 1
         if self.memory is not None:
             self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
+
+    async def answer(self, text: str) -> None:
+        """Answer a line that the caller has typed.
+
+        It cuts nothing off and is not lost: it has its turn when the answers to the lines before
+        it are said, and nobody speaks.
+        """
+        if (session := self.session) is None or self.reason is not None:
+            return
+        session.reset_away_timer()
+        async with self._typing:
+            try:
+                await session.wait_for_idle()
+            except Exception:
+                if self.reason is None:
+                    raise
+            if self.reason is not None:  # nobody is answered after the goodbye
+                return
+            said = asyncio.ensure_future(session.generate_reply(user_input=text).wait_for_playout())
+            # a tool of this answer may take long, or ask the caller something
+            asked = asyncio.create_task(self._asking.wait())
+            seconds = timeouts.TYPED_SECONDS
+            await asyncio.wait([said, asked], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in (said, asked):
+                wait.cancel()
 
     # the ends, at their sources
 
@@ -243,10 +326,9 @@ class Call:
             if timer is not None:
                 timer.cancel()
         self._ended.set()
-        now = asyncio.get_running_loop().time()
-        for deadline in self._tools:
-            if not deadline.expired():
-                deadline.reschedule(now)
+        self.tools.call_ended()
+        for connecting in self.connecting:
+            connecting.cancel()
         self._closing = asyncio.create_task(self._sequence.run(), name="call_close")
         self.transport.finish(reason)
 
@@ -309,6 +391,7 @@ class Call:
     async def on_job_ending(self) -> None:
         """The SDK is done with the job, uploads included, and is about to leave the process."""
         await self.on_job_stopped()
+        warn_of_cut_tasks(self)
         self._exit_guarded = True
         self.transport.guard_exit(timeouts.EXIT_SECONDS)
 

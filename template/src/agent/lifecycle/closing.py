@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from agent import is_own_cancellation, one_line
@@ -19,12 +21,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent.call")
 
+PACKAGE = Path(__file__).parents[1]
+
 
 class ClosingSequence:
     """Closes one call in five phases, each bounded, within one budget.
 
-    The steps stop; the session says goodbye and closes; the room is deleted; memory gets the
-    record of the call; the resources close in reverse order of opening, the room last.
+    The steps stop, and running tools finish; the session says goodbye and closes; the room is
+    deleted; memory gets the record of the call; the resources close in reverse order of opening,
+    the room last.
     """
 
     def __init__(self, call: Call) -> None:
@@ -38,6 +43,7 @@ class ClosingSequence:
         try:
             with call.journal.step(Step.CLEAN_UP):
                 await self._stop_steps()
+                await call.tools.settle()
                 goodbye = call.goodbye_seconds if call.can_speak else 0.0
                 until = time.monotonic() + call.settings.close_seconds + goodbye
                 # background tasks may finish while the goodbye is said
@@ -65,12 +71,13 @@ class ClosingSequence:
             await self._call.opened.close(session, session.close_seconds + goodbye, until)
 
     async def end_room(self, until: float) -> None:
-        """Delete the room, once, unless the caller caused the end or there is none any more.
+        """Delete the room, once, unless there is none any more.
 
-        An agent that merely leaves strands a phone in silence. `until` is of time.monotonic().
+        An agent that merely leaves strands a phone in silence, and a caller who comes back to an
+        old room, for which their token asks for no agent. `until` is of time.monotonic().
         """
         call = self._call
-        if self._room_ended or call.reason in {Reason.CALLER_LEFT, Reason.ROOM_CLOSED}:
+        if self._room_ended or call.reason == Reason.ROOM_CLOSED:
             return
         seconds = min(timeouts.END_ROOM_SECONDS, until - time.monotonic())
         try:
@@ -103,3 +110,41 @@ class ClosingSequence:
 
     async def _close_resources(self, until: float) -> None:
         await self._call.opened.close_all(until, but=self._call.session_resource)
+
+
+def warn_of_cut_tasks(call: Call) -> None:
+    """The SDK cancels whatever still runs when a job ends: say so of the project's own tasks."""
+
+    def ended(task: asyncio.Task[object]) -> None:
+        if task.cancelled():
+            sentence = (
+                "%s was cancelled by the end of the job: begin it with `call.spawn` while the call"
+                " goes on, or do its work when a resource of yours closes"
+            )
+            log.warning(sentence, _described(task), extra=call.journal.fields())
+
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        # a resource that was cut has been told of
+        if _is_ours(task, call.settings.home) and not task.get_name().startswith("resource:"):
+            task.add_done_callback(ended)
+
+
+def _code(task: asyncio.Task[object]) -> CodeType | None:
+    code = getattr(task.get_coro(), "cr_code", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _is_ours(task: asyncio.Task[object], home: Path) -> bool:
+    """Whether its code is the project's; an image has the package among the installed ones."""
+    if (code := _code(task)) is None:
+        return False
+    path = Path(code.co_filename)
+    installed = "site-packages" in path.parts
+    return PACKAGE in path.parents or (home in path.parents and not installed)
+
+
+def _described(task: asyncio.Task[object]) -> str:
+    code = _code(task)
+    assert code is not None
+    place = f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
+    return f"the task {task.get_name()} ({code.co_qualname}, {place})"

@@ -1,12 +1,13 @@
-"""What a call holds: resources, each in a task of its own, and background tasks."""
+"""What a call holds: resources, each in a task of its own, background tasks, running tools."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from agent import is_own_cancellation, one_line
@@ -171,8 +172,8 @@ class ResourceStack:
 
     async def close(self, resource: ManagedResource[Any], allowed: float, until: float) -> None:
         """Close one within `allowed` seconds, and by `until` (time.monotonic), and record it."""
-        began = time.time_ns()
-        seconds = await resource.close(min(allowed, until - time.monotonic()))
+        began, left = time.time_ns(), until - time.monotonic()
+        seconds = await resource.close(min(allowed, left))
         journal = self.holder.journal
         if resource.outcome != "never opened":
             self.closed.append((resource.name, resource.outcome))
@@ -180,6 +181,12 @@ class ResourceStack:
         if resource.outcome == "error":
             sentence, extra = "%s failed to close: %s", journal.fields()
             log.warning(sentence, resource.name, resource.problem, extra=extra)
+        elif resource.outcome == "timeout":
+            spent = (
+                "its close_seconds" if allowed <= left else "AGENT_CLOSE_SECONDS, of all together,"
+            )
+            sentence, extra = "%s was cut after %.1f s of closing: %s had passed", journal.fields()
+            log.warning(sentence, resource.name, seconds, spent, extra=extra)
 
     async def close_all(self, until: float, *, but: ManagedResource[Any] | None) -> None:
         """Close all others in reverse order of opening, each within its own time."""
@@ -221,3 +228,80 @@ class BackgroundTasks:
         if not task.cancelled() and (error := task.exception()):
             sentence, extra = "background task %s: %s", self._journal.fields()
             log.error(sentence, task.get_name(), one_line(error), exc_info=error, extra=extra)
+
+
+@dataclass(eq=False)
+class RunningTool:
+    """One tool that is running: its deadline, and what the end of the call leaves of it."""
+
+    deadline: asyncio.Timeout
+    grace: float
+    agent: object = None
+    left: float | None = None  # seconds, while the caller is asked something inside the tool
+    held: bool = False
+
+
+class RunningTools:
+    """The tools that are running: what one has begun it may finish when the call has ended."""
+
+    def __init__(self) -> None:
+        self._running: set[RunningTool] = set()
+        self._over = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def running(
+        self, deadline: asyncio.Timeout, grace: float, agent: object = None
+    ) -> Iterator[None]:
+        """While inside, the end of the call leaves `grace` seconds until `deadline`.
+
+        The deadline does not count while another agent than the tool's asks the caller something.
+        """
+        tool = RunningTool(deadline, grace, agent)
+        self._running.add(tool)
+        self._idle.clear()
+        if self._over:
+            _shorten(deadline, grace)
+        try:
+            yield
+        finally:
+            self._running.discard(tool)
+            if not self._running:
+                self._idle.set()
+
+    def agent_changed(self, agent: object, *, asking: bool) -> None:
+        """Another agent speaks now, and asks the caller something, or has the answer."""
+        now = asyncio.get_running_loop().time()
+        for tool in self._running:
+            if tool.deadline.expired() or self._over:
+                continue
+            if tool.agent is agent and tool.held:
+                tool.held = False
+                tool.deadline.reschedule(None if tool.left is None else now + tool.left)
+            elif tool.agent not in (None, agent) and asking and not tool.held:
+                when = tool.deadline.when()
+                tool.held, tool.left = True, None if when is None else when - now
+                tool.deadline.reschedule(None)
+
+    def call_ended(self) -> None:
+        """From now on each has its grace, and no more: the SDK itself ends none."""
+        self._over = True
+        for tool in self._running:
+            if tool.held:  # nobody will answer any more
+                tool.grace = 0.0
+            _shorten(tool.deadline, tool.grace)
+
+    async def settle(self) -> None:
+        """Wait for those that have a grace; one that does not heed its deadline is left behind."""
+        if longest := max((tool.grace for tool in self._running), default=0.0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest + timeouts.LAST_CHANCE_SECONDS):
+                    await self._idle.wait()
+
+
+def _shorten(deadline: asyncio.Timeout, seconds: float) -> None:
+    until = asyncio.get_running_loop().time() + seconds
+    when = deadline.when()
+    if not deadline.expired() and (when is None or when > until):
+        deadline.reschedule(until)

@@ -24,9 +24,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 BY_MESSAGE = {
     "max number of clients": "has as many clients as it takes: raise its maxclients, or find who "
     "holds them",
-    # as a server does that expects TLS
-    "onnection closed by server": "hangs up: if it expects TLS, write rediss:// in "
-    "AGENT_MEMORY_URL",
+    # as a server does that expects TLS; which of the two it looks like depends on the moment
+    **dict.fromkeys(
+        ("onnection closed by server", "onnection reset by peer"),
+        "hangs up: if it expects TLS, write rediss:// in AGENT_MEMORY_URL",
+    ),
     "MISCONF": "cannot save to its disk and refuses to write: make room there, its own log says "
     "more",
     "DB index": "has no such database: correct the number at the end of AGENT_MEMORY_URL",

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from livekit import api, rtc
     from livekit.agents import Agent, AgentSession
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The person a call is with; `identity` is the token's, `kind` standard, sip or connector."""
+    """Somebody in the room; `identity` is the token's, `kind` standard, sip or connector.
+
+    Who cannot publish only listens, as a viewer or a recorder does.
+    """
 
     identity: str
     name: str = ""
     kind: str = "standard"
     attributes: Mapping[str, str] = field(default_factory=dict)
+    can_publish: bool = True
+
+
+def can_publish(caller: Caller) -> bool:
+    """Who is taken for the caller, unless the persona says otherwise."""
+    return caller.can_publish
 
 
 class CallEvents(Protocol):
@@ -30,6 +40,7 @@ class CallEvents(Protocol):
     def caller_back(self) -> None: ...
     def room_gone(self, *, removed: bool) -> None: ...
     def shut_down(self) -> None: ...
+    async def answer(self, text: str) -> None: ...
     async def on_job_ending(self) -> None: ...
 
 
@@ -40,6 +51,14 @@ class Transport(Protocol):
     room_name: str
     began: float  # time.monotonic() when the job began
     limited: bool  # whether length and silence have limits here
+    metadata: str  # the job's: what its dispatch said
+
+    # None where no LiveKit room carries the call
+
+    @property
+    def livekit_room(self) -> rtc.Room | None: ...
+    @property
+    def livekit_api(self) -> api.LiveKitAPI | None: ...
 
     def listen(self, events: CallEvents) -> None:
         """Report to `events` from now on; called before anything connects."""
@@ -49,7 +68,9 @@ class Transport(Protocol):
         """Connect on entering, leave on exit."""
         ...
 
-    async def wait_for_caller(self) -> Caller: ...
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
+        """The first who is one, a phone before others; raises what `is_caller` raises."""
+        ...
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         """Start the session with the caller linked; what they said before is not lost."""

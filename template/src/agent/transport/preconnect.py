@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from livekit import rtc
 from livekit.agents import AgentSession
 from livekit.agents.types import TOPIC_CHAT
@@ -27,6 +28,7 @@ from livekit.protocol.models import AudioTrackFeature
 
 log = logging.getLogger("agent.early")
 T = TypeVar("T")
+Samples = npt.NDArray[np.float64]
 
 # how the session listens; early audio is brought into this form
 AUDIO = AudioInputOptions(pre_connect_audio=False)
@@ -40,13 +42,27 @@ MAX_TEXTS = 20  # of one person
 MAX_CHARACTERS = 4_000  # of one text
 MAX_TRACKS = 2  # of one person
 MAX_RECEIVED = 2_000_000  # bytes of one recording, as it was sent
-# bytes of one recording, as it is heard: the newest 10 s
-MAX_KEPT = 10 * AUDIO.sample_rate * AUDIO.num_channels * 2
+BYTES_A_SECOND = AUDIO.sample_rate * AUDIO.num_channels * 2
+MAX_KEPT = 10 * BYTES_A_SECOND  # of one recording, as it is heard: the newest 10 s
 
 # a microphone that is switched on later than this has said nothing early
 MICROPHONE_SECONDS = 10.0
 # how long an announced recording is waited for; live words wait behind it, in order
 RECORDING_SECONDS = 3.0
+
+# Two recordings of one voice are joined where they are alike: pieces of the earlier one, in
+# milliseconds, are looked for in the later one. Measured on speech that was coded twice: where both
+# have the piece 0.9 (half of the time), where only one has it never more than 0.6 and 0.8.
+PIECES = {80: 0.7, 40: 0.85}
+MOST_PIECES = 25  # the newest that are not silent
+SILENT = 30  # of 32768, between neighbours
+# the longest stretch that a recording and live sound are expected to share
+SHARED_SECONDS = 2.0
+# how long two recordings go on side by side, and how much more the later one needs
+LAP_SECONDS = 0.25
+MORE_SECONDS = 0.15
+# a microphone that is on gives a frame every 50 ms, also in silence
+FRAME_SECONDS = 1.0
 
 
 @dataclass
@@ -61,6 +77,15 @@ class Person:
     live: Live | None = None
     # both, once the session has been started
     spoken: asyncio.Task[bytes] | None = None
+
+    @property
+    def announced(self) -> bool:
+        """Whether a recording of the microphone is on its way."""
+        return (
+            self.microphone.done()
+            and int(AudioTrackFeature.TF_PRECONNECT_BUFFER)
+            in self.microphone.result().audio_features
+        )
 
     def recording(self, track: str) -> asyncio.Future[bytes]:
         """The recording that belongs to a track, whether it has come or not."""
@@ -93,11 +118,10 @@ class PreConnectBuffer:
             if somebody_else.live:
                 self._spawn(somebody_else.live.stop())
         self._people = {caller: person}
-        live = self._spawn(person.live.stop()) if person.live else None
-        person.live = None
+        live = self._spawn(person.live.stop(after=LAP_SECONDS)) if person.live else None
         yield
         if session.input.audio:
-            person.spoken = self._spawn(self._spoken(person, live))
+            person.spoken = self._spawn(self._spoken(person, live, session.input.audio))
             session.input.audio = PreConnectAudio(session.input.audio, person.spoken)
 
     async def texts(self, caller: str, within: float = 2.0) -> list[str]:
@@ -123,7 +147,7 @@ class PreConnectBuffer:
         seconds of speech.
         """
         person = self._people.get(caller)
-        if person and person.spoken and person.microphone.done():
+        if person and person.spoken and person.announced:
             await asyncio.wait([person.spoken], timeout=within)
 
     async def close(self) -> None:
@@ -191,24 +215,48 @@ class PreConnectBuffer:
             if not self._session_listens:
                 person.live = Live(track)
 
-    async def _spoken(self, person: Person, live: asyncio.Task[bytes] | None) -> bytes:
-        """What the caller said early: first what their front end recorded, then what we did."""
-        said = b""
+    async def _spoken(
+        self, person: Person, live: asyncio.Task[tuple[bytes, int]] | None, source: AudioInput
+    ) -> bytes:
+        """What the caller said early: first what their front end recorded, then what we did.
+
+        With it comes what was taken from the session's own audio, to find what these three share.
+        """
         try:
             async with asyncio.timeout(MICROPHONE_SECONDS):
                 publication = await person.microphone
         except TimeoutError:
-            return said
-        if int(AudioTrackFeature.TF_PRECONNECT_BUFFER) in publication.audio_features:
-            try:
-                async with asyncio.timeout(RECORDING_SECONDS):
-                    said += await asyncio.shield(person.recording(publication.sid))
-            except TimeoutError:
-                log.warning(
-                    "what the caller said early was announced but did not come within %g s",
-                    RECORDING_SECONDS,
-                )
-        return said + (await live if live else b"")
+            return b""
+        subscribed = asyncio.get_running_loop().time()
+        heard = bytearray()
+        if live:
+            own, lap = await live
+            subscribed = asyncio.get_running_loop().time() - len(own) / BYTES_A_SECOND
+            await _take(source, heard, LAP_SECONDS + MORE_SECONDS)
+            twice = await asyncio.to_thread(shared, own, bytes(heard))
+            if twice is None:
+                # silence, mostly: the session has heard the lap as well
+                own, twice = own[: len(own) - lap], 0
+            await _take(source, heard, twice / BYTES_A_SECOND)
+            heard[:twice] = own
+        if not person.announced:
+            return bytes(heard)
+        try:
+            async with asyncio.timeout(RECORDING_SECONDS):
+                recording = await asyncio.shield(person.recording(publication.sid))
+        except TimeoutError:
+            log.warning(
+                "what the caller said early was announced but did not come within %g s",
+                RECORDING_SECONDS,
+            )
+            return bytes(heard)
+        # a recording that has arrived has ended, so that all that live sound shares is on its way
+        since = asyncio.get_running_loop().time() - subscribed
+        await _take(source, heard, min(since, SHARED_SECONDS) + MORE_SECONDS)
+        beginning = bytes(heard[: int(SHARED_SECONDS * BYTES_A_SECOND)])
+        twice = await asyncio.to_thread(shared, recording, beginning) or 0
+        await _take(source, heard, twice / BYTES_A_SECOND)
+        return recording + bytes(heard[twice:])
 
 
 class Live:
@@ -221,23 +269,26 @@ class Live:
             num_channels=AUDIO.num_channels,
             frame_size_ms=10,
         )
-        self._pcm = bytearray()
+        self._pcm, self._bytes = bytearray(), 0
         self._task = asyncio.create_task(self._record())
 
     async def _record(self) -> None:
         async for event in self._stream:
             self._pcm += event.frame.data.cast("B")
+            self._bytes += len(event.frame.data.cast("B"))
             del self._pcm[:-MAX_KEPT]
 
-    async def stop(self) -> bytes:
-        """End the recording: what was said until now."""
+    async def stop(self, after: float = 0.0) -> tuple[bytes, int]:
+        """End the recording `after` some seconds: what was said, and how much of it from now on."""
+        until_now = self._bytes
+        await asyncio.sleep(after)
         await self._stream.aclose()
         await self._task
-        return bytes(self._pcm)
+        return bytes(self._pcm), self._bytes - until_now
 
 
 class PreConnectAudio(AudioInput):
-    """What was said early, then what is said: nothing left out, nothing out of order."""
+    """What was said early, then what is said: nothing left out, nothing twice or out of order."""
 
     def __init__(self, source: AudioInput, early: asyncio.Task[bytes]) -> None:
         super().__init__(label="PreConnectBuffer", source=source)
@@ -252,6 +303,57 @@ class PreConnectAudio(AudioInput):
             said = b"" if self._early.cancelled() else self._early.result()
             self._frames = deque(_frames(said))
         return self._frames.popleft() if self._frames else await super().__anext__()
+
+
+async def _take(source: AudioInput, heard: bytearray, seconds: float) -> None:
+    """Take frames until so much has been heard in all, or no more is to be had."""
+    while len(heard) < seconds * BYTES_A_SECOND:
+        try:
+            async with asyncio.timeout(FRAME_SECONDS):
+                frame = await anext(source)
+        except (StopAsyncIteration, TimeoutError):
+            return
+        heard += frame.data.cast("B")
+
+
+def shared(earlier: bytes, later: bytes) -> int | None:
+    """How many bytes of `later` were said when `earlier` ended; None where they share no sound.
+
+    Both are recordings of one microphone, differently coded, and may share a stretch: the end of
+    the earlier one, the beginning of the later one. Where the later one begins after a gap, or all
+    that they share is silence, there is nothing to be found.
+    """
+    # differences between neighbours: a voice's low hum is alike everywhere
+    ended, begun = _edges(earlier[-int(SHARED_SECONDS * BYTES_A_SECOND) :]), _edges(later)
+    if not len(ended) or not len(begun):
+        return None
+    for milliseconds, alike in PIECES.items():
+        size = AUDIO.sample_rate * milliseconds // 1000
+        length = 1 << (len(begun) + size).bit_length()
+        spectrum = np.fft.rfft(begun, length)
+        power = np.cumsum(np.concatenate([[0.0], begun**2]))
+        power = power[size:] - power[:-size]
+        looked_for = 0
+        for end in range(len(ended), size - 1, -size // 4):
+            piece = ended[end - size : end]
+            loudness = float(np.sqrt(np.mean(piece**2)))
+            if loudness < SILENT or not len(power):
+                continue
+            product = np.fft.irfft(spectrum * np.conj(np.fft.rfft(piece, length)), length)
+            likeness = product[: len(power)] / (
+                loudness * size**0.5 * np.sqrt(np.maximum(power, size * SILENT**2 / 4))
+            )
+            at = int(np.argmax(likeness))
+            if likeness[at] >= alike:
+                return 2 * (at + size + len(ended) - end + 1)
+            looked_for += 1
+            if looked_for == MOST_PIECES:
+                break
+    return None
+
+
+def _edges(pcm: bytes) -> Samples:
+    return np.diff(np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float64))
 
 
 async def _read_text(reader: rtc.TextStreamReader) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from livekit.agents import Agent, AgentSession, JobContext, JobExecutorType, roo
 from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
 from livekit.protocol import models
 
+from agent.reasons import CALLER_IS_GONE
 from agent.transport import Caller, CallEvents
 from agent.transport.preconnect import AUDIO, PreConnectBuffer
 
@@ -31,6 +33,14 @@ ON_PURPOSE = {
     Why.USER_UNAVAILABLE,
     Why.PARTICIPANT_REMOVED,
 }
+ACTIVE = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
+# after these somebody may be the caller who was not before
+NEWS: tuple[rtc.room.EventTypes, ...] = (
+    "participant_connected",
+    "participant_active",
+    "participant_attributes_changed",
+    "participant_permissions_changed",
+)
 PEOPLE = {
     models.ParticipantInfo.STANDARD,
     models.ParticipantInfo.SIP,
@@ -46,14 +56,23 @@ class RoomTransport:
     def __init__(self, ctx: JobContext) -> None:
         self._ctx, self._room = ctx, ctx.room
         self.call_id, self.room_name = ctx.job.id, ctx.job.room.name
-        self.began = time.monotonic()
+        self.began, self.metadata = time.monotonic(), ctx.job.metadata
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
+        self._connected = False
         # texts that came while the session was being started
         self._texts: list[str] = []
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
         # the SDK's own; `listen` puts another in its place for owners' code
         self._end_job = ctx.shutdown
+
+    @property
+    def livekit_room(self) -> rtc.Room | None:
+        return None if self._fake else self._room
+
+    @property
+    def livekit_api(self) -> api.LiveKitAPI | None:
+        return None if self._fake else self._ctx.api
 
     def listen(self, events: CallEvents) -> None:
         self._events = events
@@ -78,7 +97,7 @@ class RoomTransport:
         reason = participant.disconnect_reason
         if self._caller is None:
             # a phone that did not wait to be answered; a browser may only be reloading
-            if participant.kind == Kind.PARTICIPANT_KIND_SIP and not self._people():
+            if participant.kind == Kind.PARTICIPANT_KIND_SIP and not self._speakers():
                 self._events.caller_gone(on_purpose=True)
         elif participant.identity != self._caller.identity:
             return
@@ -96,14 +115,19 @@ class RoomTransport:
         self._events.room_gone(removed=reason not in ROOM_ENDED)
 
     def _people(self) -> list[rtc.RemoteParticipant]:
-        """Everybody in the room who could be a caller."""
+        """Everybody in the room who could be a caller, phones first."""
         present = self._room.remote_participants.values()
-        return [person for person in present if person.kind in DEFAULT_PARTICIPANT_KINDS]
+        people = [person for person in present if person.kind in DEFAULT_PARTICIPANT_KINDS]
+        return sorted(people, key=lambda person: person.kind != Kind.PARTICIPANT_KIND_SIP)
+
+    def _speakers(self) -> list[rtc.RemoteParticipant]:
+        return [person for person in self._people() if person.permissions.can_publish]
 
     @asynccontextmanager
     async def room(self) -> AsyncIterator[None]:
         try:
             await self._ctx.connect()
+            self._connected = True
             yield
         finally:
             try:
@@ -112,15 +136,33 @@ class RoomTransport:
             finally:
                 await self._room.disconnect()
 
-    async def wait_for_caller(self) -> Caller:
-        participant = await self._ctx.wait_for_participant()
-        self._caller = Caller(
-            identity=participant.identity,
-            name=participant.name,
-            kind=KINDS.get(participant.kind, "standard"),
-            attributes={} if self._fake else dict(participant.attributes),
-        )
-        if not self._fake and participant.identity not in self._room.remote_participants:
+    async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
+        if self._fake:
+            participant = await self._ctx.wait_for_participant()
+            self._caller = Caller(identity=participant.identity, name=participant.name)
+            return self._caller
+        found: asyncio.Future[Caller] = asyncio.get_running_loop().create_future()
+
+        # at the event itself: somebody may be gone again a moment later
+        def look(*_: object) -> None:
+            try:
+                for person in self._people():
+                    caller = _caller_of(person)
+                    if not found.done() and person.state == ACTIVE and is_caller(caller):
+                        found.set_result(caller)
+            except Exception as error:
+                # an error in a handler of the room would only be logged
+                found.set_exception(error)
+
+        for event in NEWS:
+            self._room.on(event, look)
+        try:
+            look()
+            self._caller = await found
+        finally:
+            for event in NEWS:
+                self._room.off(event, look)
+        if self._caller.identity not in self._room.remote_participants:
             # left before `_left` knew whom to look for
             self._events.caller_gone(on_purpose=True)
         return self._caller
@@ -129,21 +171,18 @@ class RoomTransport:
         if self._early is None:
             await session.start(agent)
             return
-        text_input = room_io.TextInputOptions()
-        answer, started = text_input.text_input_cb, False
+        started = False
 
-        def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> Any:
+        async def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> None:
             if not started:  # the session refuses it until it has been started
                 self._texts.append(event.text)
-                return None
-            # no answer after the goodbye
-            return answer(session, event) if self._events.reason is None else None
+            else:  # not as the SDK does, which cuts off what is being said
+                await self._events.answer(event.text)
 
-        text_input.text_input_cb = read
         options = room_io.RoomOptions(
             participant_identity=caller.identity,
             audio_input=AUDIO,
-            text_input=text_input,
+            text_input=room_io.TextInputOptions(text_input_cb=read),
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
         )
@@ -158,8 +197,25 @@ class RoomTransport:
         return await self._early.texts(self._caller.identity) + self._texts
 
     async def end_room(self, caller: Caller | None) -> None:
-        if not self._fake:
-            await end_room(self.room_name, caller.identity if caller else None)
+        if self._fake:
+            return
+        job = self._ctx.job
+        # a restarted server gives the room another one than the job has
+        sid = await self._room.sid if self._connected else job.room.sid
+        identity = caller.identity if caller else None
+        again = None
+        if self._events.reason in CALLER_IS_GONE:
+            again = api.CreateAgentDispatchRequest(
+                agent_name=job.agent_name,
+                room=self.room_name,
+                metadata=job.metadata,
+                deployment=job.deployment,
+                attributes=job.attributes,
+            )
+        if await end_room(self.room_name, sid, identity, again):
+            fields = {"call": self.call_id, "room": self.room_name}
+            sentence = "the caller came back while the call was closing: an agent was sent again"
+            log.info(sentence, extra={"fields": fields})
 
     def finish(self, reason: str) -> None:
         self._end_job(reason)
@@ -180,17 +236,39 @@ class RoomTransport:
         timer.start()
 
 
-async def end_room(room: str, caller: str | None) -> None:
-    """Delete the room, unless somebody besides the caller is in it.
+def _caller_of(person: rtc.RemoteParticipant) -> Caller:
+    return Caller(
+        identity=person.identity,
+        name=person.name,
+        kind=KINDS.get(person.kind, "standard"),
+        attributes=dict(person.attributes),
+        can_publish=person.permissions.can_publish,
+    )
 
-    Without a caller, unless more than one person is. Asks the server over a connection of its own:
-    in a dying job the SDK's is closed already. Raises api.TwirpError.
+
+async def end_room(
+    room: str, sid: str, caller: str | None, again: api.CreateAgentDispatchRequest | None = None
+) -> bool:
+    """Delete the room, unless somebody besides the caller is in it who could be spoken to.
+
+    Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
+    than one person is. A newer room of the same name, which has another `sid`, is another call's.
+    `again` is for a caller who had left and is there nevertheless; True if it was needed.
+    Asks the server over a connection of its own: in a dying job the SDK's is closed already.
+    Raises api.TwirpError.
     """
     async with api.LiveKitAPI() as server:
         try:
+            named = (await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms
+            if any(found.sid != sid for found in named):
+                return False
             asked = api.ListParticipantsRequest(room=room)
             present = (await server.room.list_participants(asked)).participants
-            others = [person.identity for person in present if person.kind in PEOPLE]
+            others = [person.identity for person in present if _can_be_spoken_to(person)]
+            if caller in others and again is not None:
+                # no token does it: those are for a new room
+                await server.agent_dispatch.create_dispatch(again)
+                return True
             if caller in others:
                 others.remove(caller)
             elif caller is None:
@@ -201,3 +279,9 @@ async def end_room(room: str, caller: str | None) -> None:
             # a room that is gone already is as good as deleted
             if error.code != api.TwirpErrorCode.NOT_FOUND:
                 raise
+    return False
+
+
+def _can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+    permission = person.permission
+    return person.kind in PEOPLE and permission.can_publish and not permission.hidden

@@ -28,6 +28,13 @@ IDLE_SECONDS = 120.0
 MOST_CONNECTIONS = 2
 # what HNSW looks at for its best candidates
 NEAREST = 100
+# Passages that an ingest has removed are among these until the next vacuum, and an old transaction
+# anywhere on the server holds that up: go on until enough are found. Before 0.8 pgvector cannot.
+# The order is free, because all candidates are ranked again.
+GO_ON = (
+    "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', false) FROM pg_extension"
+    " WHERE extname = 'vector' AND string_to_array(extversion, '.')::int[] >= '{0,8}'"
+)
 
 
 class Database:
@@ -58,7 +65,7 @@ class Database:
         try:
             await connection.execute(
                 f"SET statement_timeout = {round(seconds * 1000)}; SET jit = off;"
-                f" SET hnsw.ef_search = {NEAREST}"
+                f" SET hnsw.ef_search = {NEAREST}; {GO_ON}"
             )
             await self.set_search_path(connection)
         except BaseException:

@@ -141,9 +141,10 @@ class PgvectorKnowledge:
             key: Candidate(row["likeness"], row["covered"], row["meaning"])
             for key, row in found.items()
         }
+        ranked = rank(candidates, lambda key: (found[key]["source"], found[key]["title"]), limit)
         return [
             Passage(found[key]["source"], found[key]["title"], found[key]["text"], score, relevance)
-            for key, score, relevance in rank(candidates, limit)
+            for key, score, relevance in ranked
         ]
 
 
