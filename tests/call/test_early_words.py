@@ -6,6 +6,8 @@ import array
 import asyncio
 import math
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from livekit import rtc
@@ -14,7 +16,7 @@ from tests.support.caller import PATIENCE, Caller
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
 from tests.support.templates import Template
-from tests.support.worker import worker
+from tests.support.worker import Worker, worker
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -90,6 +92,17 @@ def listening(template: Template, tmp_path_factory: pytest.TempPathFactory) -> P
     return project
 
 
+@asynccontextmanager
+async def joined(listening: Project, livekit: LiveKit) -> AsyncIterator[tuple[Worker, Caller]]:
+    """A worker with a name of its own, and a caller who has joined a room that asks for it."""
+    room, agent = f"early-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
+    async with (
+        worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
+        Caller(livekit, room, agent) as caller,
+    ):
+        yield running, caller
+
+
 async def test_early_speech_and_early_text_are_not_lost(
     listening: Project, livekit: LiveKit
 ) -> None:
@@ -114,13 +127,9 @@ async def test_early_speech_and_early_text_are_not_lost(
 async def test_text_sent_while_the_session_starts_is_not_lost(
     listening: Project, livekit: LiveKit
 ) -> None:
-    room, agent = f"early-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
-    async with (
-        worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
-        Caller(livekit, room, agent) as caller,
-    ):
+    async with joined(listening, livekit) as (running, caller):
         await running.wait_for(
-            lambda record: record.get("room") == room and record.get("step") == 4
+            lambda record: record.get("room") == caller.room_name and record.get("step") == 4
         )
         await caller.write("Where can I park my bicycle?")
         assert "help" in await caller.hear_text()
@@ -167,11 +176,7 @@ async def feed(source: rtc.AudioSource, frame: rtc.AudioFrame) -> None:
 async def test_lines_typed_at_once_are_all_answered_to_their_end(
     listening: Project, livekit: LiveKit
 ) -> None:
-    room, agent = f"typed-{uuid.uuid4().hex[:8]}", f"agent-{uuid.uuid4().hex[:8]}"
-    async with (
-        worker(listening.path, listening.agent, livekit, AGENT_NAME=agent) as running,
-        Caller(livekit, room, agent) as caller,
-    ):
+    async with joined(listening, livekit) as (running, caller):
         await caller.hear_text_with("help")
         for line in ("thank you", "hello", "/tool current_time {}", "thanks"):
             await caller.write(line)

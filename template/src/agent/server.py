@@ -183,8 +183,7 @@ def dump_stacks_when_killed() -> None:
 
     The SDK's own handler is missing under a fork server, and runs in no process that is stuck in C.
     """
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1)
+    faulthandler.register(signal.SIGUSR1)
 
 
 server = Server(load_settings())

@@ -23,6 +23,17 @@ from template.tests.talk import FakeTransport, talk
 PATIENCE = 60.0
 
 
+async def ended_call(transport: FakeTransport) -> Call:
+    """A call that has begun, ended by itself, and been closed."""
+    call = Call(transport, load_settings())
+    transport.arrive()
+    await call.start(entrypoint.run_call)
+    async with asyncio.timeout(PATIENCE):
+        await call.wait_ended()
+        await call.wait_closed()
+    return call
+
+
 class Persona(CallAgent):
     def __init__(self, call: Call) -> None:
         super().__init__(call, instructions="Be kind.")
@@ -195,12 +206,7 @@ async def test_a_call_that_ends_before_its_greeting_does_not_wait_for_it(
     cast(monkeypatch, Leaves)
     monkeypatch.setattr(entrypoint, "recall", recall)
     transport = FakeTransport()
-    call = Call(transport, load_settings())
-    transport.arrive()
-    await call.start(entrypoint.run_call)
-    async with asyncio.timeout(PATIENCE):
-        await call.wait_ended()
-        await call.wait_closed()
+    call = await ended_call(transport)
     assert ("session", "ok") in call.closed
 
 

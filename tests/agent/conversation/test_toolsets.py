@@ -21,8 +21,8 @@ from livekit.agents.llm.mcp import MCPServer, MCPServerHTTP, MCPServerStdio, MCP
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Step, timeouts
-from agent.settings import load_settings
 from template.tests.talk import FakeTransport, Talk, talk
+from tests.agent.conversation.test_greeting import ended_call
 
 # seconds; long enough for a busy machine
 PATIENCE = 60.0
@@ -136,12 +136,7 @@ async def test_a_call_that_must_have_a_servers_tools_ends_without_them(
     server, cause = BROKEN[trouble]
     cast(server(), needed=True)
     transport = FakeTransport()
-    call = Call(transport, load_settings())
-    transport.arrive()
-    await call.start(entrypoint.run_call)
-    async with asyncio.timeout(PATIENCE):
-        await call.wait_ended()
-        await call.wait_closed()
+    call = await ended_call(transport)
     assert call.reason == "error in step 5 (start the session)"
     assert cause in warnings(caplog)[0]
     assert "the tools of crm0 did not open" in warnings(caplog)[0]
@@ -178,16 +173,21 @@ async def test_a_server_that_says_nothing_is_given_up(
             ]
 
 
+async def its_tool_is_used() -> None:
+    """A call uses the tool of the server."""
+    async with talk() as call:
+        await call.say("/tool whoami {}")
+        assert '"type":"text"' in call.tool_output("whoami")
+
+
 @pytest.mark.parametrize("noisy", [False, True], ids=["quiet", "prints to stdout"])
 @pytest.mark.parametrize("needed", [False, True], ids=["optional", "needed"])
 async def test_the_tools_of_a_server_over_stdio_are_used(
     noisy: bool, needed: bool, cast: Cast, caplog: pytest.LogCaptureFixture
 ) -> None:
     cast(stdio("-c", NOISY) if noisy else stdio(str(SERVER)), needed=needed)
-    async with talk() as call:
-        await call.say("/tool whoami {}")
-        assert '"type":"text"' in call.tool_output("whoami")
-        assert warnings(caplog) == []
+    await its_tool_is_used()
+    assert warnings(caplog) == []
 
 
 async def test_the_tools_of_a_server_over_http_are_used(
@@ -195,30 +195,24 @@ async def test_the_tools_of_a_server_over_http_are_used(
 ) -> None:
     async with server_over_http() as address:
         cast(MCPServerHTTP(address, client_session_timeout_seconds=PATIENCE))
-        async with talk() as call:
-            await call.say("/tool whoami {}")
-            assert '"type":"text"' in call.tool_output("whoami")
-            assert warnings(caplog) == []
+        await its_tool_is_used()
+        assert warnings(caplog) == []
 
 
 async def test_two_broken_servers_are_two_warnings_and_the_third_serves(
     cast: Cast, caplog: pytest.LogCaptureFixture
 ) -> None:
     cast(stdio("-c", ""), stdio("-c", ""), stdio(str(SERVER)))
-    async with talk() as call:
-        await call.say("/tool whoami {}")
-        assert '"type":"text"' in call.tool_output("whoami")
-        assert degraded(caplog) == ["tools of crm0", "tools of crm1"]
+    await its_tool_is_used()
+    assert degraded(caplog) == ["tools of crm0", "tools of crm1"]
 
 
 async def test_servers_given_by_the_older_option_are_no_exception(
     cast: Cast, caplog: pytest.LogCaptureFixture
 ) -> None:
     cast(mcp_servers=[stdio("-c", "raise SystemExit(3)"), stdio(str(SERVER))])
-    async with talk() as call:
-        await call.say("/tool whoami {}")
-        assert '"type":"text"' in call.tool_output("whoami")
-        assert degraded(caplog) == ["tools of mcp_1"]
+    await its_tool_is_used()
+    assert degraded(caplog) == ["tools of mcp_1"]
 
 
 async def test_a_server_whose_tool_has_a_name_that_is_taken_costs_no_reply(

@@ -72,6 +72,10 @@ class Scene:
         messages = self.call.session.history.messages()[1:]
         return [(one.role, one.text_content or "", one.interrupted) for one in messages]
 
+    async def texts(self) -> list[str]:
+        """What was said after the greeting."""
+        return [text for _, text, _ in await self.answered()]
+
     async def end(self) -> None:
         self.transport.leave()
         async with asyncio.timeout(PATIENCE):
@@ -133,8 +137,7 @@ async def test_a_line_waits_for_the_tool_of_the_answer_before_it(scene: Scene) -
     scene.type("Thank you.")
     await asyncio.sleep(0.1)
     scene.desk.go_on.set()
-    said = await scene.answered()
-    assert [text for _, text, _ in said] == [
+    assert await scene.texts() == [
         "/tool look {}",
         "It is there.",
         "Thank you.",
@@ -150,8 +153,7 @@ async def test_a_tool_that_takes_long_does_not_keep_a_line_waiting(
     scene.type("/tool look {}")
     await scene.desk.began.wait()
     scene.type("Thank you.")
-    said = await scene.answered()
-    assert [text for _, text, _ in said] == ["/tool look {}", "Thank you.", "You are welcome."]
+    assert await scene.texts() == ["/tool look {}", "Thank you.", "You are welcome."]
     scene.desk.go_on.set()
     await scene.end()
 
@@ -162,8 +164,7 @@ async def test_a_line_cuts_off_no_sentence_that_may_not_be_interrupted(scene: Sc
     session.say("This has to be said.", allow_interruptions=False)
     await scene.voice.speaks.wait()
     scene.type("Thank you.")
-    said = await scene.answered()
-    assert [text for _, text, _ in said] == [
+    assert await scene.texts() == [
         "This has to be said.",
         "Thank you.",
         "You are welcome.",
@@ -188,7 +189,7 @@ async def test_lines_that_wait_are_dropped_when_the_call_ends(
     assert scene.call.turns <= 3
 
 
-async def test_silence_begins_anew_with_a_line(scene: Scene) -> None:
+async def test_silence_begins_again_with_a_line(scene: Scene) -> None:
     session = scene.call.session
     assert session is not None
     session._update_user_state("away")

@@ -113,6 +113,15 @@ async def begin(
     return call, line
 
 
+async def answers_the_phone(call: Call, job: Job) -> None:
+    """The caller is the phone that has joined, which now hangs up."""
+    assert await call.wait_greeted()
+    assert call.caller is not None
+    assert call.caller.identity == "sip_1"
+    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
+    await ended(call)
+
+
 async def ended(call: Call) -> str | None:
     async with asyncio.timeout(10):
         await call.wait_ended()
@@ -187,26 +196,16 @@ async def test_who_only_listens_is_not_taken_for_the_caller(
     await asyncio.sleep(0)
     assert call.caller is None
     job.join("sip_1", phone=True)
-    assert await call.wait_greeted()
-    assert call.caller is not None
-    assert call.caller.identity == "sip_1"
-    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
-    await ended(call)
+    await answers_the_phone(call, job)
 
 
 async def test_a_phone_is_the_caller_before_somebody_who_came_first(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = Watched(job, monkeypatch)
-    call = Call(line, load_settings())
     job.join("colleague")
     job.join("sip_1", phone=True)
-    await call.start(talk)
-    assert await call.wait_greeted()
-    assert call.caller is not None
-    assert call.caller.identity == "sip_1"
-    job.leave("sip_1", REASONS.CLIENT_INITIATED, phone=True)
-    await ended(call)
+    call, _ = await begin(job, monkeypatch)
+    await answers_the_phone(call, job)
 
 
 async def test_who_is_the_caller_may_be_an_attribute_that_comes_later(

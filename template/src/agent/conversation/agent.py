@@ -437,14 +437,15 @@ class Greeting:
     def __init__(self, agent: CallAgent) -> None:
         self._agent, self._enter = agent, agent.on_enter
         self._task: asyncio.Task[Any] | None = None
-        loop = asyncio.get_running_loop()
-        self._known: asyncio.Future[Profile | None] = loop.create_future()
-        self._said: asyncio.Future[None] = loop.create_future()
+        self._profile: Profile | None = None
+        self._known = asyncio.Event()
+        self._said: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         agent.on_enter = self._on_enter  # type: ignore[method-assign]
 
     async def say(self, profile: Profile | None) -> None:
         """Have the caller greeted; raises what the agent's `welcome` raises."""
-        self._known.set_result(profile)
+        self._profile = profile
+        self._known.set()
         try:
             await asyncio.shield(self._said)
         except asyncio.CancelledError:
@@ -462,13 +463,9 @@ class Greeting:
             except Exception as error:
                 extra = agent.call.journal.fields()
                 log.error("on_enter failed: %s", one_line(error), exc_info=error, extra=extra)
-            ended = asyncio.create_task(agent.call.wait_ended())
-            either: list[asyncio.Future[Any]] = [self._known, ended]
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            ended.cancel()
-            if agent.call.reason is not None:
+            if not await agent.call.until(self._known):
                 return
-            agent.call.profile = profile = self._known.result()
+            agent.call.profile = profile = self._profile
             if profile is not None:
                 await agent.update_chat_ctx(agent._informed(agent.chat_ctx))
             await agent.welcome(profile)

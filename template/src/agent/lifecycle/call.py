@@ -206,17 +206,20 @@ class Call:
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
-        return await self._either(self._greeted)
+        return await self.until(self._greeted)
 
     async def wait_for_turn(self) -> bool:
         """Wait until the caller has been greeted, or asked something before the greeting."""
-        return await self._either(self._greeted, self._asking)
+        return await self.until(self._greeted, self._asking)
 
-    async def _either(self, *events: asyncio.Event) -> bool:
+    async def until(self, *events: asyncio.Event) -> bool:
+        """Wait for one of the events; False when the call ended before."""
         waits = [asyncio.create_task(event.wait()) for event in (*events, self._ended)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         return self.reason is None
 
     async def wait_for_tools(self) -> None:
@@ -269,7 +272,7 @@ class Call:
             raise CallOver(f"the session was not started: the call is over ({self.reason})")
         deadlines = timeouts.SESSION_OPEN_SECONDS, timeouts.SESSION_CLOSE_SECONDS
         self.session_resource = self.opened.add("session", manager, *deadlines)
-        self.session = await asyncio.shield(self.session_resource.ready)
+        await asyncio.shield(self.session_resource.ready)
 
     def spawn(self, work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Run `work` in the background of this call.

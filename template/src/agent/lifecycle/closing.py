@@ -124,8 +124,10 @@ def warn_of_cut_tasks(call: Call) -> None:
             log.warning(sentence, _described(task), extra=call.journal.fields())
 
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
-        # a resource that was cut has been told of
-        if _is_ours(task, call.settings.home) and not task.get_name().startswith("resource:"):
+        # a resource that was cut has been reported
+        if _is_of_the_project(task, call.settings.home) and not task.get_name().startswith(
+            "resource:"
+        ):
             task.add_done_callback(ended)
 
 
@@ -134,7 +136,7 @@ def _code(task: asyncio.Task[object]) -> CodeType | None:
     return code if isinstance(code, CodeType) else None
 
 
-def _is_ours(task: asyncio.Task[object], home: Path) -> bool:
+def _is_of_the_project(task: asyncio.Task[object], home: Path) -> bool:
     """Whether its code is the project's; an image has the package among the installed ones."""
     if (code := _code(task)) is None:
         return False
