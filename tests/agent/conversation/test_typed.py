@@ -104,17 +104,23 @@ async def test_a_line_typed_while_an_answer_is_spoken_does_not_cut_it_off(scene:
     await scene.end()
 
 
-async def test_lines_typed_at_once_are_answered_one_after_another(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    contexts: list[list[str]] = []
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the model was asked with, each time."""
+    asked: list[list[str]] = []
     chat = ScriptedLLM.chat
 
     def recorded(self: ScriptedLLM, *, chat_ctx: ChatContext, **others: Any) -> Any:
-        contexts.append([message.text_content or "" for message in chat_ctx.messages()])
+        asked.append([message.text_content or "" for message in chat_ctx.messages()])
         return chat(self, chat_ctx=chat_ctx, **others)
 
     monkeypatch.setattr(ScriptedLLM, "chat", recorded)
+    return asked
+
+
+async def test_lines_typed_at_once_are_answered_one_after_another(
+    scene: Scene, contexts: list[list[str]]
+) -> None:
     for line in ("Thank you.", "hello", "thanks"):
         scene.type(line)
     said = await scene.answered()
@@ -128,6 +134,20 @@ async def test_lines_typed_at_once_are_answered_one_after_another(
         "Hello! What would you like to know?",
         "thanks",
     ]
+    await scene.end()
+
+
+async def test_a_line_typed_while_spoken_words_are_answered_knows_that_answer(
+    scene: Scene, contexts: list[list[str]]
+) -> None:
+    session = scene.call.session
+    assert session is not None
+    # as for words that were heard
+    session.generate_reply(user_input="Thank you.")
+    await scene.voice.speaks.wait()
+    scene.type("hello")
+    await scene.answered()
+    assert contexts[-1][-3:] == ["Thank you.", "You are welcome.", "hello"]
     await scene.end()
 
 
