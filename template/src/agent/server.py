@@ -149,7 +149,8 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
     seconds = round(time.time() - running.launched_at, 3)
     try:
         async with asyncio.timeout(END_ROOM_SECONDS):
-            await end_room(running.job.room.name, running.job.room.sid, None)
+            room, me = running.job.room, running.accept_arguments.identity
+            await end_room(room.name, room.sid, me, None)
     except Exception as error:
         sentence = "the room could not be deleted: %s"
         log.warning(sentence, one_line(error), extra={"fields": about})

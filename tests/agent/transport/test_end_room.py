@@ -35,19 +35,19 @@ def person(
 
 
 async def test_a_room_that_the_caller_has_left_is_deleted(server: RoomService) -> None:
-    assert not await end_room("room", "RM_1", "ann", AGAIN)
+    assert not await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert (server.deleted, server.made) == (["room"], [])
 
 
 async def test_who_only_listens_keeps_no_room(server: RoomService) -> None:
     server.present.append(person("viewer", listens=True))
-    await end_room("room", "RM_1", "ann", AGAIN)
+    await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert server.deleted == ["room"]
 
 
 async def test_somebody_else_keeps_the_room_and_gets_no_agent(server: RoomService) -> None:
     server.present.append(person("supervisor"))
-    assert not await end_room("room", "RM_1", "ann", AGAIN)
+    assert not await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert (server.deleted, server.made) == ([], [])
 
 
@@ -55,7 +55,7 @@ async def test_a_caller_who_is_back_keeps_the_room_and_gets_an_agent_for_the_sam
     server: RoomService,
 ) -> None:
     server.present.append(person("ann"))
-    assert await end_room("room", "RM_1", "ann", AGAIN)
+    assert await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert (server.deleted, server.made) == ([], [AGAIN])
 
 
@@ -63,7 +63,7 @@ async def test_a_caller_on_whom_the_agent_hangs_up_does_not_keep_the_room(
     server: RoomService,
 ) -> None:
     server.present.append(person("ann"))
-    await end_room("room", "RM_1", "ann")
+    await end_room("room", "RM_1", "agent", "ann")
     assert (server.deleted, server.made) == (["room"], [])
 
 
@@ -72,12 +72,20 @@ async def test_a_newer_room_of_the_same_name_is_another_calls(
     server: RoomService, again: api.CreateAgentDispatchRequest | None
 ) -> None:
     server.rooms = [models.Room(name="room", sid="RM_2")]
-    server.present.append(person("ann"))
-    assert not await end_room("room", "RM_1", "ann", again)
+    server.present = [person("ann")]
+    assert not await end_room("room", "RM_1", "agent", "ann", again)
     assert (server.deleted, server.made) == ([], [])
 
 
 async def test_a_room_that_the_server_does_not_list_yet_is_deleted(server: RoomService) -> None:
     server.rooms = []
-    await end_room("room", "RM_1", "ann")
+    await end_room("room", "RM_1", "agent", "ann")
+    assert server.deleted == ["room"]
+
+
+async def test_a_room_that_the_agent_is_in_is_deleted_whatever_sid_the_server_lists(
+    server: RoomService,
+) -> None:
+    server.rooms = [models.Room(name="room", sid="RM_2")]
+    await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert server.deleted == ["room"]

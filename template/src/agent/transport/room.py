@@ -202,7 +202,7 @@ class RoomTransport:
         job = self._ctx.job
         # a restarted server gives the room another one than the job has
         sid = await self._room.sid if self._connected else job.room.sid
-        identity = caller.identity if caller else None
+        me, identity = self._ctx.local_participant_identity, caller.identity if caller else None
         again = None
         if self._events.reason in CALLER_IS_GONE:
             again = api.CreateAgentDispatchRequest(
@@ -212,7 +212,7 @@ class RoomTransport:
                 deployment=job.deployment,
                 attributes=job.attributes,
             )
-        if await end_room(self.room_name, sid, identity, again):
+        if await end_room(self.room_name, sid, me, identity, again):
             fields = {"call": self.call_id, "room": self.room_name}
             sentence = "the caller came back while the call was closing: an agent was sent again"
             log.info(sentence, extra={"fields": fields})
@@ -247,12 +247,18 @@ def _caller_of(person: rtc.RemoteParticipant) -> Caller:
 
 
 async def end_room(
-    room: str, sid: str, caller: str | None, again: api.CreateAgentDispatchRequest | None = None
+    room: str,
+    sid: str,
+    agent: str,
+    caller: str | None,
+    again: api.CreateAgentDispatchRequest | None = None,
 ) -> bool:
     """Delete the room, unless somebody besides the caller is in it who could be spoken to.
 
     Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
-    than one person is. A newer room of the same name, which has another `sid`, is another call's.
+    than one person is. A newer room of the same name is another call's: it has another `sid`, and
+    this `agent` (an identity) is not in it. A `sid` alone does not tell: a server that two people
+    entered at the same moment, as after its restart, may list another than the one they are in.
     `again` is for a caller who had left and is there nevertheless; True if it was needed.
     Asks the server over a connection of its own: in a dying job the SDK's is closed already.
     Raises api.TwirpError.
@@ -260,10 +266,11 @@ async def end_room(
     async with api.LiveKitAPI() as server:
         try:
             named = (await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms
-            if any(found.sid != sid for found in named):
-                return False
             asked = api.ListParticipantsRequest(room=room)
             present = (await server.room.list_participants(asked)).participants
+            newer = any(found.sid != sid for found in named)
+            if newer and all(person.identity != agent for person in present):
+                return False
             others = [person.identity for person in present if _can_be_spoken_to(person)]
             if caller in others and again is not None:
                 # no token does it: those are for a new room
