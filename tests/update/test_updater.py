@@ -106,8 +106,10 @@ class Project:
         return (self.home / name).read_text(encoding="utf-8")
 
     def git(self, *arguments: str) -> str:
+        # a look that changes nothing in .git
+        command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(
-            ["git", *arguments], cwd=self.home, check=True, capture_output=True, text=True
+            command, cwd=self.home, check=True, capture_output=True, text=True
         ).stdout.strip()
 
     def commit(self) -> None:
@@ -115,12 +117,14 @@ class Project:
         self.git("commit", "--quiet", "--message=work")
 
     def files(self) -> dict[str, bytes]:
-        """Every file, ignored ones too, and their status in git."""
+        """Every file, ignored ones too, and all that git has but for objects without a name."""
         found = [
-            path for path in self.home.rglob("*") if path.is_file() and ".git" not in path.parts
+            path
+            for path in self.home.rglob("*")
+            if path.is_file() and ".git/objects/" not in path.as_posix()
         ]
         files = {path.relative_to(self.home).as_posix(): path.read_bytes() for path in found}
-        return files | {".git": self.git("status", "--porcelain", "--branch").encode()}
+        return files | {"status": self.git("status", "--porcelain", "--branch").encode()}
 
     def update(self, *arguments: str) -> Ended:
         with chdir(self.home):
@@ -199,7 +203,7 @@ def project(
     project.write(".env.local", "SECRET=1\n")
     yield project
     if (project.home / ".git" / "HEAD").exists():
-        assert project.git("worktree", "list").count("\n") == 0
+        assert str(folder) not in project.git("worktree", "list")
     assert list(folder.iterdir()) == []
 
 
@@ -573,6 +577,39 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     assert project.read("src/agent/lifecycle.py") == "# quick\n"
 
 
+@pytest.mark.parametrize("arguments", [["--preview"], []], ids=["preview", "update"])
+def test_a_work_tree_that_is_away_for_a_while_keeps_its_commits(
+    project: Project, tmp_path: Path, arguments: list[str]
+) -> None:
+    project.git("worktree", "add", "--quiet", "--detach", str(tmp_path / "there"))
+    there = Project(tmp_path / "there")
+    there.write("detached.txt", "in no branch\n")
+    there.commit()
+    there.write("staged.txt", "in no commit\n")
+    there.git("add", "--all")
+    away = there.home.rename(tmp_path / "away")
+
+    assert project.update(*arguments).code == 0
+
+    away.rename(there.home)
+    assert there.git("status", "--porcelain") == "A  staged.txt"
+    assert there.git("show", "HEAD:detached.txt") == "in no branch"
+
+
+def test_an_edit_that_git_does_not_see_is_not_undone(project: Project, does: StandIn) -> None:
+    """Marked while the update was tried, so that it is found when the patch is applied."""
+    mark = f"git -C '{project.home}' update-index --assume-unchanged {BROUGHT[0]}"
+    edit = f"open({str(project.home / BROUGHT[0])!r}, 'a').write('# mine\\n')"
+    does("pytest", f"os.system({mark!r}); {edit}")
+
+    ended = project.update()
+
+    assert ended.code == 1
+    assert "which is as it was" in ended.err
+    assert project.read(BROUGHT[0]) == "# slow\n# mine\n"
+    assert project.read("uv.lock") == "locked\n"
+
+
 # ---------------------------------------------------------------------- what has to be right before
 
 
@@ -590,6 +627,26 @@ def test_work_that_is_not_committed_is_refused_and_named(project: Project, does:
     assert "notes.txt is not committed" in refused(project)
     project.write(BROUGHT[0], "# changed\n")
     assert "src/agent/lifecycle.py and 1 more are not committed" in refused(project)
+    assert does.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "name"), [("assume-unchanged", BROUGHT[0]), ("skip-worktree", "uv.lock")]
+)
+def test_a_file_whose_edits_git_does_not_see_is_refused(
+    project: Project, does: StandIn, mark: str, name: str
+) -> None:
+    project.git("update-index", f"--{mark}", "--", name, "src/agent/persona.py")
+    project.write(name, "# mine\n")
+
+    said = refused(project)
+
+    assert f"{name} is marked as {mark}, so that git sees no edit there" in said
+    assert project.read(name) == "# mine\n"
+    cure = said.split("`")[3]
+    assert cure.startswith("git update-index")
+    project.git(*shlex.split(cure)[1:])
+    assert f"{name} is not committed" in refused(project)
     assert does.calls() == []
 
 
@@ -670,12 +727,22 @@ memory:
   choices: [sqlite, none]
   default: sqlite
 """
+PODS = """\
+spec:
+  template:
+    spec:
+      fsGroup: 10001
+      containers:
+        - name: desk
+          image: desk
+"""
 TEMPLATE = {
     "copier.yml": CONFIG,
     "template/{{ _copier_conf.answers_file }}.jinja": "{{ _copier_answers | to_nice_yaml -}}\n",
     "template/src/agent/lifecycle.py": "# one\n# two\n# three\n# four\n# slow\n",
     "template/src/agent/settings.py": "# 1\n# 2\n# 3\n# 4\n# 5\n# 6\n# 7\n# 8\n# 9\n",
     "template/src/agent/memory/sqlite.py": "# rows\n",
+    "template/deploy/kubernetes.yaml": "kind: Deployment\n" + PODS,
 }
 # the name changed with v0.5.0
 KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}
@@ -698,7 +765,10 @@ def release(template: Project, version: str, moved: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def small_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A template with two releases: the second fixes a line, and moves a file; and a stray tag."""
+    """A template with two releases: the second fixes a line, moves a file and adds a Job.
+
+    And with a stray tag.
+    """
     home = tmp_path_factory.mktemp("small") / "template repository"
     home.mkdir()
     template = Project(home)
@@ -713,6 +783,9 @@ def small_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "template/src/agent/lifecycle.py").unlink()
     template.write(
         "template/src/agent/lifecycle/call.py", "# one\n# two\n# three\n# four\n# quick\n"
+    )
+    template.write(
+        "template/deploy/kubernetes.yaml", f"kind: Job\n{PODS}---\nkind: Deployment\n{PODS}"
     )
     release(template, "v1.1.0", '"src/agent/lifecycle.py" = "src/agent/lifecycle/call.py"\n')
     template.write("copier.yml", "this is no template\n")
@@ -737,6 +810,9 @@ def rendered(
 def test_the_newest_release_arrives_and_a_stray_tag_is_none(rendered: Project) -> None:
     rendered.write("src/agent/settings.py", rendered.read("src/agent/settings.py") + "# mine\n")
     rendered.write("notes.md", "<<<<<<< before updating\n")
+    # the Job that comes looks like it, and stands above it
+    mine = PODS.replace("10001\n", "10001\n      supplementalGroups: [2000]\n")
+    rendered.write("deploy/kubernetes.yaml", f"kind: Deployment\n{mine}")
     rendered.commit()
 
     ended = rendered.update()
@@ -745,6 +821,8 @@ def test_the_newest_release_arrives_and_a_stray_tag_is_none(rendered: Project) -
     assert "from v1.0.0 to v1.1.0" in ended.out
     assert "# five\n" in rendered.read("src/agent/settings.py")
     assert rendered.read("src/agent/settings.py").endswith("# mine\n")
+    pods = f"kind: Job\n{PODS}---\nkind: Deployment\n{mine}"
+    assert rendered.read("deploy/kubernetes.yaml") == pods
     assert rendered.read("src/agent/lifecycle/call.py").endswith("# quick\n")
     assert not (rendered.home / "src/agent/lifecycle.py").exists()
     rendered.commit()

@@ -27,6 +27,7 @@ from agent_update.processes import (
 from agent_update.project import Project, read_answers, read_ownership
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
+WHOLE_FILE = 1_000_000
 SHOWN_LINES = 60
 TEST_LINES = 40
 BY_HAND = "or update by hand, as docs/agent/ownership.md says"
@@ -57,20 +58,22 @@ def copy_of(project: Project) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="agent-update-")).resolve()
     tree = folder / project.top.name
     try:
-        # an update that was killed may have left an entry behind
-        git_result(project.top, "worktree", "prune")
         add = ("worktree", "add", "--quiet", "--detach", str(tree), project.head)
         git(project.top, *add, copy=True)
         yield tree / project.home.relative_to(project.top)
     finally:
         with ignoring_signals():
             shutil.rmtree(folder, ignore_errors=True)
-            git_result(project.top, "worktree", "prune")
+            # never `prune`: a work tree of the owner's may be away for a while
+            git_result(project.top, "worktree", "remove", "--force", "--force", str(tree))
 
 
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
     """Have Copier update the copy; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
+    # A patch with a few lines of context goes wherever these lines come first, perhaps in a new
+    # block. X
+    command += ["--context-lines", str(WHOLE_FILE)]
     if to:
         command += ["--vcs-ref", to]
     for answer in data:

@@ -149,6 +149,8 @@ def git_result(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git, whatever comes of it, in words that do not depend on the owner's language."""
     environment = (copy_environment() if copy else clean_environment()) | {"LC_ALL": "C"}
+    # to look writes nothing, not even what git remembers of its last look
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
     command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.quotePath=off", *arguments]
     return result(f"git {arguments[0]}", command, folder, environment, given)
 

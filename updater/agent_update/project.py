@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from agent_update.processes import Refused, git, git_result, status
 
 ANSWERS = ".copier-answers.yml"
 OWNERSHIP = ".template.toml"
+LOCK = "uv.lock"
 IN_PROGRESS = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 
 
@@ -78,6 +80,13 @@ def examine(home: Path) -> Project:
         others = f"and {len(dirty) - 1} more are" if len(dirty) > 1 else "is"
         problem = f"{dirty[0]} {others} not committed"
         raise Refused(f"{problem}: commit or stash your work, then update")
+    brought = {*ownership["template"], *ownership["shared"], LOCK}
+    if hidden := [one for one in hidden_from_git(home).items() if one[0] in brought]:
+        name, mark = hidden[0]
+        others = f"and {len(hidden) - 1} more are" if len(hidden) > 1 else "is"
+        problem = f"{name} {others} marked as {mark}, so that git sees no edit there"
+        cure = f"`git update-index --no-{mark} {shlex.quote(name)}`, then commit or stash your work"
+        raise Refused(f"{problem} (see `git ls-files -v`): {cure}")
     for name in (*ownership["template"], *ownership["shared"]):
         if not is_text(home / name):
             problem = f"{home / name} is not UTF-8 text, so that Copier would drop lines of it"
@@ -102,6 +111,16 @@ def read_ownership(home: Path) -> dict[str, Any]:
         return {}
     # up to v0.4.0 the template's own files were called `ours`, and none had moved
     return {"template": said.get("ours", []), "shared": [], "sha256": {}, "moved": {}} | said
+
+
+def hidden_from_git(home: Path) -> dict[str, str]:
+    """The files that `git update-index` has marked, so that git takes them for unchanged."""
+    listed = [entry.partition(" ") for entry in git(home, "ls-files", "-v", "-z").split("\0")]
+    marks = {name: mark for mark, _, name in listed if mark.islower() or mark == "S"}
+    return {
+        name: "assume-unchanged" if mark.islower() else "skip-worktree"
+        for name, mark in marks.items()
+    }
 
 
 def is_text(path: Path) -> bool:
