@@ -18,7 +18,7 @@ State = tuple[int, bytes] | None  # the mode of a file or link and its bytes; No
 def apply(project: Project, outcome: Outcome) -> None:
     """Change the project's files, all of them or none; raises Failed."""
     head = git(project.home, "rev-parse", "HEAD").strip()
-    if head != project.head or status(project.home):
+    if head != project.head or status(project.home, paths=project.paths):
         raise Failed(
             "the project was changed while the update was tried, and was left alone:"
             " commit, and try again"
@@ -37,6 +37,28 @@ def apply(project: Project, outcome: Outcome) -> None:
         cure = f"Move what is in the way, then `git restore {shlex.join(map(str, left))}`"
     if applied.returncode:
         raise Failed(f"{problem}\n{last_words(applied.stderr)}\n{cure}")
+    stage_ignored(project, outcome)
+
+
+def stage_ignored(project: Project, outcome: Outcome) -> None:
+    """Stage the new files that the owner has git ignore: they would be in no commit and no stash.
+
+    Copier takes for deleted what is not committed: no later update would bring them.
+    """
+    if ignored := ignored_files(project, outcome):
+        added = git_result(project.home, "add", "--force", "--", *ignored)
+        if added.returncode:
+            problem = "The update is in the project, but git ignores some of it, so run"
+            command = f"git add --force {shlex.join(ignored)}"
+            raise Failed(f"{problem} `{command}`:\n{last_words(added.stderr)}")
+
+
+def ignored_files(project: Project, outcome: Outcome) -> list[str]:
+    """The new files that match a pattern of the owner's .gitignore, or of another one of theirs."""
+    new = "\0".join(name for name, kind in outcome.files.items() if kind == "A")
+    asked = ("check-ignore", "--no-index", "-z", "--stdin")
+    listed = git_result(project.home, *asked, given=os.fsencode(new)).stdout
+    return os.fsdecode(listed).split("\0")[:-1]
 
 
 def read_state(path: Path) -> State:

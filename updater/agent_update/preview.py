@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from agent_update.processes import (
     Failed,
     clean_environment,
@@ -24,7 +26,7 @@ from agent_update.processes import (
     status,
     uv,
 )
-from agent_update.project import Project, read_answers, read_ownership
+from agent_update.project import ANSWERS, LOCK, Project, answers_file, read_answers, read_ownership
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
 WHOLE_FILE = 1_000_000
@@ -73,7 +75,7 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
     # A patch with a few lines of context goes wherever these lines come first, perhaps in a new
     # block. X
-    command += ["--context-lines", str(WHOLE_FILE)]
+    command += ["--context-lines", str(WHOLE_FILE), "--answers-file", answers_file(copy)]
     if to:
         command += ["--vcs-ref", to]
     for answer in data:
@@ -95,13 +97,14 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
     deleted = [name for name, kind in files.items() if kind == "D"]
     if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
         raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
-    if files and git(copy, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
+    if files and git(copy, "ls-files", "--", LOCK, *project.paths[1:], copy=True):
         problem = "Its dependencies cannot be resolved, and the project is as it was:"
         run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
         git(copy, "add", "--update", "--", ":/", copy=True)
     wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
     patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
     shipped = [*ownership.get("shared", []), *ownership.get("template", [])]
+    shipped = [answers_file(copy) if name == ANSWERS else name for name in shipped]
     return Outcome(version, changes(copy), patch, shipped)
 
 
@@ -126,11 +129,24 @@ def newest_release(source: str) -> str | None:
     return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
 
 
+def is_at_least(version: str, release: str) -> bool:
+    """Whether a project is at this release or at something newer.
+
+    It may be at a commit between two releases (v1.2.0-3-g1a2b3c4), or before one (v1.2.0rc1).
+    """
+    try:
+        return Version(re.sub(r"-(\d+)-g[0-9a-f]+$", r".post\1", version)) >= Version(release)
+    except InvalidVersion:
+        return False
+
+
 def changes(copy: Path) -> dict[str, str]:
-    """What is in the index and not in HEAD, with git's letter for it."""
-    asked = ("--cached", "--name-status", "-z", "--relative", "HEAD")
+    """What is in the index and not in HEAD, with git's letter for it; seen from the project."""
+    prefix = git(copy, "rev-parse", "--show-prefix", copy=True).strip("\n")
+    asked = ("--cached", "--name-status", "-z", "HEAD")
     parts = git(copy, "diff-index", *asked, copy=True).split("\0")
-    return dict(sorted(zip(parts[1::2], parts[0::2], strict=False)))
+    names = [os.path.relpath(name, prefix or ".") for name in parts[1::2]]
+    return dict(sorted(zip(names, parts[0::2], strict=False)))
 
 
 def conflicts(copy: Path) -> list[str]:

@@ -164,9 +164,11 @@ def git(folder: Path, *arguments: str, copy: bool = False) -> str:
     return os.fsdecode(done.stdout)
 
 
-def status(folder: Path, *options: str, copy: bool = False) -> list[tuple[str, str]]:
+def status(
+    folder: Path, *options: str, copy: bool = False, paths: Sequence[str] = (".",)
+) -> list[tuple[str, str]]:
     """Git's two letters and the path, from the repository's top, of all that is not committed."""
-    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", ".")
+    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", *paths)
     entries = git(folder, "status", *asked, copy=copy).split("\0")
     return [(entry[:2], entry[3:]) for entry in entries if entry]
 
