@@ -144,6 +144,8 @@ def test_an_update_becomes_one_commit_on_a_branch_and_a_pull_request(github: Git
         "new.py",
     ]
     assert git(github.remote, "rev-parse", f"{BRANCH}~1") == git(github.remote, "rev-parse", "main")
+    subject = git(github.remote, "log", "-1", "--format=%s", BRANCH)
+    assert subject == "Update the template to v1.1.0\n"
     ((verb, body),) = github.asked()
     assert verb == "create"
     assert "Updated from v1.0.0 to v1.1.0" in body

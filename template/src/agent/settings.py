@@ -47,8 +47,8 @@ def find_home() -> Path:
         asked = project_above(Path.cwd().resolve())
     if asked and installed and is_project(asked) and not asked.samefile(installed):
         problem = f"{asked} would run the code of {installed}, and two agents share no environment"
-        exclude = "exclude it from their uv workspace ([tool.uv.workspace] exclude = [...])"
-        cure = f"{exclude}, or leave the other's virtual environment; then `uv sync` here"
+        shared = "exclude one from their uv workspace, delete its .venv and `uv sync` in both"
+        cure = f"{shared} (docs/agent/ownership.md), or deactivate the other's environment"
         raise SettingsError([f"{problem}: {cure}"])
     return asked or installed or here.parents[2]
 
