@@ -705,6 +705,20 @@ def test_a_file_whose_edits_git_does_not_see_is_refused(
     assert does.calls() == []
 
 
+def test_an_edit_that_gits_file_monitor_has_missed_is_found(
+    project: Project, tmp_path: Path
+) -> None:
+    monitor = tmp_path / "monitor"
+    monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")
+    monitor.chmod(0o755)
+    project.git("config", "core.fsmonitor", str(monitor))
+    project.git("update-index", "--fsmonitor")
+    project.git("update-index", "--fsmonitor-valid", BROUGHT[0])
+    project.write(BROUGHT[0], "# mine\n")
+    assert project.git("status", "--porcelain") == ""
+    assert f"{BROUGHT[0]} is not committed" in refused(project)
+
+
 @pytest.mark.parametrize(
     "content", [b"# caf\xe9\n", "# a\n".encode("utf-16-le")], ids=["latin-1", "utf-16"]
 )

@@ -151,7 +151,9 @@ def git_result(
     environment = (copy_environment() if copy else clean_environment()) | {"LC_ALL": "C"}
     # to look writes nothing, not even what git remembers of its last look
     environment["GIT_OPTIONAL_LOCKS"] = "0"
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.quotePath=off", *arguments]
+    # a monitor that has missed an edit hides it from git
+    fixed = (f"core.hooksPath={os.devnull}", "core.quotePath=off", "core.fsmonitor=false")
+    command = ["git", *(part for setting in fixed for part in ("-c", setting)), *arguments]
     return result(f"git {arguments[0]}", command, folder, environment, given)
 
 

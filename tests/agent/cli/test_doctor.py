@@ -330,6 +330,18 @@ def test_an_answer_that_was_changed_by_hand_fails(doctor: Doctor, home: Path) ->
     assert line.startswith(said)
 
 
+def test_answers_may_have_another_name(doctor: Doctor, home: Path) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    listed = ownership.replace("template = [", 'template = [".copier-answers.yml", ')
+    (home / ".template.toml").write_text(listed, encoding="utf-8")
+    (home / ".copier-answers.yml").rename(home / ".copier-answers.agent.yml")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("template")[0].startswith("ok at v1.2.0")
+
+
 @pytest.mark.parametrize("name", [".copier-answers.yml", "pyproject.toml", *TEMPLATES])
 def test_a_conflict_that_was_committed_fails(doctor: Doctor, home: Path, name: str) -> None:
     ownership = (home / ".template.toml").read_text(encoding="utf-8")
