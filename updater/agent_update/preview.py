@@ -73,8 +73,9 @@ def copy_of(project: Project) -> Iterator[Path]:
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
     """Have Copier update the copy; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
-    # A patch with a few lines of context goes wherever these lines come first, perhaps in a new
-    # block. X
+    # A patch with three lines of context goes wherever these lines come first, even into a block
+    # that is new. With the whole file as context it fits that file only, and where the template has
+    # changed it, Copier has git merge the three versions.
     command += ["--context-lines", str(WHOLE_FILE), "--answers-file", answers_file(copy)]
     if to:
         command += ["--vcs-ref", to]
