@@ -9,14 +9,21 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from agent_update.patch import apply
-from agent_update.preview import Outcome, copy_of, install_and_test, newest_release, render
+from agent_update.patch import apply, ignored_files
+from agent_update.preview import (
+    Outcome,
+    copy_of,
+    install_and_test,
+    is_at_least,
+    newest_release,
+    render,
+)
 from agent_update.processes import (
     Failed,
     Refused,
     clean_environment,
     exiting_on_signals,
-    git_result,
+    git,
     masked,
     run,
     say,
@@ -26,6 +33,7 @@ from agent_update.project import Project, examine, find_home
 
 SHOWN_FILES = 40
 CHANGES = {"A": "new", "D": "deleted"}
+CURRENT = ":current:"  # Copier's word for the version that the project is at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +66,12 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
             cure = "write a question and its answer, such as -d memory=redis"
             raise Refused(f"-d {answer}: {cure}")
     project = examine(find_home())
-    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest_release(project.source)
+    newest = None if to else newest_release(project.source)
+    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest
+    if newest and is_at_least(project.version, newest):
+        to = CURRENT
     nothing = f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
-    if to == project.version and not data:
+    if to in (project.version, CURRENT) and not data:
         print(nothing)
         return
     with copy_of(project) as copy:
@@ -93,19 +104,21 @@ def report(project: Project, outcome: Outcome) -> None:
     """Print what has changed, and what is left to the owner."""
     print(listing(outcome.files))
     print(f"What is new: CHANGELOG.md of {masked(project.source)} at {outcome.version}")
-    shipped = [project.home / name for name in outcome.shipped]
-    # Copier updates nothing that is deleted, or behind a link
-    if missing := [path for path in shipped if path.is_symlink() or not path.is_file()]:
-        names = ", ".join(path.relative_to(project.home).as_posix() for path in missing)
-        print(f"Not updated, because you deleted or moved them: {names}")
-    new = [name for name, kind in outcome.files.items() if kind == "A"]
-    hidden = git_result(project.home, "check-ignore", "--no-index", "--", *new).stdout.decode()
-    if hidden:
-        command = f"git add --force {shlex.join(hidden.splitlines())}"
-        print(f"Your .gitignore hides what is new, so add it by force: {command}")
-    print("Review it:  git add --all -- . && git diff --cached")
+    # Copier updates nothing that is deleted, behind a link, or in no commit
+    paths = {name: project.home / name for name in outcome.shipped}
+    gone = [name for name, path in paths.items() if path.is_symlink() or not path.is_file()]
+    if gone:
+        print(f"Not updated, because you deleted or moved them: {', '.join(gone)}")
+    tracked = {*git(project.home, "ls-files", "-z").split("\0"), *outcome.files, *gone}
+    if outside := [name for name in outcome.shipped if name not in tracked]:
+        command = f"git add --force {shlex.join(outside)}"
+        print(f"Not updated, because git ignores them: run `{command}`, commit, and update again")
+    if ignored := ignored_files(project, outcome):
+        print(f"Staged already, because you have git ignore it: {', '.join(ignored)}")
+    where = shlex.join(project.paths)
+    print(f"Review it:  git add --all -- {where} && git diff --cached")
     print("Keep it:    git commit -m 'Update the template'")
-    print("Undo it:    git stash --include-untracked -- .")
+    print(f"Undo it:    git stash --include-untracked -- {where}")
 
 
 def listing(files: dict[str, str]) -> str:

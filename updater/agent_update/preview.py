@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from agent_update.processes import (
     Failed,
     clean_environment,
@@ -24,9 +26,10 @@ from agent_update.processes import (
     status,
     uv,
 )
-from agent_update.project import Project, read_answers, read_ownership
+from agent_update.project import ANSWERS, LOCK, Project, answers_file, read_answers, read_ownership
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
+WHOLE_FILE = 1_000_000
 SHOWN_LINES = 60
 TEST_LINES = 40
 BY_HAND = "or update by hand, as docs/agent/ownership.md says"
@@ -57,20 +60,23 @@ def copy_of(project: Project) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="agent-update-")).resolve()
     tree = folder / project.top.name
     try:
-        # an update that was killed may have left an entry behind
-        git_result(project.top, "worktree", "prune")
         add = ("worktree", "add", "--quiet", "--detach", str(tree), project.head)
         git(project.top, *add, copy=True)
         yield tree / project.home.relative_to(project.top)
     finally:
         with ignoring_signals():
             shutil.rmtree(folder, ignore_errors=True)
-            git_result(project.top, "worktree", "prune")
+            # never `prune`: a work tree of the owner's may be away for a while
+            git_result(project.top, "worktree", "remove", "--force", "--force", str(tree))
 
 
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
     """Have Copier update the copy; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
+    # A patch with three lines of context goes wherever these lines come first, even into a block
+    # that is new. With the whole file as context it fits that file only, and where the template has
+    # changed it, Copier has git merge the three versions.
+    command += ["--context-lines", str(WHOLE_FILE), "--answers-file", answers_file(copy)]
     if to:
         command += ["--vcs-ref", to]
     for answer in data:
@@ -92,13 +98,14 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
     deleted = [name for name, kind in files.items() if kind == "D"]
     if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
         raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
-    if files and git(copy, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
+    if files and git(copy, "ls-files", "--", LOCK, *project.paths[1:], copy=True):
         problem = "Its dependencies cannot be resolved, and the project is as it was:"
         run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
         git(copy, "add", "--update", "--", ":/", copy=True)
     wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
     patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
     shipped = [*ownership.get("shared", []), *ownership.get("template", [])]
+    shipped = [answers_file(copy) if name == ANSWERS else name for name in shipped]
     return Outcome(version, changes(copy), patch, shipped)
 
 
@@ -123,11 +130,24 @@ def newest_release(source: str) -> str | None:
     return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
 
 
+def is_at_least(version: str, release: str) -> bool:
+    """Whether a project is at this release or at something newer.
+
+    It may be at a commit between two releases (v1.2.0-3-g1a2b3c4), or before one (v1.2.0rc1).
+    """
+    try:
+        return Version(re.sub(r"-(\d+)-g[0-9a-f]+$", r".post\1", version)) >= Version(release)
+    except InvalidVersion:
+        return False
+
+
 def changes(copy: Path) -> dict[str, str]:
-    """What is in the index and not in HEAD, with git's letter for it."""
-    asked = ("--cached", "--name-status", "-z", "--relative", "HEAD")
+    """What is in the index and not in HEAD, with git's letter for it; seen from the project."""
+    prefix = git(copy, "rev-parse", "--show-prefix", copy=True).strip("\n")
+    asked = ("--cached", "--name-status", "-z", "HEAD")
     parts = git(copy, "diff-index", *asked, copy=True).split("\0")
-    return dict(sorted(zip(parts[1::2], parts[0::2], strict=False)))
+    names = [os.path.relpath(name, prefix or ".") for name in parts[1::2]]
+    return dict(sorted(zip(names, parts[0::2], strict=False)))
 
 
 def conflicts(copy: Path) -> list[str]:

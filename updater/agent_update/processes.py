@@ -149,7 +149,11 @@ def git_result(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git, whatever comes of it, in words that do not depend on the owner's language."""
     environment = (copy_environment() if copy else clean_environment()) | {"LC_ALL": "C"}
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.quotePath=off", *arguments]
+    # to look writes nothing, not even what git remembers of its last look
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    # a monitor that has missed an edit hides it from git
+    fixed = (f"core.hooksPath={os.devnull}", "core.quotePath=off", "core.fsmonitor=false")
+    command = ["git", *(part for setting in fixed for part in ("-c", setting)), *arguments]
     return result(f"git {arguments[0]}", command, folder, environment, given)
 
 
@@ -162,9 +166,11 @@ def git(folder: Path, *arguments: str, copy: bool = False) -> str:
     return os.fsdecode(done.stdout)
 
 
-def status(folder: Path, *options: str, copy: bool = False) -> list[tuple[str, str]]:
+def status(
+    folder: Path, *options: str, copy: bool = False, paths: Sequence[str] = (".",)
+) -> list[tuple[str, str]]:
     """Git's two letters and the path, from the repository's top, of all that is not committed."""
-    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", ".")
+    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", *paths)
     entries = git(folder, "status", *asked, copy=copy).split("\0")
     return [(entry[:2], entry[3:]) for entry in entries if entry]
 

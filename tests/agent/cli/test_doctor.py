@@ -67,6 +67,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_own(home, text, name)
     answers = (
         "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
+        "agent_name: desk\n"
     )
     (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
     digests = "".join(
@@ -314,6 +315,49 @@ def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name:
 
     assert examined.code == 1
     assert examined.about("files")[0].startswith(f"fail {name} is missing")
+
+
+def test_an_answer_that_was_changed_by_hand_fails(doctor: Doctor, home: Path) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    made = '[answers]\nagent_name = "desk"\nlicense = "MIT"\nmemory = "redis"\n'
+    (home / ".template.toml").write_text(f"{ownership}{made}", encoding="utf-8")
+
+    examined = doctor()
+
+    assert examined.code == 1
+    _, line = examined.about("template")
+    said = "fail .copier-answers.yml says memory: none, but the project was made with redis: "
+    assert line.startswith(said)
+
+
+def test_answers_may_have_another_name(doctor: Doctor, home: Path) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    listed = ownership.replace("template = [", 'template = [".copier-answers.yml", ')
+    (home / ".template.toml").write_text(listed, encoding="utf-8")
+    (home / ".copier-answers.yml").rename(home / ".copier-answers.agent.yml")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("template")[0].startswith("ok at v1.2.0")
+
+
+@pytest.mark.parametrize("name", [".copier-answers.yml", "pyproject.toml", *TEMPLATES])
+def test_a_conflict_that_was_committed_fails(doctor: Doctor, home: Path, name: str) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    (home / ".template.toml").write_text(f'shared = ["pyproject.toml"]\n{ownership}', "utf-8")
+    path = home / name
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_own(home, f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> main\n", name)
+
+    examined = doctor()
+
+    assert examined.code == 1
+    said = [*examined.about("template"), *examined.about("files")]
+    assert [line for line in said if line.startswith("fail")] == [
+        line for line in said if line.startswith(f"fail {name} has conflict markers: finish that")
+    ]
+    assert name != ".copier-answers.yml" or not said[0].startswith("ok")
 
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:

@@ -29,7 +29,7 @@ from agent.cli.checks import (
 )
 from agent.cli.code_checks import check_code
 from agent.cli.terminal import busy, make_console
-from agent.cli.update import answer, masked
+from agent.cli.update import ANSWERS, answer, answers_of, has_conflict, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
@@ -72,8 +72,8 @@ def check_everything() -> Iterator[Finding]:
     else:
         yield from check_settings(settings)
         home = settings.home
-    yield from check_template(home)
     ownership = read_ownership(home)
+    yield from check_template(home, ownership)
     yield from check_files(home, ownership)
     yield from check_code(home, None if ownership is None else set(ownership.get("template", [])))
 
@@ -158,15 +158,23 @@ def check_memory(settings: Settings) -> list[Finding]:
 # ---------------------------------------------------------------------- the project's files
 
 
-def check_template(home: Path) -> Iterator[Finding]:
-    """Which version of which template the project is at."""
+def check_template(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
+    """Which version of which template the project is at, and whether its answers are true."""
     version, source = answer(home, "_commit"), answer(home, "_src_path")
-    if version and source:
+    file = answers_of(home)
+    if file and has_conflict(file):
+        yield fail("template", f"{file.name} has conflict markers: finish that merge, and commit")
+    elif version and source:
         what = f"at {version} of {masked(source)}"
         yield Finding("ok", "template", what, "`agent update` looks for a newer one")
     elif is_checkout(home):
         cure = "restore .copier-answers.yml from version control if you did not mean to"
         yield Finding("ok", "template", "left: this project gets no updates", cure)
+    for name, made in (ownership or {}).get("answers", {}).items():
+        if file and (said := answer(home, name)) not in {"", made}:
+            what = f"{file.name} says {name}: {said}, but the project was made with {made}"
+            cure = f"write {name}: {made} again, commit, and run `agent update -d {name}={said}`"
+            yield Finding("fail", "template", what, cure)
 
 
 def read_ownership(home: Path) -> dict[str, Any] | None:
@@ -188,8 +196,11 @@ def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
     hashes: dict[str, str] = ownership.get("sha256", {})
     move = "move your change to persona.py or resources.py"
     found = []
+    for name in [*ownership.get("template", []), *ownership.get("shared", [])]:
+        if (home / name).is_file() and has_conflict(home / name):
+            found.append(fail("files", f"{name} has conflict markers: finish that merge"))
     for name in ownership.get("template", []):
-        path = home / name
+        path = answers_of(home) or home / name if name == ANSWERS else home / name
         if not path.is_file():
             if is_checkout(home):
                 cure = f"restore it: `git checkout -- {name}`"

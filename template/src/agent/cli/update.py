@@ -15,6 +15,7 @@ from agent.cli.terminal import busy
 from agent.settings import SettingsError, find_home
 
 ANSWERS = ".copier-answers.yml"
+QUESTION = "agent_name"  # only this template asks it
 HOSTS = {"gh": "https://github.com", "gl": "https://gitlab.com"}
 
 
@@ -49,8 +50,11 @@ def update(
         done = subprocess.run(asked, cwd=home, capture_output=True, text=True)
     releases = re.findall(r"refs/tags/v(\d+)\.(\d+)\.(\d+)$", done.stdout, re.MULTILINE)
     if not releases:
-        problem = done.stderr.strip().replace("\n", " ") or "no tag there is like v1.2.3"
-        raise SettingsError([masked(f"{address} names no release of the template: {problem}")])
+        problem = f"{address} names no release of the template: no tag there is like v1.2.3"
+        if done.returncode:
+            said = done.stderr.strip().replace("\n", " ")
+            problem = f"git cannot ask {address} for the template's releases: {said}"
+        raise SettingsError([masked(problem)])
     newest = ".".join(max(releases, key=lambda release: [int(part) for part in release]))
     tool = f"git+{address}@v{newest}#subdirectory=updater"
     options = [f"--to={to}"] * bool(to) + [f"--data={one}" for one in data or []]
@@ -75,10 +79,30 @@ def address_of(source: str) -> str:
     return f"{short}:{rest}" if rest.startswith("//") else f"ssh://{short}/{rest.lstrip('/')}"
 
 
+def answers_of(home: Path) -> Path | None:
+    """Where the answers to this template's questions are; None if nowhere.
+
+    The file with the usual name may have those to another template, with which Copier began here.
+    """
+    files = [home / ANSWERS, *sorted(home.glob(".*.y*ml"))]
+    ours = re.compile(rf"^{QUESTION}:", re.MULTILINE)
+    return next((path for path in files if path.is_file() and ours.search(read(path))), None)
+
+
+def read(path: Path) -> str:
+    """The text of a file, whatever it holds."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def has_conflict(path: Path) -> bool:
+    """Whether somebody has committed the marks of a conflict in this file."""
+    return bool(re.search(r"^<<<<<<< (?s:.*)^>>>>>>> ", read(path), re.MULTILINE))
+
+
 def answer(home: Path, name: str) -> str:
     """What Copier has recorded under this name; empty if there is nothing."""
-    path = home / ANSWERS
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    path = answers_of(home)
+    text = read(path) if path else ""
     found = re.search(rf"^{name}:[ \n]*(.*(?:\n +.*)*)$", text, re.MULTILINE)
     value = " ".join(line.strip() for line in found[1].splitlines()) if found else ""
     return value[1:-1].replace("''", "'") if value.startswith(("'", '"')) else value
