@@ -17,24 +17,38 @@ from types import FrameType
 # hook or `uv run` sets them. The rest of GIT_* stays: certificates, ssh and credentials are needed.
 ELSEWHERE = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE"),
-    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_DIFF_OPTS"),
-    *("VIRTUAL_ENV", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_WORKING_DIR"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_ATTR_SOURCE"),
+    *("GIT_DIFF_OPTS", "GIT_EXTERNAL_DIFF"),
+    *("VIRTUAL_ENV", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT"),
+    *("UV_WORKING_DIR", "UV_WORKING_DIRECTORY"),
     *("PYTHONPATH", "AGENT_HOME"),
     # what would keep uv from locking, installing and testing the copy as the project has it
-    *("UV_FROZEN", "UV_LOCKED", "UV_ENV_FILE", "UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_SYNC"),
+    *("UV_FROZEN", "UV_LOCKED", "UV_ENV_FILE", "UV_NO_PROJECT", "UV_NO_SYNC"),
+    *("UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_GROUP"),
+    *("UV_NO_INSTALL_PROJECT", "UV_NO_INSTALL_WORKSPACE", "UV_NO_INSTALL_LOCAL"),
 }
-# Git's settings in the copy, whatever its owner has set: Copier takes the owner's lines from git's
-# diff and has git put them back, and notices nothing when a setting makes git leave some out.
+# Git's settings in the copies, whatever the owner has set: Copier takes the owner's lines from
+# git's diff and has git put them back, and does not notice when a setting makes git leave some out.
 # Hooks are for the owner's own checkouts.
 COPY_SETTINGS = {
+    "apply.ignoreWhitespace": "no",
     "apply.whitespace": "nowarn",
+    "commit.gpgSign": "false",
     "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.eol": "lf",
     "core.excludesFile": os.devnull,
-    "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.quotePath": "true",
+    "core.safecrlf": "false",
     "status.showUntrackedFiles": "all",
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# And new repositories are as git makes them by default; Copier knows no other hash
+NEW_REPOSITORY = {"GIT_DEFAULT_HASH": "sha1", "GIT_TEMPLATE_DIR": ""}
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 LAST_WORDS = 12
 SILENT_SECONDS = 1.5  # after that it is said what is going on
 END_SECONDS = 10.0  # for a command to end when this one has to
@@ -76,13 +90,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def copy_environment() -> dict[str, str]:
-    """The same for git and Copier in the copy, with COPY_SETTINGS above all other settings."""
+    """The same for git and Copier in the copies, with COPY_SETTINGS above all other settings."""
     environment = clean_environment()
     given = environment.get("GIT_CONFIG_COUNT", "")
     first = int(given) if given.isdigit() else 0
     for number, (name, value) in enumerate(COPY_SETTINGS.items(), start=first):
         environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
-    return environment | {"GIT_CONFIG_COUNT": str(first + len(COPY_SETTINGS))}
+    count = {"GIT_CONFIG_COUNT": str(first + len(COPY_SETTINGS))}
+    return environment | count | NEW_REPOSITORY
 
 
 def run(

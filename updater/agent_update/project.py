@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from agent_update.processes import Refused, git, git_result, status
+from agent_update.refusals import require_all_files, require_own_folder, require_package
 
 ANSWERS = ".copier-answers.yml"
 OWNERSHIP = ".template.toml"
@@ -43,6 +44,7 @@ def examine(home: Path) -> Project:
     found = git_result(home, "rev-parse", "--show-toplevel", "HEAD")
     if found.returncode:
         complaint = found.stderr.decode(errors="replace").splitlines()[0]
+        require_own_folder(complaint)
         raise Refused(
             f"nothing of {home} is committed ({complaint}): run `git init && git add --all &&"
             " git commit -m start` there, so that an update can be undone"
@@ -56,7 +58,13 @@ def examine(home: Path) -> Project:
             )
     answers, ownership = read_answers(home), read_ownership(home)
     source, version = str(answers.get("_src_path", "")), str(answers.get("_commit", ""))
-    if not source or not version:
+    if source and not version:
+        raise Refused(
+            f"{home / ANSWERS} does not say which version it is, because the template was no git"
+            " repository (a zip, say): write its release there, such as `_commit: v1.2.0`, and its"
+            " address as _src_path, such as gh:OWNER/REPO, and commit"
+        )
+    if not source:
         raise Refused(
             f"{home / ANSWERS} does not say which version of which template: restore it from"
             " version control"
@@ -69,11 +77,13 @@ def examine(home: Path) -> Project:
         )
     if not ownership:
         raise Refused(f"{home / OWNERSHIP} cannot be read: restore it from version control")
+    require_package(home, ownership)
     asked = [part for name in IN_PROGRESS for part in ("--git-path", name)]
     paths = git(home, "rev-parse", *asked)
     if begun := [name for name in map(Path, paths.splitlines()) if (home / name).exists()]:
         problem = f"{top} is in the middle of a merge or the like ({begun[0].name})"
         raise Refused(f"{problem}: finish it, then update")
+    require_all_files(home)
     if dirty := [name for _, name in status(home)]:
         others = f"and {len(dirty) - 1} more are" if len(dirty) > 1 else "is"
         problem = f"{dirty[0]} {others} not committed"
