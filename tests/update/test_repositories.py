@@ -241,6 +241,7 @@ def test_settings_that_stop_copier_half_way_or_drop_lines_are_of_no_effect(
         ("apply.whitespace", "fix"),
         ("apply.ignoreWhitespace", "change"),
         ("commit.gpgSign", "true"),
+        ("core.bigFileThreshold", "1"),
         ("diff.noprefix", "true"),
         ("diff.external", "false"),
         ("init.templateDir", str(hooks)),
@@ -248,6 +249,8 @@ def test_settings_that_stop_copier_half_way_or_drop_lines_are_of_no_effect(
         desk.git("config", "--file", str(tmp_path / "gitconfig"), name, value)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
+    # as of `git -c`, when an alias of git's runs the update
+    monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'core.quotepath'='false' 'apply.whitespace=error'")
     (desk.home / ".git/info/attributes").write_text("* -diff -text filter=nothing\n")
     desk.write("knowledge/Öffnungszeiten.md", "Ja.  \n")
     desk.write("Dockerfile", desk.read("Dockerfile") + "RUN mine  \n")

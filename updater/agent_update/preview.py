@@ -16,7 +16,7 @@ from pathlib import Path
 from agent_update.processes import (
     Failed,
     clean_environment,
-    copy_environment,
+    copier_environment,
     git,
     git_result,
     ignoring_signals,
@@ -93,7 +93,7 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
     with scratch_of(project) as scratch:
         doing = "rendering the update in a copy of the project"
         problem = "Copier cannot update, and the project is as it was:"
-        environment = copy_environment() | {"TMPDIR": str(scratch.temporary)}
+        environment = copier_environment(project.home) | {"TMPDIR": str(scratch.temporary)}
         run(doing, command, scratch.tree, environment, problem)
         settle(scratch)
         require_marks(project.home, project.ownership, unmerged(scratch.tree))

@@ -46,6 +46,13 @@ COPY_SETTINGS = {
 }
 # And new repositories are as git makes them by default; Copier knows no other hash
 NEW_REPOSITORY = {"GIT_DEFAULT_HASH": "sha1", "GIT_TEMPLATE_DIR": ""}
+# Where Copier merges, git has its defaults; of what is set, only what fetches the template is kept
+DEFAULTS = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+}
+FETCHING = re.compile(r"(http|url|credential|protocol|ssh|safe)\..+|core\.(sshcommand|askpass)")
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -90,14 +97,26 @@ def clean_environment() -> dict[str, str]:
 
 
 def copy_environment() -> dict[str, str]:
-    """The same for git and Copier in the copies, with COPY_SETTINGS above all other settings."""
-    environment = clean_environment()
-    given = environment.get("GIT_CONFIG_COUNT", "")
-    first = int(given) if given.isdigit() else 0
-    for number, (name, value) in enumerate(COPY_SETTINGS.items(), start=first):
+    """The same for git in the copies, with COPY_SETTINGS above all other settings."""
+    environment = clean_environment() | NEW_REPOSITORY
+    given = environment.get("GIT_CONFIG_PARAMETERS", "")  # of `git -c`, which is above the rest
+    return environment | {"GIT_CONFIG_PARAMETERS": f"{given} {as_parameters()}".strip()}
+
+
+def copier_environment(folder: Path) -> dict[str, str]:
+    """The same for Copier, where git has its defaults: it fetches as it does in the folder."""
+    listed = os.fsdecode(git_result(folder, "config", "--list", "-z").stdout).split("\0")[:-1]
+    pairs = (entry.partition("\n") for entry in listed)
+    kept = [(name, value) for name, _, value in pairs if FETCHING.fullmatch(name)]
+    environment = copy_environment() | DEFAULTS | {"GIT_CONFIG_COUNT": str(len(kept))}
+    for number, (name, value) in enumerate(kept):
         environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
-    count = {"GIT_CONFIG_COUNT": str(first + len(COPY_SETTINGS))}
-    return environment | count | NEW_REPOSITORY
+    return environment | {"GIT_CONFIG_PARAMETERS": as_parameters()}
+
+
+def as_parameters() -> str:
+    """COPY_SETTINGS as git hands settings to its own commands."""
+    return " ".join(f"'{name}={value}'" for name, value in COPY_SETTINGS.items())
 
 
 def run(

@@ -201,6 +201,8 @@ def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
         elif name in hashes and digest(path) != hashes[name]:
             what = f"{name} is the template's and was changed"
             cure = f"{move}, or expect a conflict from `agent update`"
+            if name.startswith(".github/"):
+                cure = "fine if a bot has raised a version there, otherwise expect a conflict"
             found.append(Finding("warn", "files", what, cure))
     what = "the template's files are there, and those without answers are as they came"
     return found or [Finding("ok", "files", what)]
