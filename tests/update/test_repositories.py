@@ -52,7 +52,15 @@ AFTER = {
     "template/docs/news.md": "# News\n",
 }
 SHARED = ["pyproject.toml", "Dockerfile", ".github/workflows/ci.yml"]
-QUESTIONS = "_subdirectory: template\ndescription:\n  type: str\n  default: It answers.\n"
+QUESTIONS = """\
+_subdirectory: template
+agent_name:
+  type: str
+  default: desk
+description:
+  type: str
+  default: It answers.
+"""
 
 
 def release(template: Project, version: str, files: dict[str, str]) -> None:
