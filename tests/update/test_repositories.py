@@ -334,8 +334,10 @@ def test_a_project_from_a_zip_is_told_what_to_write(desk: Project) -> None:
 
 
 def test_a_sparse_checkout_is_refused(desk: Project) -> None:
-    desk.git("status")
-    desk.git("sparse-checkout", "set", "src")
+    for command in (["status"], ["sparse-checkout", "set", "src"], ["status"]):
+        desk.git(*command)
+    desk.git("sparse-checkout", "reapply")
+    assert not (desk.home / ".github/workflows/ci.yml").exists()
     assert "is a sparse checkout (.github/workflows/ci.yml is not in it)" in refused(desk)
 
 
