@@ -16,6 +16,7 @@ from agent_update.preview import (
     install_and_test,
     is_at_least,
     newest_release,
+    references,
     render,
 )
 from agent_update.processes import (
@@ -30,10 +31,10 @@ from agent_update.processes import (
     uv,
 )
 from agent_update.project import Project, examine, find_home
+from agent_update.refusals import CURRENT, alone, require_platform, require_versions
 
 SHOWN_FILES = 40
 CHANGES = {"A": "new", "D": "deleted"}
-CURRENT = ":current:"  # Copier's word for the version that the project is at
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,24 +61,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
-    """Try the update in a copy, then apply it; raises Refused and Failed."""
+    """Look whether the update can begin, and do it; raises Refused and Failed."""
+    require_platform()
     for answer in data:
         if not re.fullmatch(r"[A-Za-z]\w*=.*", answer):
             cure = "write a question and its answer, such as -d memory=redis"
             raise Refused(f"-d {answer}: {cure}")
     project = examine(find_home())
-    newest = None if to else newest_release(project.source)
+    known = references(project.source)
+    newest = None if to else newest_release(known)
     to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest
+    require_versions(masked(project.source), project.version, to, known)
     if newest and is_at_least(project.version, newest):
         to = CURRENT
-    nothing = f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
     if to in (project.version, CURRENT) and not data:
-        print(nothing)
+        print(nothing_to_do(project))
         return
+    with alone(project.home):
+        bring_update(project, to, data, preview=preview)
+
+
+def bring_update(project: Project, to: str | None, data: Sequence[str], *, preview: bool) -> None:
+    """Try the update in a copy, then apply it; raises Failed."""
     with copy_of(project) as copy:
         outcome = render(project, copy, to, data)
         if not outcome.files:
-            print(nothing)
+            print(nothing_to_do(project))
             return
         install_and_test(copy, outcome.version)
     way = f"from {project.version} to {outcome.version}"
@@ -100,9 +109,17 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
         run("installing the updated project", command, project.home, environment, problem)
 
 
+def nothing_to_do(project: Project) -> str:
+    """What is said where nothing is newer."""
+    return f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
+
+
 def report(project: Project, outcome: Outcome) -> None:
     """Print what has changed, and what is left to the owner."""
     print(listing(outcome.files))
+    if outcome.settled:
+        print("Raised by you and by the template, and now:")
+        print("\n".join(f"  {line}" for line in outcome.settled))
     print(f"What is new: CHANGELOG.md of {masked(project.source)} at {outcome.version}")
     # Copier updates nothing that is deleted, behind a link, or in no commit
     paths = {name: project.home / name for name in outcome.shipped}

@@ -1,4 +1,4 @@
-"""The update in a copy of the project: Copier brings it, and what it leaves there is judged."""
+"""The update in copies of the project: Copier brings it, what it leaves is judged and tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from packaging.version import InvalidVersion, Version
 from agent_update.processes import (
     Failed,
     clean_environment,
-    copy_environment,
+    copier_environment,
     git,
     git_result,
     ignoring_signals,
@@ -27,6 +27,8 @@ from agent_update.processes import (
     uv,
 )
 from agent_update.project import ANSWERS, LOCK, Project, answers_file, read_answers, read_ownership
+from agent_update.refusals import is_release, numbers, require_marks
+from agent_update.scratch import bring, scratch_of, settle
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
 WHOLE_FILE = 1_000_000
@@ -52,6 +54,7 @@ class Outcome:
     files: dict[str, str]  # path in the project: A, M, T or D
     patch: bytes
     shipped: list[str]  # what the template brings and updates
+    settled: list[str]  # lines that both had changed, as they are now
 
 
 @contextlib.contextmanager
@@ -62,6 +65,7 @@ def copy_of(project: Project) -> Iterator[Path]:
     try:
         add = ("worktree", "add", "--quiet", "--detach", str(tree), project.head)
         git(project.top, *add, copy=True)
+        bring_submodules(project.top, tree)
         yield tree / project.home.relative_to(project.top)
     finally:
         with ignoring_signals():
@@ -70,34 +74,50 @@ def copy_of(project: Project) -> Iterator[Path]:
             git_result(project.top, "worktree", "remove", "--force", "--force", str(tree))
 
 
+def bring_submodules(top: Path, tree: Path) -> None:
+    """Put what is committed of the submodules into the copy: a dependency may be there."""
+    for entry in git(tree, "ls-files", "--stage", "-z", copy=True).split("\0"):
+        known, _, name = entry.partition("\t")
+        if known.startswith("160000") and (top / name / ".git").exists():
+            shared = ("clone", "--quiet", "--shared", "--no-checkout")
+            git(tree, *shared, str(top / name), str(tree / name), copy=True)
+            git(tree / name, "checkout", "--quiet", "--detach", known.split()[1], copy=True)
+            bring_submodules(top / name, tree / name)
+
+
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
-    """Have Copier update the copy; raises Failed for all that the owner has to decide."""
+    """Have Copier update the project; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
     # A patch with three lines of context goes wherever these lines come first, even into a block
     # that is new. With the whole file as context it fits that file only, and where the template has
-    # changed it, Copier has git merge the three versions.
-    command += ["--context-lines", str(WHOLE_FILE), "--answers-file", answers_file(copy)]
+    # changed it, Copier has git merge the three versions; `settle` gets what is then unmerged.
+    recorded = answers_file(project.home)
+    command += ["--context-lines", str(WHOLE_FILE), "--answers-file", recorded]
     if to:
         command += ["--vcs-ref", to]
     for answer in data:
         command += ["--data", answer]
-    doing = "rendering the update in a copy of the project"
-    problem = "Copier cannot update, and the project is as it was:"
-    run(doing, command, copy, copy_environment(), problem)
-
-    answers, ownership = read_answers(copy), read_ownership(copy)
-    version = str(answers.get("_commit"))
-    for name in (answer.partition("=")[0] for answer in data):
-        if name not in answers:
-            questions = ", ".join(known for known in answers if not known.startswith("_"))
-            raise Failed(f"the template {version} has no question {name}, only {questions}")
-    conflicting = conflicts(copy)
-    # all of it is Copier's work: nothing else has run in the copy
-    git(copy, "add", "--all", "--force", "--", ".", copy=True)
-    files = changes(copy)
-    deleted = [name for name, kind in files.items() if kind == "D"]
-    if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
-        raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
+    with scratch_of(project) as scratch:
+        doing = "rendering the update in a copy of the project"
+        problem = "Copier cannot update, and the project is as it was:"
+        environment = copier_environment(project.home) | {"TMPDIR": str(scratch.temporary)}
+        run(doing, command, scratch.tree, environment, problem)
+        settle(scratch)
+        require_marks(project.home, project.ownership, unmerged(scratch.tree))
+        answers, ownership = read_answers(scratch.tree), read_ownership(scratch.tree)
+        version = str(answers.get("_commit"))
+        for name in (answer.partition("=")[0] for answer in data):
+            if name not in answers:
+                questions = ", ".join(known for known in answers if not known.startswith("_"))
+                raise Failed(f"the template {version} has no question {name}, only {questions}")
+        conflicting = conflicts(scratch.tree)
+        # all of it is Copier's work: nothing else has run there
+        git(scratch.tree, "add", "--all", "--force", "--", ".", copy=True)
+        files = changes(scratch.tree)
+        deleted = [name for name, kind in files.items() if kind == "D"]
+        if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
+            raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
+        bring(scratch, project, copy)
     if files and git(copy, "ls-files", "--", LOCK, *project.paths[1:], copy=True):
         problem = "Its dependencies cannot be resolved, and the project is as it was:"
         run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
@@ -105,8 +125,8 @@ def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) ->
     wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
     patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
     shipped = [*ownership.get("shared", []), *ownership.get("template", [])]
-    shipped = [answers_file(copy) if name == ANSWERS else name for name in shipped]
-    return Outcome(version, changes(copy), patch, shipped)
+    shipped = [recorded if name == ANSWERS else name for name in shipped]
+    return Outcome(version, changes(copy), patch, shipped, scratch.settled)
 
 
 def install_and_test(copy: Path, version: str) -> None:
@@ -118,16 +138,21 @@ def install_and_test(copy: Path, version: str) -> None:
     run(doing, uv("run", "pytest"), copy, clean_environment(), problem, TEST_LINES)
 
 
-def newest_release(source: str) -> str | None:
-    """The template's newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
+def references(source: str) -> list[str]:
+    """The branches and tags of the template's repository; none if it cannot be asked."""
     address = source.removeprefix("git+")
     for short, host in (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/")):
         if address.startswith(short):
             address = host + address.removeprefix(short).strip("/").removesuffix(".git") + ".git"
-    asked = ("ls-remote", "--tags", "--refs", "--", os.path.expanduser(address))
+    asked = ("ls-remote", "--heads", "--tags", "--refs", "--", os.path.expanduser(address))
     listed = os.fsdecode(git_result(Path.cwd(), *asked).stdout)
-    tags = re.findall(r"refs/tags/(v\d+\.\d+\.\d+)$", listed, re.MULTILINE)
-    return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
+    return re.findall(r"\t(refs/\S+)$", listed, re.MULTILINE)
+
+
+def newest_release(known: Sequence[str]) -> str | None:
+    """The newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
+    tags = [name.removeprefix("refs/tags/") for name in known]
+    return max(filter(is_release, tags), key=numbers, default=None)
 
 
 def is_at_least(version: str, release: str) -> bool:
@@ -153,18 +178,23 @@ def changes(copy: Path) -> dict[str, str]:
 def conflicts(copy: Path) -> list[str]:
     """What could not be merged, as git shows it; Copier's exit status says nothing of it."""
     left = status(copy, "--ignored", copy=True)
-    unmerged = [name for code, name in left if code in UNMERGED]
+    names = unmerged(copy)
     rejected = [name for code, name in left if code in {"??", "!!"} and name.endswith(".rej")]
-    if not unmerged and not rejected:
+    if not names and not rejected:
         return []
     shown = git(copy, "diff-files", "--patch", "--cc", "--diff-filter=U", copy=True).splitlines()
     return [
-        *(f"  {name} was changed by you and by the template" for name in unmerged),
+        *(f"  {name} was changed by you and by the template" for name in names),
         *(f"  {name.removesuffix('.rej')} has no place for your change" for name in rejected),
         *(f"    {line}" for line in shown[:SHOWN_LINES]),
         *["    …"] * (len(shown) > SHOWN_LINES),
         MOVE,
     ]
+
+
+def unmerged(copy: Path) -> list[str]:
+    """The files that git calls unmerged."""
+    return [name for code, name in status(copy, copy=True) if code in UNMERGED]
 
 
 def deletions(project: Project, names: list[str], moved: dict[str, str]) -> list[str]:
@@ -176,7 +206,7 @@ def deletions(project: Project, names: list[str], moved: dict[str, str]) -> list
             lines.append(f"  {name} is not one of the template's files, and would be deleted")
         elif name not in hashes:
             lines.append(f"  {name} may hold a change of yours, and would be deleted")
-        elif hashlib.sha256(content).hexdigest() == hashes[name]:
+        elif hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == hashes[name]:
             continue
         elif name in moved:
             lines.append(f"  {name} is now {moved[name]}: put your change there")

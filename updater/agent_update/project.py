@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from agent_update.processes import Refused, git, git_result, status
+from agent_update.refusals import require_all_files, require_own_folder, require_package
 
 ANSWERS = ".copier-answers.yml"
 OWNERSHIP = ".template.toml"
@@ -51,8 +52,10 @@ def examine(home: Path) -> Project:
     found = git_result(home, "rev-parse", "--show-toplevel", "HEAD")
     if found.returncode:
         complaint = found.stderr.decode(errors="replace").splitlines()[0]
+        require_own_folder(complaint)
         raise Refused(why_no_commit(home, complaint))
     top, head = found.stdout.decode().splitlines()
+    require_all_files(home)
     recorded = home / answers_file(home)
     for name in (recorded.name, OWNERSHIP):
         if git_result(home, "ls-files", "--error-unmatch", "--", name).returncode:
@@ -63,7 +66,13 @@ def examine(home: Path) -> Project:
         require_merged(home / name)
     answers, ownership = read_answers(home), read_ownership(home)
     source, version = str(answers.get("_src_path", "")), str(answers.get("_commit", ""))
-    if not source or not version:
+    if source and not version:
+        raise Refused(
+            f"{recorded} does not say which version it is, because the template was no git"
+            " repository (a zip, say): write its release there, such as `_commit: v1.2.0`, and its"
+            " address as _src_path, such as gh:OWNER/REPO, and commit"
+        )
+    if not source:
         raise Refused(
             f"{recorded} does not say which version of which template: restore it from"
             " version control"
@@ -77,6 +86,7 @@ def examine(home: Path) -> Project:
     if not ownership:
         raise Refused(f"{home / OWNERSHIP} cannot be read: restore it from version control")
     require_true_answers(recorded, answers, ownership)
+    require_package(home, ownership)
     asked = [part for name in IN_PROGRESS for part in ("--git-path", name)]
     states = git(home, "rev-parse", *asked)
     if begun := [name for name in map(Path, states.splitlines()) if (home / name).exists()]:

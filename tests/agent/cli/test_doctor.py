@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -304,7 +305,7 @@ def test_a_changed_file_of_the_templates_is_a_warning(
     assert examined.code == 0
     (line,) = examined.about("files")
     assert line.startswith(f"warn {name} is the template's and was changed")
-    assert "`agent update`" in line
+    assert ("a bot" if name.startswith(".github/") else "`agent update`") in line
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -358,6 +359,65 @@ def test_a_conflict_that_was_committed_fails(doctor: Doctor, home: Path, name: s
         line for line in said if line.startswith(f"fail {name} has conflict markers: finish that")
     ]
     assert name != ".copier-answers.yml" or not said[0].startswith("ok")
+
+
+def test_a_file_with_windows_line_ends_is_as_it_came(doctor: Doctor, home: Path) -> None:
+    for name, text in TEMPLATES.items():
+        (home / name).write_bytes(text.replace("\n", "\r\n").encode())
+
+    (line,) = doctor().about("files")
+    assert line.startswith("ok the template's files are there")
+
+
+def git(home: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=home, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(home: Path) -> Path:
+    """The project in a repository, with a file that has an umlaut in its name."""
+    (home / "knowledge" / "Öffnungszeiten.md").touch()
+    git(home, "init", "--quiet")
+    git(home, "add", "--all")
+    return home
+
+
+def test_where_git_has_its_defaults_nothing_is_said_of_it(doctor: Doctor, repository: Path) -> None:
+    assert doctor().about("git") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "effect"),
+    [
+        ("apply.whitespace", "error", "drops lines of yours"),
+        ("apply.whitespace", "fix", "drops lines of yours"),
+        ("status.showUntrackedFiles", "no", "hides its conflicts"),
+        ("core.quotePath", "false", "stops half-way"),
+        ("core.attributesFile", "*.md -diff", "drops lines of yours"),
+        ("core.excludesFile", "docs/", "drops lines of yours"),
+    ],
+)
+def test_a_setting_of_git_that_spoils_an_update_by_hand_is_a_warning(
+    doctor: Doctor, repository: Path, tmp_path: Path, name: str, value: str, effect: str
+) -> None:
+    if name.endswith("File"):
+        (tmp_path / "rules").write_text(f"{value}\n", encoding="utf-8")
+        value = str(tmp_path / "rules")
+    git(repository, "config", name, value)
+
+    examined = doctor()
+
+    assert examined.code == 0
+    (line,) = examined.about("git")
+    assert line.startswith("warn with ")
+    assert f"`copier update` by hand {effect}: use `agent update`, which does not" in line
+
+
+def test_an_edit_that_git_is_told_not_to_see_is_a_warning(doctor: Doctor, repository: Path) -> None:
+    git(repository, "update-index", "--assume-unchanged", "docs/agent/commands.md")
+
+    (line,) = doctor().about("git")
+    assert line.startswith("warn docs/agent/commands.md is marked as assume-unchanged")
 
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:

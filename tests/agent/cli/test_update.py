@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import update as command
 from agent.cli.update import address_of, answer
 from agent.settings import SettingsError
 
 UV = """#!/bin/sh
-printf '%s\\n' "$PWD" "${PYTHONPATH-unset}" "$@"
+printf '%s\\n' "$PWD" "${PYTHONPATH-unset}" "${UV_WORKING_DIR-unset}" "$@"
 exit 7
 """
 
@@ -84,6 +85,7 @@ def update(home: Path, *arguments: str, path: Path | None = None) -> tuple[int, 
     (bin_folder / "uv").write_text(UV, encoding="utf-8")
     (bin_folder / "uv").chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "UV"}
+    environment["UV_WORKING_DIR"] = "project"
     environment["PATH"] = str(path) if path else f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [sys.executable, "-m", "agent", "update", *arguments],
@@ -102,7 +104,7 @@ def test_it_becomes_the_updater_of_the_newest_release_in_the_projects_folder(hom
     called = ["tool", "run", "--from", tool, "agent-update"]
     options = ["--to=v0.9.1", "--data=a=b c", "--data=d=e", "--preview"]
     assert code == 7, "the updater's exit code is the command's"
-    assert out.splitlines() == [str(home), "unset", *called, *options]
+    assert out.splitlines() == [str(home), "unset", "unset", *called, *options]
 
 
 @pytest.mark.parametrize(
@@ -153,3 +155,9 @@ def test_without_git_or_uv_it_says_so(home: Path, tmp_path: Path, missing: str, 
 
     assert code == 2
     assert f"there is no {missing}" in err
+
+
+def test_on_windows_it_says_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SettingsError, match="on Windows, in WSL or a dev container"):
+        command.update()

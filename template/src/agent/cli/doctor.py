@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import platform
+import shutil
+import subprocess
 import tempfile
 import time
 import tomllib
@@ -75,6 +78,7 @@ def check_everything() -> Iterator[Finding]:
     ownership = read_ownership(home)
     yield from check_template(home, ownership)
     yield from check_files(home, ownership)
+    yield from check_git(home, ownership)
     yield from check_code(home, None if ownership is None else set(ownership.get("template", [])))
 
 
@@ -205,14 +209,75 @@ def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
             if is_checkout(home):
                 cure = f"restore it: `git checkout -- {name}`"
                 found.append(Finding("fail", "files", f"{name} is missing", cure))
-        elif name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
+        elif name in hashes and digest(path) != hashes[name]:
             what = f"{name} is the template's and was changed"
             cure = f"{move}, or expect a conflict from `agent update`"
+            if name.startswith(".github/"):
+                cure = "fine if a bot has raised a version there, otherwise expect a conflict"
             found.append(Finding("warn", "files", what, cure))
     what = "the template's files are there, and those without answers are as they came"
     return found or [Finding("ok", "files", what)]
 
 
+def digest(path: Path) -> str:
+    """The hash of a file, whatever line ends git has given it here."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
 def is_checkout(home: Path) -> bool:
     """Whether this is the whole project; an image has the package and the documents only."""
     return (home / "src").is_dir()
+
+
+# ---------------------------------------------------------------------- git
+
+
+def check_git(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
+    """What makes `copier update` by hand lose lines of the owner's, if it is set here."""
+    if ownership is None or not answer(home, "_commit") or not is_checkout(home):
+        return
+    pairs = (entry.partition("\n") for entry in ask_git(home, "config", "--list"))
+    settings = {name: value for name, _, value in pairs}
+    files = ask_git(home, "ls-files", "-v")
+    merged = "\0".join([*ownership.get("shared", []), *ownership.get("template", [])])
+    if (given := settings.get("apply.whitespace", "")) in {"error", "error-all", "fix", "strip"}:
+        yield by_hand(f"apply.whitespace={given}", "drops lines of yours")
+    if settings.get("status.showuntrackedfiles") == "no":
+        yield by_hand("status.showUntrackedFiles=no", "hides its conflicts")
+    if settings.get("core.quotepath") in {"false", "no", "off", "0"}:
+        named = next((entry[2:] for entry in files if not entry.isascii()), None)
+        if named:
+            yield by_hand(f"core.quotePath=false and {named}", "stops half-way")
+    unset = ask_git(home, "check-attr", "--stdin", "diff", given=merged)
+    if names := [
+        name for name, value in zip(unset[0::3], unset[2::3], strict=False) if value == "unset"
+    ]:
+        yield by_hand(f"the attribute -diff of {names[0]}", "drops lines of yours")
+    rules = ask_git(home, "check-ignore", "--no-index", "--verbose", "--stdin", given=merged)
+    for source, pattern, name in zip(rules[0::4], rules[2::4], rules[3::4], strict=False):
+        if Path(source).is_absolute() and not pattern.startswith("!"):
+            yield by_hand(f"{pattern} in {source}, which ignores {name},", "drops lines of yours")
+            break
+    for name in (entry[2:] for entry in files if entry[0].islower()):
+        what = f"{name} is marked as assume-unchanged, so that git sees no change of it"
+        yield Finding("warn", "git", what, f"`git update-index --no-assume-unchanged {name}`")
+
+
+def by_hand(setting: str, effect: str) -> Finding:
+    """A setting with which an update by hand goes wrong, without a word and with exit code 0."""
+    what = f"with {setting} `copier update` by hand {effect}"
+    return Finding("warn", "git", what, "use `agent update`, which does not")
+
+
+def ask_git(home: Path, *arguments: str, given: str = "") -> list[str]:
+    """What git lists, each part ended by a zero byte; nothing if it cannot."""
+    if not shutil.which("git"):
+        return []
+    command, *options = arguments
+    done = subprocess.run(
+        ["git", command, "-z", *options],
+        cwd=home,
+        input=os.fsencode(given),
+        capture_output=True,
+    )
+    return os.fsdecode(done.stdout).split("\0")[:-1]

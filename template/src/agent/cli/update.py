@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,8 @@ def update(
     What does not fit or fails the tests changes nothing here: exit 1, and what to do.
     """
     # the tool does that; it raises SettingsError if it cannot be found
+    if sys.platform == "win32":
+        raise SettingsError(["update on Linux or macOS: on Windows, in WSL or a dev container"])
     home = find_home()
     uv = shutil.which("uv") or os.environ.get("UV")
     if not uv or not shutil.which("git"):
@@ -59,8 +62,9 @@ def update(
     tool = f"git+{address}@v{newest}#subdirectory=updater"
     options = [f"--to={to}"] * bool(to) + [f"--data={one}" for one in data or []]
     options += ["--preview"] * preview
-    # the tool has packages of its own
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # the tool has packages of its own, and works where it is started
+    others = {"PYTHONPATH", "UV_WORKING_DIR", "UV_WORKING_DIRECTORY"}
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     os.chdir(home)
     os.execve(uv, [uv, "tool", "run", "--from", tool, "agent-update", *options], environment)
 
