@@ -65,8 +65,10 @@ def require_marks(home: Path, ownership: dict[str, Any], conflicting: Sequence[s
 def require_versions(source: str, version: str, to: str | None, known: Sequence[str]) -> None:
     """Refuse a version that the template's repository does not have, if that could be asked."""
     tags = [name.removeprefix("refs/tags/") for name in known if name.startswith("refs/tags/")]
-    names = {*tags, *(name.removeprefix("refs/heads/") for name in known), CURRENT}
-    if to and known and to not in names and not re.fullmatch(r"[0-9a-f]{7,64}", to):
+    names = {*tags, *(name.removeprefix("refs/heads/") for name in known), CURRENT, "HEAD"}
+    # a commit, by its hash or as `git describe` and Copier name it
+    commit = re.fullmatch(r"(.+-\d+-g)?[0-9a-f]{7,64}", to or "")
+    if to and known and to not in names and not commit:
         newest = ", ".join(sorted(filter(is_release, tags), key=numbers)[-SHOWN_VERSIONS:])
         cure = f"choose one of {newest}, or leave --to out" if newest else "leave --to out"
         raise Refused(f"{source} has no version {to}: {cure}")
