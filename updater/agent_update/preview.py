@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from agent_update.processes import (
 )
 from agent_update.project import ANSWERS, LOCK, Project, answers_file, read_answers, read_ownership
 from agent_update.refusals import is_release, numbers, require_marks
-from agent_update.scratch import bring, scratch_of, settle
+from agent_update.scratch import bring, remove, scratch_of, settle
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
 WHOLE_FILE = 1_000_000
@@ -69,7 +68,7 @@ def copy_of(project: Project) -> Iterator[Path]:
         yield tree / project.home.relative_to(project.top)
     finally:
         with ignoring_signals():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             # never `prune`: a work tree of the owner's may be away for a while
             git_result(project.top, "worktree", "remove", "--force", "--force", str(tree))
 
