@@ -413,11 +413,24 @@ def test_a_setting_of_git_that_spoils_an_update_by_hand_is_a_warning(
     assert f"`copier update` by hand {effect}: use `agent update`, which does not" in line
 
 
-def test_an_edit_that_git_is_told_not_to_see_is_a_warning(doctor: Doctor, repository: Path) -> None:
-    git(repository, "update-index", "--assume-unchanged", "docs/agent/commands.md")
+@pytest.mark.parametrize("mark", ["assume-unchanged", "skip-worktree"])
+def test_an_edit_that_git_is_told_not_to_see_is_a_warning(
+    doctor: Doctor, repository: Path, mark: str
+) -> None:
+    git(repository, "update-index", f"--{mark}", "docs/agent/commands.md")
 
     (line,) = doctor().about("git")
-    assert line.startswith("warn docs/agent/commands.md is marked as assume-unchanged")
+    assert line.startswith(f"warn docs/agent/commands.md is marked as {mark}")
+    assert line.endswith(f"`git update-index --no-{mark} docs/agent/commands.md`")
+
+
+def test_what_is_not_in_a_sparse_checkout_has_no_hidden_edit(
+    doctor: Doctor, repository: Path
+) -> None:
+    git(repository, "update-index", "--skip-worktree", "knowledge/Öffnungszeiten.md")
+    (repository / "knowledge/Öffnungszeiten.md").unlink()
+
+    assert doctor().about("git") == []
 
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:

@@ -258,9 +258,12 @@ def check_git(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]
         if Path(source).is_absolute() and not pattern.startswith("!"):
             yield by_hand(f"{pattern} in {source}, which ignores {name},", "drops lines of yours")
             break
-    for name in (entry[2:] for entry in files if entry[0].islower()):
-        what = f"{name} is marked as assume-unchanged, so that git sees no change of it"
-        yield Finding("warn", "git", what, f"`git update-index --no-assume-unchanged {name}`")
+    for letter, name in ((entry[0], entry[2:]) for entry in files):
+        # in a sparse checkout git marks all that is not there
+        if letter.islower() or (letter == "S" and (home / name).is_file()):
+            mark = "assume-unchanged" if letter.islower() else "skip-worktree"
+            what = f"{name} is marked as {mark}, so that git sees no change of it"
+            yield Finding("warn", "git", what, f"`git update-index --no-{mark} {name}`")
 
 
 def by_hand(setting: str, effect: str) -> Finding:
