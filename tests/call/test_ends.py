@@ -576,6 +576,17 @@ async def test_speech_to_text_that_loses_its_connection_is_spoken_of(
     await stage.expect(end, room)
 
 
+@ends("stt-fails-for-good")
+async def test_speech_to_text_that_fails_again_and_again_ends_the_call(
+    end: End, stage: Scene
+) -> None:
+    room = new_room("stt-fails-for-good")
+    async with stage.caller(room) as caller:
+        await caller.hear_text_with("something went wrong")
+        await cut_off(caller)
+    await stage.expect(end, room)
+
+
 @ends("stt-crashes")
 async def test_speech_to_text_that_nothing_mends_ends_the_call(end: End, stage: Scene) -> None:
     room = new_room("stt-crashes")

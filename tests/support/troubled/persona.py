@@ -93,11 +93,11 @@ class _TroubledVoice(tts.ChunkedStream):
 
 
 class TroubledSTT(stt.STT[Any]):
-    """A stream that fails as soon as it listens: a lost connection, or an unexpected error."""
+    """Streams that fail as soon as they listen: a lost connection, or an unexpected error."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, times: int) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
-        self._error = error
+        self._error, self._times = error, times
 
     async def _recognize_impl(self, *args: Any, **options: Any) -> stt.SpeechEvent:
         raise self._error
@@ -108,18 +108,22 @@ class TroubledSTT(stt.STT[Any]):
         language: NotGivenOr[str] = NOT_GIVEN,
         conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
     ) -> stt.RecognizeStream:
-        return _TroubledEars(self._error, stt=self, conn_options=conn_options)
+        self._times -= 1
+        error = self._error if self._times >= 0 else None
+        return _TroubledEars(error, stt=self, conn_options=conn_options)
 
 
 class _TroubledEars(stt.RecognizeStream):
-    def __init__(self, error: Exception, **options: Any) -> None:
+    def __init__(self, error: Exception | None, **options: Any) -> None:
         self._error = error
         super().__init__(**options)
 
     async def _run(self) -> None:
         # until the greeting has begun
         await asyncio.sleep(1)
-        raise self._error
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
 
 
 class NeverConnects(llm.Toolset):
@@ -143,14 +147,16 @@ class Persona(CallAgent):
         trouble = trouble_of(call)
         if trouble == "persona-fails":
             raise ValueError("no such persona")
-        failures: dict[str, Exception] = {
-            "stt-fails": APIConnectionError("no connection", retryable=False),
-            "stt-crashes": ZeroDivisionError("a plugin's mistake"),
+        lost = APIConnectionError("no connection", retryable=False)
+        failures: dict[str, tuple[Exception, int]] = {
+            "stt-fails": (lost, 1),
+            "stt-fails-for-good": (lost, 3),
+            "stt-crashes": (ZeroDivisionError("a plugin's mistake"), 1),
         }
         failure = failures.get(trouble)
         options: dict[str, Any] = {"llm": TroubledLLM(), "tts": TroubledTTS()}
         if failure:
-            options["stt"] = TroubledSTT(failure)
+            options["stt"] = TroubledSTT(*failure)
         if trouble == "model-replaced":
             options["llm"] = llm.FallbackAdapter([options["llm"], ScriptedLLM()])
             options["tts"] = tts.FallbackAdapter([options["tts"], ScriptedTTS()])

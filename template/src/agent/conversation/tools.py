@@ -25,7 +25,7 @@ from livekit.agents.llm import (
     Toolset,
 )
 from livekit.agents.llm.async_toolset import AsyncToolset
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from agent import one_line
 from agent.lifecycle import Call, Step, timeouts
@@ -34,6 +34,7 @@ from agent.memory import Note
 
 log = logging.getLogger("agent.call")
 
+JSON = TypeAdapter[Any](Any)  # of models, dataclasses and what they hold, too
 # what a model is given of a result; more costs money and time, and hides what matters
 MOST_RESULT_CHARACTERS = 20_000
 
@@ -151,7 +152,7 @@ class ToolGuard:
         if result is None:
             # with nothing to read, the model would not go on
             return "Done."
-        text = result if isinstance(result, str) else to_json(result, fallback=str).decode()
+        text = result if isinstance(result, str) else JSON.dump_json(result, fallback=str).decode()
         if len(text) <= MOST_RESULT_CHARACTERS:
             return text
         sentence = "the result of the tool %s was cut to %d of its %d characters"
