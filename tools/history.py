@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,16 @@ PARTS = (
 )
 BRANCH = "refs/heads/main"
 WORK_TREE = "v999.0.0"
+RELEASE = re.compile(r"v\d+\.\d+\.\d+((a|b|rc)\d+)?")
+# What PEP 440 reads as a version; the package that knows it is not everywhere where this runs.
+VERSION = re.compile(
+    r"v?(\d+!)?\d+(\.\d+)*"
+    r"([-_.]?(alpha|a|beta|b|preview|pre|c|rc)[-_.]?\d*)?"
+    r"(-\d+|[-_.]?(post|rev|r)[-_.]?\d*)?"
+    r"([-_.]?dev[-_.]?\d*)?"
+    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?",
+    re.IGNORECASE,
+)
 
 
 class Trouble(Exception):
@@ -80,6 +91,17 @@ def open_releases(repository: Path, root: Path) -> None:
 def releases(repository: Path) -> list[str]:
     """The tags of a history, oldest first."""
     return git(repository, "tag", "--sort=version:refname").split()
+
+
+def stray_tags(tags: Iterable[str]) -> list[str]:
+    """What is wrong with tags that are no releases, and that Copier takes for some."""
+    return [
+        f"the tag {tag} is no release, but Copier reads it as a version: if it is the highest,"
+        f" `copier update` takes it for the newest. Delete it (`git tag -d {tag}`), also where it"
+        " was pushed"
+        for tag in tags
+        if VERSION.fullmatch(tag) and not RELEASE.fullmatch(tag)
+    ]
 
 
 def template_files(root: Path, *, untracked: bool) -> list[str]:

@@ -88,6 +88,7 @@ HEAD = f"""\
 #   owner      you: updates never change these
 #   shared     both: updates merge these; add your lines below the mark
 #   template   updates: they bring fixes; `agent doctor` says which of them you have changed
+#   answers    what the project was made with, as .copier-answers.yml should say
 #   sha256     of those of the template that are the same in every project: without your answers
 #   moved      where the template's files of earlier versions are now
 
@@ -128,6 +129,12 @@ def conditions(root: Path) -> dict[str, str]:
     return {match[2]: match[1] for match in found if match and "_copier_operation" not in match[1]}
 
 
+def plain_answers(root: Path) -> list[str]:
+    """The questions whose answers are plain words: in TOML they need no escaping."""
+    asked = yaml.safe_load((root / "copier.yml").read_text(encoding="utf-8"))
+    return ["project_slug", "agent_name", *(name for name in asked if "choices" in asked[name])]
+
+
 def generate(root: Path) -> str:
     """The template of `.template.toml`."""
     left_out = conditions(root)
@@ -145,6 +152,8 @@ def generate(root: Path) -> str:
         text += f"{name} = [\n" + "".join(f"    {json.dumps(path)},\n" for path in paths) + "]\n"
     text += "template = [\n"
     text += "".join(entry(path, f"    {json.dumps(path)},") for path in brought) + "]\n"
+    text += "\n[answers]\n"
+    text += "".join(f'{name} = "{{{{ {name} }}}}"\n' for name in plain_answers(root))
     text += "\n[sha256]\n"
     for path in brought:
         if path != ITSELF and files[path].suffix != ".jinja":

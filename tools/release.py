@@ -32,6 +32,7 @@ from tools.history import (
     git,
     open_releases,
     releases,
+    stray_tags,
     template_files,
 )
 
@@ -66,6 +67,8 @@ def release(version: str, root: Path = ROOT) -> str:
         raise Trouble(
             f"there is uncommitted work, such as {changes.splitlines()[0][3:]}: commit it first"
         )
+    if strays := stray_tags(releases(root)):
+        raise Trouble("\n".join(strays))
     owners = [
         sys.executable,
         str(Path(__file__).with_name("ownership.py")),

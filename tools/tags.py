@@ -5,6 +5,7 @@
 A version was released by the first commit of this branch whose releases/history.bundle holds it. A
 commit is tagged only if its template is, byte by byte, the one in the bundle, and no tag is ever
 moved, here or at the remote. `--check` changes nothing, and exits with 1 where a tag is missing.
+Exit 1 also for a tag that is no release and that Copier would take for one, such as 20261127.
 Exit 2: this clone or this remote cannot be used.
 """
 
@@ -20,7 +21,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.history import PARTS, ROOT, Trouble, bundle_of, git, open_releases, releases
+from tools.history import (
+    PARTS,
+    ROOT,
+    Trouble,
+    bundle_of,
+    git,
+    open_releases,
+    releases,
+    stray_tags,
+)
 
 TAGS = "refs/tags/"
 
@@ -200,8 +210,9 @@ def refuse_moved(found: Sequence[Release], theirs: dict[str, str], remote: str) 
 
 
 def run(root: Path, *, remote: str | None, check: bool) -> bool:
-    """Tag, and push if there is a remote; return whether no tag is missing. Raises Trouble."""
-    found = find_releases(root, tags_of(root))
+    """Tag, and push if there is a remote; return whether all is well. Raises Trouble."""
+    ours = tags_of(root)
+    found = find_releases(root, ours)
     theirs: dict[str, str] = {}
     if remote is not None:
         print(f"asking {remote} for its tags ...", flush=True)
@@ -224,7 +235,10 @@ def run(root: Path, *, remote: str | None, check: bool) -> bool:
         print(f"{remote} lacks {', '.join(release.version for release in absent)}")
     if not missing and not absent:
         print(f"All {len(found)} releases are tagged{f', here or at {remote}' if remote else ''}.")
-    return not (check and (missing or absent))
+    strays = stray_tags(sorted({*ours, *theirs}))
+    for stray in strays:
+        print(f"tags: {stray}", file=sys.stderr)
+    return not strays and not (check and (missing or absent))
 
 
 def main() -> int:

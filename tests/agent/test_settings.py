@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,6 +166,39 @@ def test_a_home_that_is_not_there_is_refused_before_anything_is_written(
     with pytest.raises(SettingsError, match="AGENT_HOME: there is no folder"):
         load_settings()
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"),
+    [("doctor", "its folder"), ("chat", "AGENT_HOME"), ("update", "its folder")],
+)
+def test_a_project_does_not_start_with_the_code_of_another(
+    tmp_path: Path, command: str, asked: str
+) -> None:
+    """Two projects in one uv workspace: one package `agent` hides the other."""
+    for name in ("desk", "night"):
+        shutil.copytree(PACKAGE, tmp_path / name / "src" / "agent")
+        (tmp_path / name / ".template.toml").touch()
+    (tmp_path / "night" / "knowledge").mkdir()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AGENT_")},
+        **({"AGENT_HOME": str(tmp_path / "night")} if asked == "AGENT_HOME" else {}),
+        "PYTHONPATH": str(tmp_path / "desk" / "src"),
+    }
+
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", command],
+        cwd=tmp_path if asked == "AGENT_HOME" else tmp_path / "night" / "knowledge",
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2, done
+    said = f"agent: {tmp_path}/night would run the code of {tmp_path}/desk"
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

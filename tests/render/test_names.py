@@ -57,6 +57,7 @@ WORDS_IN = (
     *(
         ".copier-answers.yml",
         ".env.example",
+        ".template.toml",
         "README.md",
         "compose.yaml",
         "deploy/kubernetes.yaml",
@@ -400,6 +401,7 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     compose = yaml.safe_load(files["compose.yaml"])
     objects = list(yaml.safe_load_all(files["deploy/kubernetes.yaml"]))
     answers = yaml.safe_load(files[".copier-answers.yml"])
+    made_with = tomllib.loads(files[".template.toml"])["answers"]
     deployment = objects[-1]
     pod = deployment["spec"]["template"]
     sources = [
@@ -407,6 +409,7 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     ]
     slugs = [
         answers["project_slug"],
+        made_with["project_slug"],
         tomllib.loads(files["pyproject.toml"])["project"]["name"],
         compose["name"],
         *(thing["metadata"]["name"] for thing in objects if thing["kind"] != "Job"),
@@ -425,6 +428,7 @@ def named(files: dict[str, str]) -> tuple[list[object], list[object]]:
     )
     dispatch = [
         answers["agent_name"],
+        made_with["agent_name"],
         environment["AGENT_NAME"],
         tomllib.loads(files["src/agent/defaults.toml"])["name"],
         *re.findall(r"dispatch name,? (?:is )?`(.*?)`", " ".join(files["README.md"].split())),
@@ -468,7 +472,7 @@ def test_any_slug_and_dispatch_name_are_words_in_every_file_they_reach(
     files = quick.render(*WORDS_IN, **names, **case)
     slugs, dispatch = named(files)
     assert set(slugs) == {slug}
-    assert dispatch == [agent] * 7
+    assert dispatch == [agent] * 8
     for thing in yaml.safe_load_all(files["deploy/kubernetes.yaml"]):
         assert len(thing["metadata"]["name"]) <= 63, "Kubernetes makes labels of names"
     reached = {

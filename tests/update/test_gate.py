@@ -54,6 +54,12 @@ def test_no_release_needs_trust_loses_an_answer_or_a_name_that_owners_use(
     assert list(promises_broken(template)) == []
 
 
+def test_a_tag_that_copier_would_take_for_a_release_is_told(own_template: Template) -> None:
+    git(own_template.path, "tag", "20261127", released()[0])
+    (complaint,) = promises_broken(own_template)
+    assert complaint.startswith("the tag 20261127 is no release")
+
+
 def test_every_name_that_owners_are_promised_is_in_their_documentation(template: Template) -> None:
     page = (template.path / "template" / "docs" / "agent" / "ownership.md").read_text(
         encoding="utf-8"

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from copier._vcs import valid_version
 
 from tests.support.templates import ROOT, Project, git
 from tests.update.test_release import make_checkout
-from tools.history import BRANCH, bundle_of, commit, open_releases, template_files
+from tools.history import (
+    BRANCH,
+    VERSION,
+    bundle_of,
+    commit,
+    open_releases,
+    stray_tags,
+    template_files,
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,33 @@ def test_only_the_tags_of_releases_that_the_remote_lacks_are_pushed(
     assert "pushing v0.2.0 ..." in done.stdout
     assert checkout.at_remote() == released
     assert git(checkout.remote, "cat-file", "-t", "v0.1.0") == "commit\n"
+
+
+@pytest.mark.parametrize("there", ["here", "at the remote"])
+def test_a_tag_that_copier_would_take_for_the_newest_release_is_named(
+    two: tuple[Checkout, dict[str, str]], there: str
+) -> None:
+    checkout, released = two
+    where = checkout.path if there == "here" else checkout.remote
+    for name in ("20261127", "nightly-20261127"):
+        git(where, "tag", name, released["v0.1.0"])
+
+    done = checkout.tags("--push", "origin")
+
+    assert done.returncode == 1
+    assert "the tag 20261127 is no release, but Copier reads it as a version" in done.stderr
+    assert "nightly" not in done.stderr
+    assert {name for name in checkout.at_remote() if name in released} == {*released}
+
+
+def test_what_copier_reads_as_a_version_is_known() -> None:
+    tags = ("20261127", "v1", "1.0", "v1.2.3rc1", "V1.2.3-rc.1", "2!1", "v1.2.3.post1", "1.0-5")
+    none = ("nightly", "v", "v1.2.3-4-gabc1234", "release-1.0", "1.0-snapshot", "x/v2.0.0", "1..2")
+    for tag in (*tags, *none, "1.0.dev", "v1.0a", "1.0+local.7", "1.0_rev2", "1.0+"):
+        known = VERSION.fullmatch(tag) is not None
+        assert known == valid_version(tag), tag
+    strays = stray_tags(["v1.2.3", "v1.2.3rc1", "nightly", *tags])
+    assert [line.split()[2] for line in strays] == [tag for tag in tags if tag != "v1.2.3rc1"]
 
 
 def test_a_tag_that_the_remote_has_is_not_made_again(two: tuple[Checkout, dict[str, str]]) -> None:

@@ -71,12 +71,15 @@ class GitHub:
         return Project(path)
 
     def run_job(
-        self, changed: dict[str, str], *, own_token: bool = False
+        self, changed: dict[str, str], *, own_token: bool = False, staged: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run both jobs' scripts after `agent update` has changed these files."""
         tried, temp = self.clone(), self.folder / f"temp-{self.runs}"
         for name, text in changed.items():
             tried.write(name, text)
+        if staged:
+            # like the updater, of what is new and would be ignored
+            git(tried.path, "add", "--force", staged)
         (temp / "update").mkdir(parents=True)
         (temp / "update" / "said.txt").write_text(SAID, encoding="utf-8")
         inherited = {
@@ -141,11 +144,22 @@ def test_an_update_becomes_one_commit_on_a_branch_and_a_pull_request(github: Git
         "new.py",
     ]
     assert git(github.remote, "rev-parse", f"{BRANCH}~1") == git(github.remote, "rev-parse", "main")
+    subject = git(github.remote, "log", "-1", "--format=%s", BRANCH)
+    assert subject == "Update the template to v1.1.0\n"
     ((verb, body),) = github.asked()
     assert verb == "create"
     assert "Updated from v1.0.0 to v1.1.0" in body
     assert "Review it" not in body
     assert "close and reopen" in body
+
+
+def test_a_new_file_that_the_owner_has_git_ignore_is_in_the_pull_request(github: GitHub) -> None:
+    name = "data/new.py"  # the template's own .gitignore has it
+
+    done = github.run_job({name: "# new\n", "LICENSE": "changed\n"}, staged=name)
+
+    assert done.returncode == 0, done.stderr
+    assert git(github.remote, "show", f"{BRANCH}:{name}") == "# new\n"
 
 
 def test_a_later_update_takes_the_place_of_an_open_one(github: GitHub) -> None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
@@ -23,7 +24,10 @@ import copier
 import pytest
 
 from agent_update.__main__ import main
-from tests.support.templates import ROOT
+from agent_update.project import made_with
+from tests.support import quick
+from tests.support.templates import ROOT, WORK_TREE, Template, git, released
+from tools.gate import cases_of, configuration
 
 STAND_IN = r"""#!/bin/sh
 here=$(dirname "$0")
@@ -50,7 +54,8 @@ REAL_PYTHON = sys.executable
 FILES = {
     ".gitignore": ".env.local\n*.log\n*.rej\n",
     ".copier-answers.yml": (
-        "# Yours.\n_commit: v1.0.0\n_src_path: git+file:///nowhere\nmemory: sqlite\n"
+        "# Yours.\n_commit: v1.0.0\n_src_path: git+file:///nowhere\n"
+        "agent_name: desk\nmemory: sqlite\n"
     ),
     "src/agent/lifecycle.py": "# slow\n",
     "src/agent/memory/sqlite.py": "# rows\n",
@@ -106,8 +111,10 @@ class Project:
         return (self.home / name).read_text(encoding="utf-8")
 
     def git(self, *arguments: str) -> str:
+        # a look that changes nothing in .git
+        command = ["git", "--no-optional-locks", *arguments]
         return subprocess.run(
-            ["git", *arguments], cwd=self.home, check=True, capture_output=True, text=True
+            command, cwd=self.home, check=True, capture_output=True, text=True
         ).stdout.strip()
 
     def commit(self) -> None:
@@ -115,12 +122,14 @@ class Project:
         self.git("commit", "--quiet", "--message=work")
 
     def files(self) -> dict[str, bytes]:
-        """Every file, ignored ones too, and their status in git."""
+        """Every file, ignored ones too, and all that git has but for objects without a name."""
         found = [
-            path for path in self.home.rglob("*") if path.is_file() and ".git" not in path.parts
+            path
+            for path in self.home.rglob("*")
+            if path.is_file() and ".git/objects/" not in path.as_posix()
         ]
         files = {path.relative_to(self.home).as_posix(): path.read_bytes() for path in found}
-        return files | {".git": self.git("status", "--porcelain", "--branch").encode()}
+        return files | {"status": self.git("status", "--porcelain", "--branch").encode()}
 
     def update(self, *arguments: str) -> Ended:
         with chdir(self.home):
@@ -199,7 +208,7 @@ def project(
     project.write(".env.local", "SECRET=1\n")
     yield project
     if (project.home / ".git" / "HEAD").exists():
-        assert project.git("worktree", "list").count("\n") == 0
+        assert str(folder) not in project.git("worktree", "list")
     assert list(folder.iterdir()) == []
 
 
@@ -373,16 +382,39 @@ def test_what_takes_long_is_said_while_it_goes_on(
     assert "installing the updated copy ..." in said
 
 
-def test_a_new_file_arrives_although_the_owner_has_git_ignore_its_kind(
+def printed(ended: Ended, title: str) -> list[str]:
+    """The git commands, without `git`, that are printed under a title."""
+    (line,) = [line for line in ended.out.splitlines() if line.startswith(title)]
+    return [part.strip().removeprefix("git ") for part in line.partition(":")[2].split("&&")]
+
+
+def test_a_new_file_that_the_owner_has_git_ignore_is_committed_or_undone_with_the_rest(
     project: Project, does: StandIn
 ) -> None:
-    does("copier", FIX + "pathlib.Path('example.log').write_bytes(bytes(range(256)))")
+    does("copier", FIX + "pathlib.Path('ex ä.log').write_bytes(bytes(range(256)))")
+    before = {name: text for name, text in project.files().items() if ".git/" not in name}
 
     ended = project.update()
 
-    assert ended.code == 0
-    assert "add it by force: git add --force example.log\n" in ended.out
-    assert (project.home / "example.log").read_bytes() == bytes(range(256))
+    assert ended.code == 0, ended
+    assert "Staged already, because you have git ignore it: ex ä.log\n" in ended.out
+    (undo,) = printed(ended, "Undo it")
+    project.git(*shlex.split(undo))
+    assert {name: text for name, text in project.files().items() if ".git/" not in name} == before
+
+    assert project.update().code == 0
+    project.git(*shlex.split(printed(ended, "Review it")[0]))
+    project.git("commit", "--quiet", "--message=update")
+    assert (project.home / "ex ä.log").read_bytes() == bytes(range(256))
+    assert "ex ä.log" in project.git("-c", "core.quotePath=off", "ls-files")
+
+
+def test_a_file_of_the_templates_that_is_in_no_commit_is_named(project: Project) -> None:
+    project.git("rm", "--quiet", "--cached", BROUGHT[1])
+    project.write(".gitignore", FILES[".gitignore"] + f"{BROUGHT[1]}\n")
+    project.commit()
+
+    assert f"git ignores them: run `git add --force {BROUGHT[1]}`" in project.update().out
 
 
 def test_a_project_may_be_a_folder_of_a_repository(
@@ -392,8 +424,8 @@ def test_a_project_may_be_a_folder_of_a_repository(
     fill(inner.home)
     project.commit()
     project.write("unrelated.txt", "not committed\n")
-    does("copier", FIX + unmerged(f"apps/desk/{BROUGHT[0]}"))
-    assert "\n  apps/desk/src/agent/lifecycle.py was changed" in inner.leaves_all().err
+    does("copier", FIX + unmerged(BROUGHT[0]))
+    assert "\n  src/agent/lifecycle.py was changed" in inner.leaves_all().err
     does("copier", FIX)
 
     assert inner.update().code == 0
@@ -401,7 +433,34 @@ def test_a_project_may_be_a_folder_of_a_repository(
     assert inner.read("src/agent/lifecycle.py") == "# quick\n"
     assert inner.read("uv.lock") == "locked anew\n"
     assert project.read("src/agent/lifecycle.py") == "# slow\n"
-    assert does.calls()[0][0].parts[-2:] == ("apps", "desk")
+    (tested,) = (folder for folder, arguments in does.calls() if "pytest" in arguments)
+    assert tested.parts[-2:] == ("apps", "desk")
+
+
+def test_the_lock_of_a_workspace_is_listed_committed_and_undone_with_its_member(
+    project: Project, does: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = Project(project.home / "apps" / "desk", capsys)
+    fill(inner.home)
+    (inner.home / "uv.lock").unlink()
+    project.commit()
+    does("lock", "pathlib.Path('../../uv.lock').write_text('locked anew\\n')")
+    before = {name: text for name, text in project.files().items() if ".git/" not in name}
+
+    ended = inner.update()
+
+    assert "  changed  ../../uv.lock\n" in ended.out
+    (undo,) = printed(ended, "Undo it")
+    inner.git(*shlex.split(undo))
+    assert {name: text for name, text in project.files().items() if ".git/" not in name} == before
+
+    ended = inner.update()
+    inner.git(*shlex.split(printed(ended, "Review it")[0]))
+    assert project.git("diff", "--name-only") == ""
+    assert "uv.lock" in project.git("diff", "--cached", "--name-only").splitlines()
+    inner.git("commit", "--quiet", "--message=update")
+    project.write("uv.lock", "mine\n")
+    assert "uv.lock is not committed" in refused(inner)
 
 
 # ---------------------------------------------------------------------- what does not fit
@@ -473,7 +532,7 @@ def test_what_fails_in_the_copy_does_not_reach_the_project(
 def test_an_answer_to_no_question_of_the_template_fails(project: Project) -> None:
     ended = project.leaves_all("-d", "memmory=redis")
 
-    assert "no question memmory, only memory" in ended.err
+    assert "no question memmory, only agent_name, memory" in ended.err
 
 
 def test_an_ignored_file_in_the_way_stops_the_whole_update(project: Project, does: StandIn) -> None:
@@ -512,7 +571,8 @@ def test_work_that_is_done_meanwhile_is_left_alone(project: Project, does: Stand
 def test_no_password_of_the_templates_address_is_shown(project: Project, does: StandIn) -> None:
     project.write(
         ".copier-answers.yml",
-        "_commit: v1.0.0\n_src_path: https://ann:hunter2@localhost:1/template.git\n",
+        "_commit: v1.0.0\n_src_path: https://ann:hunter2@localhost:1/template.git\n"
+        "agent_name: desk\n",
     )
     project.commit()
     does("copier", "sys.exit('fatal: no https://ann:hunter2@localhost:1/template.git')")
@@ -573,6 +633,39 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     assert project.read("src/agent/lifecycle.py") == "# quick\n"
 
 
+@pytest.mark.parametrize("arguments", [["--preview"], []], ids=["preview", "update"])
+def test_a_work_tree_that_is_away_for_a_while_keeps_its_commits(
+    project: Project, tmp_path: Path, arguments: list[str]
+) -> None:
+    project.git("worktree", "add", "--quiet", "--detach", str(tmp_path / "there"))
+    there = Project(tmp_path / "there")
+    there.write("detached.txt", "in no branch\n")
+    there.commit()
+    there.write("staged.txt", "in no commit\n")
+    there.git("add", "--all")
+    away = there.home.rename(tmp_path / "away")
+
+    assert project.update(*arguments).code == 0
+
+    away.rename(there.home)
+    assert there.git("status", "--porcelain") == "A  staged.txt"
+    assert there.git("show", "HEAD:detached.txt") == "in no branch"
+
+
+def test_an_edit_that_git_does_not_see_is_not_undone(project: Project, does: StandIn) -> None:
+    """Marked while the update was tried, so that it is found when the patch is applied."""
+    mark = f"git -C '{project.home}' update-index --assume-unchanged {BROUGHT[0]}"
+    edit = f"open({str(project.home / BROUGHT[0])!r}, 'a').write('# mine\\n')"
+    does("pytest", f"os.system({mark!r}); {edit}")
+
+    ended = project.update()
+
+    assert ended.code == 1
+    assert "which is as it was" in ended.err
+    assert project.read(BROUGHT[0]) == "# slow\n# mine\n"
+    assert project.read("uv.lock") == "locked\n"
+
+
 # ---------------------------------------------------------------------- what has to be right before
 
 
@@ -591,6 +684,40 @@ def test_work_that_is_not_committed_is_refused_and_named(project: Project, does:
     project.write(BROUGHT[0], "# changed\n")
     assert "src/agent/lifecycle.py and 1 more are not committed" in refused(project)
     assert does.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "name"), [("assume-unchanged", BROUGHT[0]), ("skip-worktree", "uv.lock")]
+)
+def test_a_file_whose_edits_git_does_not_see_is_refused(
+    project: Project, does: StandIn, mark: str, name: str
+) -> None:
+    project.git("update-index", f"--{mark}", "--", name, "src/agent/persona.py")
+    project.write(name, "# mine\n")
+
+    said = refused(project)
+
+    assert f"{name} is marked as {mark}, so that git sees no edit there" in said
+    assert project.read(name) == "# mine\n"
+    cure = said.split("`")[3]
+    assert cure.startswith("git update-index")
+    project.git(*shlex.split(cure)[1:])
+    assert f"{name} is not committed" in refused(project)
+    assert does.calls() == []
+
+
+def test_an_edit_that_gits_file_monitor_has_missed_is_found(
+    project: Project, tmp_path: Path
+) -> None:
+    monitor = tmp_path / "monitor"
+    monitor.write_text("#!/bin/sh\nprintf 'token\\0'\n")
+    monitor.chmod(0o755)
+    project.git("config", "core.fsmonitor", str(monitor))
+    project.git("update-index", "--fsmonitor")
+    project.git("update-index", "--fsmonitor-valid", BROUGHT[0])
+    project.write(BROUGHT[0], "# mine\n")
+    assert project.git("status", "--porcelain") == ""
+    assert f"{BROUGHT[0]} is not committed" in refused(project)
 
 
 @pytest.mark.parametrize(
@@ -617,6 +744,112 @@ def test_a_folder_without_a_repository_or_a_commit_is_refused(project: Project) 
     said = refused(project)
     assert "is committed (fatal: not a git repository" in said
     assert "run `git init" in said
+
+
+def test_a_link_to_a_repository_that_is_away_is_no_reason_to_begin_another(
+    project: Project,
+) -> None:
+    (project.home / ".git").rename(project.home.parent / "away")
+    project.write(".git", f"gitdir: {project.home.parent / 'there'}\n")
+    said = refused(project)
+    assert "git init" not in said
+    assert f"put {project.home / '.git'} right" in said
+    assert "git worktree repair" in said
+    (project.home.parent / "away").rename(project.home.parent / "there")
+    (project.home.parent / "there" / "refs/heads/main").write_text("")
+    assert "git init" not in refused(project)
+
+
+@pytest.mark.parametrize("name", [".copier-answers.yml", ".template.toml", BROUGHT[0]])
+def test_a_conflict_that_was_committed_is_refused(project: Project, name: str) -> None:
+    text = project.read(name)
+    project.write(name, f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> main\n")
+    project.commit()
+    assert f"{name} has conflict markers (<<<<<<<): finish that merge" in refused(project)
+
+
+def test_the_answers_to_another_template_are_not_those_to_this_one(
+    project: Project, does: StandIn
+) -> None:
+    ours = FILES[".copier-answers.yml"]
+    project.write(".copier-answers.yml", "_commit: v7.0.0\n_src_path: gh:other/one\n")
+    project.commit()
+    assert "has the answers to another template" in refused(project)
+    project.write(".copier-answers.agent.yml", ours)
+    project.commit()
+    does("copier", FIX.replace(".copier-answers.yml", ".copier-answers.agent.yml"))
+
+    ended = project.update()
+
+    assert "from v1.0.0 to v1.1.0" in ended.out
+    arguments = does.calls()[0][1]
+    assert arguments[arguments.index("--answers-file") + 1] == ".copier-answers.agent.yml"
+    assert "v7.0.0" in project.read(".copier-answers.yml")
+
+
+@pytest.mark.parametrize("table", ["", '[answers]\nagent_name = "desk"\nmemory = "sqlite"\n'])
+def test_an_answer_that_was_changed_by_hand_is_refused(
+    project: Project, does: StandIn, table: str
+) -> None:
+    ownership = project.read(".template.toml")
+    project.write(".template.toml", f"{ownership}{table}")
+    project.write(
+        ".copier-answers.yml", f"{FILES['.copier-answers.yml']}".replace("sqlite", "redis")
+    )
+    project.commit()
+
+    said = refused(project)
+
+    assert "says memory: redis, but the project was made with sqlite" in said
+    assert "`agent update -d memory=redis`" in said
+    assert does.calls() == []
+
+
+def test_what_a_project_was_made_with_is_known_of_every_release(template: Template) -> None:
+    for version in [*released(), WORK_TREE]:
+        name = f"{version}:template/.template.toml.jinja"
+        source = quick.ENVIRONMENT.from_string(git(template.path, "show", name))
+        for chosen in cases_of(configuration(template, version)):
+            ownership = tomllib.loads(source.render(quick.settle(**chosen)))
+            made = made_with({"template": ownership.get("ours", []), **ownership})
+            assert {"knowledge", "memory"} <= made.keys()
+            assert made == {key: chosen.get(key, "my-agent") for key in made}, version
+
+
+@pytest.mark.parametrize(
+    ("version", "newest", "brings"),
+    [
+        ("v1.0.0", "v1.0.0", False),
+        ("v1.0.0-3-gabc1234", "v1.0.0", False),
+        ("v1.0.0-3-gabc1234", "v1.0.1", True),
+        ("v1.1.0rc1", "v1.0.0", False),
+        ("v1.1.0-rc.1", "v1.1.0", True),
+        ("v1.1.0rc1-2-gabc1234", "v1.1.0", True),
+        ("abc1234", "v1.0.0", True),
+    ],
+)
+def test_what_is_not_older_than_the_newest_release_has_nothing_to_update(
+    project: Project, does: StandIn, tmp_path: Path, version: str, newest: str, brings: bool
+) -> None:
+    template = Project(tmp_path / "template")
+    template.write("copier.yml", "")
+    template.git("init", "--quiet")
+    template.commit()
+    template.git("tag", newest)
+    project.write(
+        ".copier-answers.yml",
+        f"_commit: {version}\n_src_path: {template.home}\nagent_name: desk\nmemory: sqlite\n",
+    )
+    project.commit()
+
+    ended = project.update("--preview")
+
+    assert ended.code == 0, ended
+    assert bool(does.calls()) == brings
+    if not brings:
+        assert f"Nothing to do: the project is at {version}" in ended.out
+        project.update("-d", "memory=sqlite")
+        assert ":current:" in does.calls()[0][1]
 
 
 @pytest.mark.parametrize(
@@ -650,7 +883,9 @@ def test_a_project_without_answers_or_ownership_is_refused(project: Project) -> 
     "source", ["'gh:somebody/template'", "git@example.com:a/b.git", "/srv/template", "~/template"]
 )
 def test_an_address_or_a_whole_path_is_a_source(project: Project, source: str) -> None:
-    project.write(".copier-answers.yml", f"_commit: v1.0.0\n_src_path: {source}\nmemory: sqlite\n")
+    project.write(
+        ".copier-answers.yml", f"_commit: v1.0.0\n_src_path: {source}\nagent_name: desk\n"
+    )
     project.commit()
     assert project.update("--preview").code == 0
 
@@ -665,10 +900,22 @@ def test_an_answer_that_is_none_is_refused(project: Project, answer: str) -> Non
 CONFIG = """\
 _subdirectory: template
 _exclude: ["{% if memory == 'none' %}/src/agent/memory{% endif %}"]
+agent_name:
+  type: str
+  default: desk
 memory:
   type: str
   choices: [sqlite, none]
   default: sqlite
+"""
+PODS = """\
+spec:
+  template:
+    spec:
+      fsGroup: 10001
+      containers:
+        - name: desk
+          image: desk
 """
 TEMPLATE = {
     "copier.yml": CONFIG,
@@ -676,6 +923,7 @@ TEMPLATE = {
     "template/src/agent/lifecycle.py": "# one\n# two\n# three\n# four\n# slow\n",
     "template/src/agent/settings.py": "# 1\n# 2\n# 3\n# 4\n# 5\n# 6\n# 7\n# 8\n# 9\n",
     "template/src/agent/memory/sqlite.py": "# rows\n",
+    "template/deploy/kubernetes.yaml": "kind: Deployment\n" + PODS,
 }
 # the name changed with v0.5.0
 KEYS = {"v1.0.0": "ours", "v1.1.0": "template"}
@@ -698,7 +946,10 @@ def release(template: Project, version: str, moved: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def small_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A template with two releases: the second fixes a line, and moves a file; and a stray tag."""
+    """A template with two releases: the second fixes a line, moves a file and adds a Job.
+
+    And with a stray tag.
+    """
     home = tmp_path_factory.mktemp("small") / "template repository"
     home.mkdir()
     template = Project(home)
@@ -713,6 +964,9 @@ def small_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "template/src/agent/lifecycle.py").unlink()
     template.write(
         "template/src/agent/lifecycle/call.py", "# one\n# two\n# three\n# four\n# quick\n"
+    )
+    template.write(
+        "template/deploy/kubernetes.yaml", f"kind: Job\n{PODS}---\nkind: Deployment\n{PODS}"
     )
     release(template, "v1.1.0", '"src/agent/lifecycle.py" = "src/agent/lifecycle/call.py"\n')
     template.write("copier.yml", "this is no template\n")
@@ -737,6 +991,9 @@ def rendered(
 def test_the_newest_release_arrives_and_a_stray_tag_is_none(rendered: Project) -> None:
     rendered.write("src/agent/settings.py", rendered.read("src/agent/settings.py") + "# mine\n")
     rendered.write("notes.md", "<<<<<<< before updating\n")
+    # the Job that comes looks like it, and stands above it
+    mine = PODS.replace("10001\n", "10001\n      supplementalGroups: [2000]\n")
+    rendered.write("deploy/kubernetes.yaml", f"kind: Deployment\n{mine}")
     rendered.commit()
 
     ended = rendered.update()
@@ -745,6 +1002,8 @@ def test_the_newest_release_arrives_and_a_stray_tag_is_none(rendered: Project) -
     assert "from v1.0.0 to v1.1.0" in ended.out
     assert "# five\n" in rendered.read("src/agent/settings.py")
     assert rendered.read("src/agent/settings.py").endswith("# mine\n")
+    pods = f"kind: Job\n{PODS}---\nkind: Deployment\n{mine}"
+    assert rendered.read("deploy/kubernetes.yaml") == pods
     assert rendered.read("src/agent/lifecycle/call.py").endswith("# quick\n")
     assert not (rendered.home / "src/agent/lifecycle.py").exists()
     rendered.commit()

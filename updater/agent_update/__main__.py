@@ -9,20 +9,29 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from agent_update.patch import apply
-from agent_update.preview import Outcome, copy_of, install_and_test, newest_release, render
+from agent_update.patch import apply, ignored_files
+from agent_update.preview import (
+    Outcome,
+    copy_of,
+    install_and_test,
+    is_at_least,
+    newest_release,
+    references,
+    render,
+)
 from agent_update.processes import (
     Failed,
     Refused,
     clean_environment,
     exiting_on_signals,
-    git_result,
+    git,
     masked,
     run,
     say,
     uv,
 )
 from agent_update.project import Project, examine, find_home
+from agent_update.refusals import CURRENT, alone, require_platform, require_versions
 
 SHOWN_FILES = 40
 CHANGES = {"A": "new", "D": "deleted"}
@@ -52,21 +61,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
-    """Try the update in a copy, then apply it; raises Refused and Failed."""
+    """Look whether the update can begin, and do it; raises Refused and Failed."""
+    require_platform()
     for answer in data:
         if not re.fullmatch(r"[A-Za-z]\w*=.*", answer):
             cure = "write a question and its answer, such as -d memory=redis"
             raise Refused(f"-d {answer}: {cure}")
     project = examine(find_home())
-    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest_release(project.source)
-    nothing = f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
-    if to == project.version and not data:
-        print(nothing)
+    known = references(project.source)
+    newest = None if to else newest_release(known)
+    to = re.sub(r"^(?=\d+(\.\d+)+$)", "v", to) if to else newest
+    require_versions(masked(project.source), project.version, to, known)
+    if newest and is_at_least(project.version, newest):
+        to = CURRENT
+    if to in (project.version, CURRENT) and not data:
+        print(nothing_to_do(project))
         return
+    with alone(project.home):
+        bring_update(project, to, data, preview=preview)
+
+
+def bring_update(project: Project, to: str | None, data: Sequence[str], *, preview: bool) -> None:
+    """Try the update in a copy, then apply it; raises Failed."""
     with copy_of(project) as copy:
         outcome = render(project, copy, to, data)
         if not outcome.files:
-            print(nothing)
+            print(nothing_to_do(project))
             return
         install_and_test(copy, outcome.version)
     way = f"from {project.version} to {outcome.version}"
@@ -89,23 +109,33 @@ def update(to: str | None, data: Sequence[str], *, preview: bool) -> None:
         run("installing the updated project", command, project.home, environment, problem)
 
 
+def nothing_to_do(project: Project) -> str:
+    """What is said where nothing is newer."""
+    return f"Nothing to do: the project is at {project.version}, and nothing newer is asked for."
+
+
 def report(project: Project, outcome: Outcome) -> None:
     """Print what has changed, and what is left to the owner."""
     print(listing(outcome.files))
+    if outcome.settled:
+        print("Raised by you and by the template, and now:")
+        print("\n".join(f"  {line}" for line in outcome.settled))
     print(f"What is new: CHANGELOG.md of {masked(project.source)} at {outcome.version}")
-    shipped = [project.home / name for name in outcome.shipped]
-    # Copier updates nothing that is deleted, or behind a link
-    if missing := [path for path in shipped if path.is_symlink() or not path.is_file()]:
-        names = ", ".join(path.relative_to(project.home).as_posix() for path in missing)
-        print(f"Not updated, because you deleted or moved them: {names}")
-    new = [name for name, kind in outcome.files.items() if kind == "A"]
-    hidden = git_result(project.home, "check-ignore", "--no-index", "--", *new).stdout.decode()
-    if hidden:
-        command = f"git add --force {shlex.join(hidden.splitlines())}"
-        print(f"Your .gitignore hides what is new, so add it by force: {command}")
-    print("Review it:  git add --all -- . && git diff --cached")
+    # Copier updates nothing that is deleted, behind a link, or in no commit
+    paths = {name: project.home / name for name in outcome.shipped}
+    gone = [name for name, path in paths.items() if path.is_symlink() or not path.is_file()]
+    if gone:
+        print(f"Not updated, because you deleted or moved them: {', '.join(gone)}")
+    tracked = {*git(project.home, "ls-files", "-z").split("\0"), *outcome.files, *gone}
+    if outside := [name for name in outcome.shipped if name not in tracked]:
+        command = f"git add --force {shlex.join(outside)}"
+        print(f"Not updated, because git ignores them: run `{command}`, commit, and update again")
+    if ignored := ignored_files(project, outcome):
+        print(f"Staged already, because you have git ignore it: {', '.join(ignored)}")
+    where = shlex.join(project.paths)
+    print(f"Review it:  git add --all -- {where} && git diff --cached")
     print("Keep it:    git commit -m 'Update the template'")
-    print("Undo it:    git stash --include-untracked -- .")
+    print(f"Undo it:    git stash --include-untracked -- {where}")
 
 
 def listing(files: dict[str, str]) -> str:

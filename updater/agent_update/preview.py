@@ -1,4 +1,4 @@
-"""The update in a copy of the project: Copier brings it, and what it leaves there is judged."""
+"""The update in copies of the project: Copier brings it, what it leaves is judged and tested."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from agent_update.processes import (
     Failed,
     clean_environment,
-    copy_environment,
+    copier_environment,
     git,
     git_result,
     ignoring_signals,
@@ -24,9 +25,12 @@ from agent_update.processes import (
     status,
     uv,
 )
-from agent_update.project import Project, read_answers, read_ownership
+from agent_update.project import ANSWERS, LOCK, Project, answers_file, read_answers, read_ownership
+from agent_update.refusals import is_release, numbers, require_marks
+from agent_update.scratch import bring, remove, scratch_of, settle
 
 UNMERGED = {"DD", "AU", "UD", "UA", "DU", "AA", "UU"}  # as `git status --porcelain` marks them
+WHOLE_FILE = 1_000_000
 SHOWN_LINES = 60
 TEST_LINES = 40
 BY_HAND = "or update by hand, as docs/agent/ownership.md says"
@@ -49,6 +53,7 @@ class Outcome:
     files: dict[str, str]  # path in the project: A, M, T or D
     patch: bytes
     shipped: list[str]  # what the template brings and updates
+    settled: list[str]  # lines that both had changed, as they are now
 
 
 @contextlib.contextmanager
@@ -57,49 +62,70 @@ def copy_of(project: Project) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="agent-update-")).resolve()
     tree = folder / project.top.name
     try:
-        # an update that was killed may have left an entry behind
-        git_result(project.top, "worktree", "prune")
         add = ("worktree", "add", "--quiet", "--detach", str(tree), project.head)
         git(project.top, *add, copy=True)
+        bring_submodules(project.top, tree)
         yield tree / project.home.relative_to(project.top)
     finally:
         with ignoring_signals():
-            shutil.rmtree(folder, ignore_errors=True)
-            git_result(project.top, "worktree", "prune")
+            remove(folder)
+            # never `prune`: a work tree of the owner's may be away for a while
+            git_result(project.top, "worktree", "remove", "--force", "--force", str(tree))
+
+
+def bring_submodules(top: Path, tree: Path) -> None:
+    """Put what is committed of the submodules into the copy: a dependency may be there."""
+    for entry in git(tree, "ls-files", "--stage", "-z", copy=True).split("\0"):
+        known, _, name = entry.partition("\t")
+        if known.startswith("160000") and (top / name / ".git").exists():
+            shared = ("clone", "--quiet", "--shared", "--no-checkout")
+            git(tree, *shared, str(top / name), str(tree / name), copy=True)
+            git(tree / name, "checkout", "--quiet", "--detach", known.split()[1], copy=True)
+            bring_submodules(top / name, tree / name)
 
 
 def render(project: Project, copy: Path, to: str | None, data: Sequence[str]) -> Outcome:
-    """Have Copier update the copy; raises Failed for all that the owner has to decide."""
+    """Have Copier update the project; raises Failed for all that the owner has to decide."""
     command = [sys.executable, "-m", "copier", "update", "--defaults", "--conflict", "inline"]
+    # A patch with three lines of context goes wherever these lines come first, even into a block
+    # that is new. With the whole file as context it fits that file only, and where the template has
+    # changed it, Copier has git merge the three versions; `settle` gets what is then unmerged.
+    recorded = answers_file(project.home)
+    command += ["--context-lines", str(WHOLE_FILE), "--answers-file", recorded]
     if to:
         command += ["--vcs-ref", to]
     for answer in data:
         command += ["--data", answer]
-    doing = "rendering the update in a copy of the project"
-    problem = "Copier cannot update, and the project is as it was:"
-    run(doing, command, copy, copy_environment(), problem)
-
-    answers, ownership = read_answers(copy), read_ownership(copy)
-    version = str(answers.get("_commit"))
-    for name in (answer.partition("=")[0] for answer in data):
-        if name not in answers:
-            questions = ", ".join(known for known in answers if not known.startswith("_"))
-            raise Failed(f"the template {version} has no question {name}, only {questions}")
-    conflicting = conflicts(copy)
-    # all of it is Copier's work: nothing else has run in the copy
-    git(copy, "add", "--all", "--force", "--", ".", copy=True)
-    files = changes(copy)
-    deleted = [name for name, kind in files.items() if kind == "D"]
-    if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
-        raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
-    if files and git(copy, "ls-files", "--", "uv.lock", ":/uv.lock", copy=True):
+    with scratch_of(project) as scratch:
+        doing = "rendering the update in a copy of the project"
+        problem = "Copier cannot update, and the project is as it was:"
+        environment = copier_environment(project.home) | {"TMPDIR": str(scratch.temporary)}
+        run(doing, command, scratch.tree, environment, problem)
+        settle(scratch)
+        require_marks(project.home, project.ownership, unmerged(scratch.tree))
+        answers, ownership = read_answers(scratch.tree), read_ownership(scratch.tree)
+        version = str(answers.get("_commit"))
+        for name in (answer.partition("=")[0] for answer in data):
+            if name not in answers:
+                questions = ", ".join(known for known in answers if not known.startswith("_"))
+                raise Failed(f"the template {version} has no question {name}, only {questions}")
+        conflicting = conflicts(scratch.tree)
+        # all of it is Copier's work: nothing else has run there
+        git(scratch.tree, "add", "--all", "--force", "--", ".", copy=True)
+        files = changes(scratch.tree)
+        deleted = [name for name, kind in files.items() if kind == "D"]
+        if problems := conflicting + deletions(project, deleted, ownership.get("moved", {})):
+            raise Failed("\n".join([f"the update to {version} does not fit:", *problems]))
+        bring(scratch, project, copy)
+    if files and git(copy, "ls-files", "--", LOCK, *project.paths[1:], copy=True):
         problem = "Its dependencies cannot be resolved, and the project is as it was:"
         run("resolving its dependencies", uv("lock"), copy, clean_environment(), problem)
         git(copy, "add", "--update", "--", ":/", copy=True)
     wanted = ("--cached", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", "HEAD")
     patch = git_result(copy, "diff-index", *wanted, copy=True).stdout
     shipped = [*ownership.get("shared", []), *ownership.get("template", [])]
-    return Outcome(version, changes(copy), patch, shipped)
+    shipped = [recorded if name == ANSWERS else name for name in shipped]
+    return Outcome(version, changes(copy), patch, shipped, scratch.settled)
 
 
 def install_and_test(copy: Path, version: str) -> None:
@@ -111,40 +137,63 @@ def install_and_test(copy: Path, version: str) -> None:
     run(doing, uv("run", "pytest"), copy, clean_environment(), problem, TEST_LINES)
 
 
-def newest_release(source: str) -> str | None:
-    """The template's newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
+def references(source: str) -> list[str]:
+    """The branches and tags of the template's repository; none if it cannot be asked."""
     address = source.removeprefix("git+")
     for short, host in (("gh:", "https://github.com/"), ("gl:", "https://gitlab.com/")):
         if address.startswith(short):
             address = host + address.removeprefix(short).strip("/").removesuffix(".git") + ".git"
-    asked = ("ls-remote", "--tags", "--refs", "--", os.path.expanduser(address))
+    asked = ("ls-remote", "--heads", "--tags", "--refs", "--", os.path.expanduser(address))
     listed = os.fsdecode(git_result(Path.cwd(), *asked).stdout)
-    tags = re.findall(r"refs/tags/(v\d+\.\d+\.\d+)$", listed, re.MULTILINE)
-    return max(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], default=None)
+    return re.findall(r"\t(refs/\S+)$", listed, re.MULTILINE)
+
+
+def newest_release(known: Sequence[str]) -> str | None:
+    """The newest tag of the form v1.2.3; None, and Copier decides, if there is none."""
+    tags = [name.removeprefix("refs/tags/") for name in known]
+    return max(filter(is_release, tags), key=numbers, default=None)
+
+
+def is_at_least(version: str, release: str) -> bool:
+    """Whether a project is at this release or at something newer.
+
+    It may be at a commit between two releases (v1.2.0-3-g1a2b3c4), or before one (v1.2.0rc1).
+    """
+    try:
+        return Version(re.sub(r"-(\d+)-g[0-9a-f]+$", r".post\1", version)) >= Version(release)
+    except InvalidVersion:
+        return False
 
 
 def changes(copy: Path) -> dict[str, str]:
-    """What is in the index and not in HEAD, with git's letter for it."""
-    asked = ("--cached", "--name-status", "-z", "--relative", "HEAD")
+    """What is in the index and not in HEAD, with git's letter for it; seen from the project."""
+    prefix = git(copy, "rev-parse", "--show-prefix", copy=True).strip("\n")
+    asked = ("--cached", "--name-status", "-z", "HEAD")
     parts = git(copy, "diff-index", *asked, copy=True).split("\0")
-    return dict(sorted(zip(parts[1::2], parts[0::2], strict=False)))
+    names = [os.path.relpath(name, prefix or ".") for name in parts[1::2]]
+    return dict(sorted(zip(names, parts[0::2], strict=False)))
 
 
 def conflicts(copy: Path) -> list[str]:
     """What could not be merged, as git shows it; Copier's exit status says nothing of it."""
     left = status(copy, "--ignored", copy=True)
-    unmerged = [name for code, name in left if code in UNMERGED]
+    names = unmerged(copy)
     rejected = [name for code, name in left if code in {"??", "!!"} and name.endswith(".rej")]
-    if not unmerged and not rejected:
+    if not names and not rejected:
         return []
     shown = git(copy, "diff-files", "--patch", "--cc", "--diff-filter=U", copy=True).splitlines()
     return [
-        *(f"  {name} was changed by you and by the template" for name in unmerged),
+        *(f"  {name} was changed by you and by the template" for name in names),
         *(f"  {name.removesuffix('.rej')} has no place for your change" for name in rejected),
         *(f"    {line}" for line in shown[:SHOWN_LINES]),
         *["    …"] * (len(shown) > SHOWN_LINES),
         MOVE,
     ]
+
+
+def unmerged(copy: Path) -> list[str]:
+    """The files that git calls unmerged."""
+    return [name for code, name in status(copy, copy=True) if code in UNMERGED]
 
 
 def deletions(project: Project, names: list[str], moved: dict[str, str]) -> list[str]:
@@ -156,7 +205,7 @@ def deletions(project: Project, names: list[str], moved: dict[str, str]) -> list
             lines.append(f"  {name} is not one of the template's files, and would be deleted")
         elif name not in hashes:
             lines.append(f"  {name} may hold a change of yours, and would be deleted")
-        elif hashlib.sha256(content).hexdigest() == hashes[name]:
+        elif hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == hashes[name]:
             continue
         elif name in moved:
             lines.append(f"  {name} is now {moved[name]}: put your change there")

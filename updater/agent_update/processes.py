@@ -17,24 +17,45 @@ from types import FrameType
 # hook or `uv run` sets them. The rest of GIT_* stays: certificates, ssh and credentials are needed.
 ELSEWHERE = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE"),
-    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_DIFF_OPTS"),
-    *("VIRTUAL_ENV", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT", "UV_WORKING_DIR"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_PREFIX", "GIT_ATTR_SOURCE"),
+    *("GIT_DIFF_OPTS", "GIT_EXTERNAL_DIFF"),
+    *("VIRTUAL_ENV", "UV_PROJECT", "UV_PROJECT_ENVIRONMENT"),
+    *("UV_WORKING_DIR", "UV_WORKING_DIRECTORY"),
     *("PYTHONPATH", "AGENT_HOME"),
     # what would keep uv from locking, installing and testing the copy as the project has it
-    *("UV_FROZEN", "UV_LOCKED", "UV_ENV_FILE", "UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_SYNC"),
+    *("UV_FROZEN", "UV_LOCKED", "UV_ENV_FILE", "UV_NO_PROJECT", "UV_NO_SYNC"),
+    *("UV_NO_DEV", "UV_NO_DEFAULT_GROUPS", "UV_NO_GROUP"),
+    *("UV_NO_INSTALL_PROJECT", "UV_NO_INSTALL_WORKSPACE", "UV_NO_INSTALL_LOCAL"),
 }
-# Git's settings in the copy, whatever its owner has set: Copier takes the owner's lines from git's
-# diff and has git put them back, and notices nothing when a setting makes git leave some out.
+# Git's settings in the copies, whatever the owner has set: Copier takes the owner's lines from
+# git's diff and has git put them back, and does not notice when a setting makes git leave some out.
 # Hooks are for the owner's own checkouts.
 COPY_SETTINGS = {
+    "apply.ignoreWhitespace": "no",
     "apply.whitespace": "nowarn",
+    "commit.gpgSign": "false",
     "core.attributesFile": os.devnull,
+    "core.autocrlf": "false",
+    "core.eol": "lf",
     "core.excludesFile": os.devnull,
-    "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.quotePath": "true",
+    "core.safecrlf": "false",
     "status.showUntrackedFiles": "all",
 }
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# And new repositories are as git makes them by default; Copier knows no other hash
+NEW_REPOSITORY = {"GIT_DEFAULT_HASH": "sha1", "GIT_TEMPLATE_DIR": ""}
+# Where Copier merges, git has its defaults; of what is set, only what fetches the template is kept
+DEFAULTS = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+}
+FETCHING = re.compile(r"(http|url|credential|protocol|ssh|safe)\..+|core\.(sshcommand|askpass)")
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 LAST_WORDS = 12
 SILENT_SECONDS = 1.5  # after that it is said what is going on
 END_SECONDS = 10.0  # for a command to end when this one has to
@@ -76,13 +97,26 @@ def clean_environment() -> dict[str, str]:
 
 
 def copy_environment() -> dict[str, str]:
-    """The same for git and Copier in the copy, with COPY_SETTINGS above all other settings."""
-    environment = clean_environment()
-    given = environment.get("GIT_CONFIG_COUNT", "")
-    first = int(given) if given.isdigit() else 0
-    for number, (name, value) in enumerate(COPY_SETTINGS.items(), start=first):
+    """The same for git in the copies, with COPY_SETTINGS above all other settings."""
+    environment = clean_environment() | NEW_REPOSITORY
+    given = environment.get("GIT_CONFIG_PARAMETERS", "")  # of `git -c`, which is above the rest
+    return environment | {"GIT_CONFIG_PARAMETERS": f"{given} {as_parameters()}".strip()}
+
+
+def copier_environment(folder: Path) -> dict[str, str]:
+    """The same for Copier, where git has its defaults: it fetches as it does in the folder."""
+    listed = os.fsdecode(git_result(folder, "config", "--list", "-z").stdout).split("\0")[:-1]
+    pairs = (entry.partition("\n") for entry in listed)
+    kept = [(name, value) for name, _, value in pairs if FETCHING.fullmatch(name)]
+    environment = copy_environment() | DEFAULTS | {"GIT_CONFIG_COUNT": str(len(kept))}
+    for number, (name, value) in enumerate(kept):
         environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
-    return environment | {"GIT_CONFIG_COUNT": str(first + len(COPY_SETTINGS))}
+    return environment | {"GIT_CONFIG_PARAMETERS": as_parameters()}
+
+
+def as_parameters() -> str:
+    """COPY_SETTINGS as git hands settings to its own commands."""
+    return " ".join(f"'{name}={value}'" for name, value in COPY_SETTINGS.items())
 
 
 def run(
@@ -149,7 +183,11 @@ def git_result(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git, whatever comes of it, in words that do not depend on the owner's language."""
     environment = (copy_environment() if copy else clean_environment()) | {"LC_ALL": "C"}
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", "-c", "core.quotePath=off", *arguments]
+    # to look writes nothing, not even what git remembers of its last look
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    # a monitor that has missed an edit hides it from git
+    fixed = (f"core.hooksPath={os.devnull}", "core.quotePath=off", "core.fsmonitor=false")
+    command = ["git", *(part for setting in fixed for part in ("-c", setting)), *arguments]
     return result(f"git {arguments[0]}", command, folder, environment, given)
 
 
@@ -162,9 +200,11 @@ def git(folder: Path, *arguments: str, copy: bool = False) -> str:
     return os.fsdecode(done.stdout)
 
 
-def status(folder: Path, *options: str, copy: bool = False) -> list[tuple[str, str]]:
+def status(
+    folder: Path, *options: str, copy: bool = False, paths: Sequence[str] = (".",)
+) -> list[tuple[str, str]]:
     """Git's two letters and the path, from the repository's top, of all that is not committed."""
-    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", ".")
+    asked = ("--porcelain", "-z", "--no-renames", "--untracked-files=all", *options, "--", *paths)
     entries = git(folder, "status", *asked, copy=copy).split("\0")
     return [(entry[:2], entry[3:]) for entry in entries if entry]
 

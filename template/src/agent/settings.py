@@ -35,15 +35,32 @@ class SettingsError(Exception):
 
 
 def find_home() -> Path:
-    """The project's root: AGENT_HOME, the nearest parent with a `.template.toml`, the install's."""
-    if given := os.environ.get("AGENT_HOME"):
-        return Path(given).expanduser().resolve()
+    """The project's root: AGENT_HOME, the nearest parent with a `.template.toml`, the install's.
+
+    Raises SettingsError if that is a project, and this package belongs to another one.
+    """
     here = Path(__file__).resolve()
-    for start in (Path.cwd().resolve(), here.parent):
-        for folder in (start, *start.parents):
-            if (folder / ".template.toml").is_file() and (folder / "src" / "agent").is_dir():
-                return folder
-    return here.parents[2]
+    installed = project_above(here)
+    if given := os.environ.get("AGENT_HOME"):
+        asked: Path | None = Path(given).expanduser().resolve()
+    else:
+        asked = project_above(Path.cwd().resolve())
+    if asked and installed and is_project(asked) and not asked.samefile(installed):
+        problem = f"{asked} would run the code of {installed}, and two agents share no environment"
+        shared = "exclude one from their uv workspace, delete its .venv and `uv sync` in both"
+        cure = f"{shared} (docs/agent/ownership.md), or deactivate the other's environment"
+        raise SettingsError([f"{problem}: {cure}"])
+    return asked or installed or here.parents[2]
+
+
+def project_above(path: Path) -> Path | None:
+    """The nearest project that holds this path."""
+    return next((folder for folder in (path, *path.parents) if is_project(folder)), None)
+
+
+def is_project(folder: Path) -> bool:
+    """Whether this folder is the root of a project of the template."""
+    return (folder / ".template.toml").is_file() and (folder / "src" / "agent").is_dir()
 
 
 class Settings(BaseSettings):

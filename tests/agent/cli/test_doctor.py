@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -67,6 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_own(home, text, name)
     answers = (
         "_commit: v1.2.0\n_src_path: https://ann:hunter2@example.com/template.git\nmemory: none\n"
+        "agent_name: desk\n"
     )
     (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
     digests = "".join(
@@ -303,7 +305,7 @@ def test_a_changed_file_of_the_templates_is_a_warning(
     assert examined.code == 0
     (line,) = examined.about("files")
     assert line.startswith(f"warn {name} is the template's and was changed")
-    assert "`agent update`" in line
+    assert ("a bot" if name.startswith(".github/") else "`agent update`") in line
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -314,6 +316,121 @@ def test_a_missing_file_of_the_templates_fails(doctor: Doctor, home: Path, name:
 
     assert examined.code == 1
     assert examined.about("files")[0].startswith(f"fail {name} is missing")
+
+
+def test_an_answer_that_was_changed_by_hand_fails(doctor: Doctor, home: Path) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    made = '[answers]\nagent_name = "desk"\nlicense = "MIT"\nmemory = "redis"\n'
+    (home / ".template.toml").write_text(f"{ownership}{made}", encoding="utf-8")
+
+    examined = doctor()
+
+    assert examined.code == 1
+    _, line = examined.about("template")
+    said = "fail .copier-answers.yml says memory: none, but the project was made with redis: "
+    assert line.startswith(said)
+
+
+def test_answers_may_have_another_name(doctor: Doctor, home: Path) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    listed = ownership.replace("template = [", 'template = [".copier-answers.yml", ')
+    (home / ".template.toml").write_text(listed, encoding="utf-8")
+    (home / ".copier-answers.yml").rename(home / ".copier-answers.agent.yml")
+
+    examined = doctor()
+
+    assert examined.code == 0
+    assert examined.about("template")[0].startswith("ok at v1.2.0")
+
+
+@pytest.mark.parametrize("name", [".copier-answers.yml", "pyproject.toml", *TEMPLATES])
+def test_a_conflict_that_was_committed_fails(doctor: Doctor, home: Path, name: str) -> None:
+    ownership = (home / ".template.toml").read_text(encoding="utf-8")
+    (home / ".template.toml").write_text(f'shared = ["pyproject.toml"]\n{ownership}', "utf-8")
+    path = home / name
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_own(home, f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> main\n", name)
+
+    examined = doctor()
+
+    assert examined.code == 1
+    said = [*examined.about("template"), *examined.about("files")]
+    assert [line for line in said if line.startswith("fail")] == [
+        line for line in said if line.startswith(f"fail {name} has conflict markers: finish that")
+    ]
+    assert name != ".copier-answers.yml" or not said[0].startswith("ok")
+
+
+def test_a_file_with_windows_line_ends_is_as_it_came(doctor: Doctor, home: Path) -> None:
+    for name, text in TEMPLATES.items():
+        (home / name).write_bytes(text.replace("\n", "\r\n").encode())
+
+    (line,) = doctor().about("files")
+    assert line.startswith("ok the template's files are there")
+
+
+def git(home: Path, *arguments: str) -> None:
+    subprocess.run(["git", *arguments], cwd=home, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(home: Path) -> Path:
+    """The project in a repository, with a file that has an umlaut in its name."""
+    (home / "knowledge" / "Öffnungszeiten.md").touch()
+    git(home, "init", "--quiet")
+    git(home, "add", "--all")
+    return home
+
+
+def test_where_git_has_its_defaults_nothing_is_said_of_it(doctor: Doctor, repository: Path) -> None:
+    assert doctor().about("git") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "effect"),
+    [
+        ("apply.whitespace", "error", "drops lines of yours"),
+        ("apply.whitespace", "fix", "drops lines of yours"),
+        ("status.showUntrackedFiles", "no", "hides its conflicts"),
+        ("core.quotePath", "false", "stops half-way"),
+        ("core.attributesFile", "*.md -diff", "drops lines of yours"),
+        ("core.excludesFile", "docs/", "drops lines of yours"),
+    ],
+)
+def test_a_setting_of_git_that_spoils_an_update_by_hand_is_a_warning(
+    doctor: Doctor, repository: Path, tmp_path: Path, name: str, value: str, effect: str
+) -> None:
+    if name.endswith("File"):
+        (tmp_path / "rules").write_text(f"{value}\n", encoding="utf-8")
+        value = str(tmp_path / "rules")
+    git(repository, "config", name, value)
+
+    examined = doctor()
+
+    assert examined.code == 0
+    (line,) = examined.about("git")
+    assert line.startswith("warn with ")
+    assert f"`copier update` by hand {effect}: use `agent update`, which does not" in line
+
+
+@pytest.mark.parametrize("mark", ["assume-unchanged", "skip-worktree"])
+def test_an_edit_that_git_is_told_not_to_see_is_a_warning(
+    doctor: Doctor, repository: Path, mark: str
+) -> None:
+    git(repository, "update-index", f"--{mark}", "docs/agent/commands.md")
+
+    (line,) = doctor().about("git")
+    assert line.startswith(f"warn docs/agent/commands.md is marked as {mark}")
+    assert line.endswith(f"`git update-index --no-{mark} docs/agent/commands.md`")
+
+
+def test_what_is_not_in_a_sparse_checkout_has_no_hidden_edit(
+    doctor: Doctor, repository: Path
+) -> None:
+    git(repository, "update-index", "--skip-worktree", "knowledge/Öffnungszeiten.md")
+    (repository / "knowledge/Öffnungszeiten.md").unlink()
+
+    assert doctor().about("git") == []
 
 
 def test_a_project_that_has_left_its_template_owns_every_file(doctor: Doctor, home: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli import update as command
 from agent.cli.update import address_of, answer
 from agent.settings import SettingsError
 
 UV = """#!/bin/sh
-printf '%s\\n' "$PWD" "${PYTHONPATH-unset}" "$@"
+printf '%s\\n' "$PWD" "${PYTHONPATH-unset}" "${UV_WORKING_DIR-unset}" "$@"
 exit 7
 """
 
@@ -52,7 +53,7 @@ def test_a_source_that_is_no_address_is_refused(source: str) -> None:
     ],
 )
 def test_an_answer_is_read_as_copier_writes_it(line: str, value: str, tmp_path: Path) -> None:
-    (tmp_path / ".copier-answers.yml").write_text(f"# Yours.\n{line}\nmemory: x\n", "utf-8")
+    (tmp_path / ".copier-answers.yml").write_text(f"# Yours.\n{line}\nagent_name: x\n", "utf-8")
     assert answer(tmp_path, "_src_path") == value
 
 
@@ -72,7 +73,8 @@ def home(tmp_path: Path) -> Path:
     home = tmp_path / "project"
     (home / "src" / "agent").mkdir(parents=True)
     (home / ".template.toml").touch()
-    (home / ".copier-answers.yml").write_text(f"_commit: v0.9.0\n_src_path: {source}\n", "utf-8")
+    answers = f"_commit: v0.9.0\n_src_path: {source}\nagent_name: desk\n"
+    (home / ".copier-answers.yml").write_text(answers, "utf-8")
     return home
 
 
@@ -83,6 +85,7 @@ def update(home: Path, *arguments: str, path: Path | None = None) -> tuple[int, 
     (bin_folder / "uv").write_text(UV, encoding="utf-8")
     (bin_folder / "uv").chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "UV"}
+    environment["UV_WORKING_DIR"] = "project"
     environment["PATH"] = str(path) if path else f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [sys.executable, "-m", "agent", "update", *arguments],
@@ -101,7 +104,7 @@ def test_it_becomes_the_updater_of_the_newest_release_in_the_projects_folder(hom
     called = ["tool", "run", "--from", tool, "agent-update"]
     options = ["--to=v0.9.1", "--data=a=b c", "--data=d=e", "--preview"]
     assert code == 7, "the updater's exit code is the command's"
-    assert out.splitlines() == [str(home), "unset", *called, *options]
+    assert out.splitlines() == [str(home), "unset", "unset", *called, *options]
 
 
 @pytest.mark.parametrize(
@@ -109,12 +112,15 @@ def test_it_becomes_the_updater_of_the_newest_release_in_the_projects_folder(hom
     [
         ("memory: sqlite\n", "does not say where the template is (_src_path: missing): restore it"),
         ("_src_path: ../template\n", "(_src_path: ../template): restore it, or write an address"),
-        ("_src_path: /nowhere\n", "file:///nowhere names no release of the template: fatal: "),
-        ("_src_path: https://a:hunter2@localhost:1/b\n", "https://***@localhost:1/b names no"),
+        ("_src_path: /nowhere\n", "git cannot ask file:///nowhere for the template's releases: fa"),
+        (
+            "_src_path: https://a:hunter2@localhost:1/b\n",
+            "git cannot ask https://***@localhost:1/b for",
+        ),
     ],
 )
 def test_without_a_template_it_says_so_in_a_line(home: Path, answers: str, problem: str) -> None:
-    (home / ".copier-answers.yml").write_text(answers, encoding="utf-8")
+    (home / ".copier-answers.yml").write_text(f"agent_name: desk\n{answers}", encoding="utf-8")
 
     code, out, err = update(home)
 
@@ -122,6 +128,15 @@ def test_without_a_template_it_says_so_in_a_line(home: Path, answers: str, probl
     assert err.startswith("agent: ")
     assert problem in err
     assert "hunter2" not in err
+
+
+def test_the_answers_to_another_template_are_not_taken_for_its_own(home: Path) -> None:
+    answers = (home / ".copier-answers.yml").rename(home / ".copier-answers.agent.yml")
+    (home / ".copier-answers.yml").write_text("_commit: v3\n_src_path: gh:other/one\n", "utf-8")
+
+    assert update(home)[0] == 7
+    answers.unlink()
+    assert answer(home, "_src_path") == ""
 
 
 def test_a_template_without_a_release_is_refused(home: Path) -> None:
@@ -140,3 +155,9 @@ def test_without_git_or_uv_it_says_so(home: Path, tmp_path: Path, missing: str, 
 
     assert code == 2
     assert f"there is no {missing}" in err
+
+
+def test_on_windows_it_says_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SettingsError, match="on Windows, in WSL or a dev container"):
+        command.update()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import platform
+import shutil
+import subprocess
 import tempfile
 import time
 import tomllib
@@ -29,7 +32,7 @@ from agent.cli.checks import (
 )
 from agent.cli.code_checks import check_code
 from agent.cli.terminal import busy, make_console
-from agent.cli.update import answer, masked
+from agent.cli.update import ANSWERS, answer, answers_of, has_conflict, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
@@ -72,9 +75,10 @@ def check_everything() -> Iterator[Finding]:
     else:
         yield from check_settings(settings)
         home = settings.home
-    yield from check_template(home)
     ownership = read_ownership(home)
+    yield from check_template(home, ownership)
     yield from check_files(home, ownership)
+    yield from check_git(home, ownership)
     yield from check_code(home, None if ownership is None else set(ownership.get("template", [])))
 
 
@@ -158,15 +162,23 @@ def check_memory(settings: Settings) -> list[Finding]:
 # ---------------------------------------------------------------------- the project's files
 
 
-def check_template(home: Path) -> Iterator[Finding]:
-    """Which version of which template the project is at."""
+def check_template(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
+    """Which version of which template the project is at, and whether its answers are true."""
     version, source = answer(home, "_commit"), answer(home, "_src_path")
-    if version and source:
+    file = answers_of(home)
+    if file and has_conflict(file):
+        yield fail("template", f"{file.name} has conflict markers: finish that merge, and commit")
+    elif version and source:
         what = f"at {version} of {masked(source)}"
         yield Finding("ok", "template", what, "`agent update` looks for a newer one")
     elif is_checkout(home):
         cure = "restore .copier-answers.yml from version control if you did not mean to"
         yield Finding("ok", "template", "left: this project gets no updates", cure)
+    for name, made in (ownership or {}).get("answers", {}).items():
+        if file and (said := answer(home, name)) not in {"", made}:
+            what = f"{file.name} says {name}: {said}, but the project was made with {made}"
+            cure = f"write {name}: {made} again, commit, and run `agent update -d {name}={said}`"
+            yield Finding("fail", "template", what, cure)
 
 
 def read_ownership(home: Path) -> dict[str, Any] | None:
@@ -188,20 +200,87 @@ def check_files(home: Path, ownership: dict[str, Any] | None) -> list[Finding]:
     hashes: dict[str, str] = ownership.get("sha256", {})
     move = "move your change to persona.py or resources.py"
     found = []
+    for name in [*ownership.get("template", []), *ownership.get("shared", [])]:
+        if (home / name).is_file() and has_conflict(home / name):
+            found.append(fail("files", f"{name} has conflict markers: finish that merge"))
     for name in ownership.get("template", []):
-        path = home / name
+        path = answers_of(home) or home / name if name == ANSWERS else home / name
         if not path.is_file():
             if is_checkout(home):
                 cure = f"restore it: `git checkout -- {name}`"
                 found.append(Finding("fail", "files", f"{name} is missing", cure))
-        elif name in hashes and hashlib.sha256(path.read_bytes()).hexdigest() != hashes[name]:
+        elif name in hashes and digest(path) != hashes[name]:
             what = f"{name} is the template's and was changed"
             cure = f"{move}, or expect a conflict from `agent update`"
+            if name.startswith(".github/"):
+                cure = "fine if a bot has raised a version there, otherwise expect a conflict"
             found.append(Finding("warn", "files", what, cure))
     what = "the template's files are there, and those without answers are as they came"
     return found or [Finding("ok", "files", what)]
 
 
+def digest(path: Path) -> str:
+    """The hash of a file, whatever line ends git has given it here."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
 def is_checkout(home: Path) -> bool:
     """Whether this is the whole project; an image has the package and the documents only."""
     return (home / "src").is_dir()
+
+
+# ---------------------------------------------------------------------- git
+
+
+def check_git(home: Path, ownership: dict[str, Any] | None) -> Iterator[Finding]:
+    """What makes `copier update` by hand lose lines of the owner's, if it is set here."""
+    if ownership is None or not answer(home, "_commit") or not is_checkout(home):
+        return
+    pairs = (entry.partition("\n") for entry in ask_git(home, "config", "--list"))
+    settings = {name: value for name, _, value in pairs}
+    files = ask_git(home, "ls-files", "-v")
+    merged = "\0".join([*ownership.get("shared", []), *ownership.get("template", [])])
+    if (given := settings.get("apply.whitespace", "")) in {"error", "error-all", "fix", "strip"}:
+        yield by_hand(f"apply.whitespace={given}", "drops lines of yours")
+    if settings.get("status.showuntrackedfiles") == "no":
+        yield by_hand("status.showUntrackedFiles=no", "hides its conflicts")
+    if settings.get("core.quotepath") in {"false", "no", "off", "0"}:
+        named = next((entry[2:] for entry in files if not entry.isascii()), None)
+        if named:
+            yield by_hand(f"core.quotePath=false and {named}", "stops half-way")
+    unset = ask_git(home, "check-attr", "--stdin", "diff", given=merged)
+    if names := [
+        name for name, value in zip(unset[0::3], unset[2::3], strict=False) if value == "unset"
+    ]:
+        yield by_hand(f"the attribute -diff of {names[0]}", "drops lines of yours")
+    rules = ask_git(home, "check-ignore", "--no-index", "--verbose", "--stdin", given=merged)
+    for source, pattern, name in zip(rules[0::4], rules[2::4], rules[3::4], strict=False):
+        if Path(source).is_absolute() and not pattern.startswith("!"):
+            yield by_hand(f"{pattern} in {source}, which ignores {name},", "drops lines of yours")
+            break
+    for letter, name in ((entry[0], entry[2:]) for entry in files):
+        # in a sparse checkout git marks all that is not there
+        if letter.islower() or (letter == "S" and (home / name).is_file()):
+            mark = "assume-unchanged" if letter.islower() else "skip-worktree"
+            what = f"{name} is marked as {mark}, so that git sees no change of it"
+            yield Finding("warn", "git", what, f"`git update-index --no-{mark} {name}`")
+
+
+def by_hand(setting: str, effect: str) -> Finding:
+    """A setting with which an update by hand goes wrong, without a word and with exit code 0."""
+    what = f"with {setting} `copier update` by hand {effect}"
+    return Finding("warn", "git", what, "use `agent update`, which does not")
+
+
+def ask_git(home: Path, *arguments: str, given: str = "") -> list[str]:
+    """What git lists, each part ended by a zero byte; nothing if it cannot."""
+    if not shutil.which("git"):
+        return []
+    command, *options = arguments
+    done = subprocess.run(
+        ["git", command, "-z", *options],
+        cwd=home,
+        input=os.fsencode(given),
+        capture_output=True,
+    )
+    return os.fsdecode(done.stdout).split("\0")[:-1]

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from agent.cli.terminal import busy
 from agent.settings import SettingsError, find_home
 
 ANSWERS = ".copier-answers.yml"
+QUESTION = "agent_name"  # only this template asks it
 HOSTS = {"gh": "https://github.com", "gl": "https://gitlab.com"}
 
 
@@ -38,6 +40,8 @@ def update(
     What does not fit or fails the tests changes nothing here: exit 1, and what to do.
     """
     # the tool does that; it raises SettingsError if it cannot be found
+    if sys.platform == "win32":
+        raise SettingsError(["update on Linux or macOS: on Windows, in WSL or a dev container"])
     home = find_home()
     uv = shutil.which("uv") or os.environ.get("UV")
     if not uv or not shutil.which("git"):
@@ -49,14 +53,18 @@ def update(
         done = subprocess.run(asked, cwd=home, capture_output=True, text=True)
     releases = re.findall(r"refs/tags/v(\d+)\.(\d+)\.(\d+)$", done.stdout, re.MULTILINE)
     if not releases:
-        problem = done.stderr.strip().replace("\n", " ") or "no tag there is like v1.2.3"
-        raise SettingsError([masked(f"{address} names no release of the template: {problem}")])
+        problem = f"{address} names no release of the template: no tag there is like v1.2.3"
+        if done.returncode:
+            said = done.stderr.strip().replace("\n", " ")
+            problem = f"git cannot ask {address} for the template's releases: {said}"
+        raise SettingsError([masked(problem)])
     newest = ".".join(max(releases, key=lambda release: [int(part) for part in release]))
     tool = f"git+{address}@v{newest}#subdirectory=updater"
     options = [f"--to={to}"] * bool(to) + [f"--data={one}" for one in data or []]
     options += ["--preview"] * preview
-    # the tool has packages of its own
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # the tool has packages of its own, and works where it is started
+    others = {"PYTHONPATH", "UV_WORKING_DIR", "UV_WORKING_DIRECTORY"}
+    environment = {name: value for name, value in os.environ.items() if name not in others}
     os.chdir(home)
     os.execve(uv, [uv, "tool", "run", "--from", tool, "agent-update", *options], environment)
 
@@ -75,10 +83,30 @@ def address_of(source: str) -> str:
     return f"{short}:{rest}" if rest.startswith("//") else f"ssh://{short}/{rest.lstrip('/')}"
 
 
+def answers_of(home: Path) -> Path | None:
+    """Where the answers to this template's questions are; None if nowhere.
+
+    The file with the usual name may have those to another template, with which Copier began here.
+    """
+    files = [home / ANSWERS, *sorted(home.glob(".*.y*ml"))]
+    ours = re.compile(rf"^{QUESTION}:", re.MULTILINE)
+    return next((path for path in files if path.is_file() and ours.search(read(path))), None)
+
+
+def read(path: Path) -> str:
+    """The text of a file, whatever it holds."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def has_conflict(path: Path) -> bool:
+    """Whether somebody has committed the marks of a conflict in this file."""
+    return bool(re.search(r"^<<<<<<< (?s:.*)^>>>>>>> ", read(path), re.MULTILINE))
+
+
 def answer(home: Path, name: str) -> str:
     """What Copier has recorded under this name; empty if there is nothing."""
-    path = home / ANSWERS
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    path = answers_of(home)
+    text = read(path) if path else ""
     found = re.search(rf"^{name}:[ \n]*(.*(?:\n +.*)*)$", text, re.MULTILINE)
     value = " ".join(line.strip() for line in found[1].splitlines()) if found else ""
     return value[1:-1].replace("''", "'") if value.startswith(("'", '"')) else value
