@@ -125,7 +125,7 @@ class Talk:
     async def say(self, text: str) -> str:
         """Say something; what the agent answered, if it did before the call ended."""
         assert self.call.session is not None
-        await self.call.wait_for_tools()
+        await self.call.tools.wait_connected()
         before = len(self.said)
         run = asyncio.ensure_future(_finish(self.call.session.run(user_input=text)))
         ended = asyncio.create_task(self.call.wait_ended())
@@ -183,7 +183,7 @@ async def talk(
     talking = Talk(call, transport)
     try:
         assert await call.wait_for_turn(), f"the call ended before it began: {call.reason}"
-        greeted = call.current_step is Step.STAY
+        greeted = call.steps.current is Step.STAY
         assert greeted or asks_first, "it asks before it greets: write talk(asks_first=True)"
         yield talking
     finally:

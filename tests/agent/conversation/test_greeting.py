@@ -117,8 +117,8 @@ def cast(monkeypatch: pytest.MonkeyPatch, kind: type[Persona]) -> list[Any]:
 
 def deadline_of(call: Call) -> float | None:
     """When the step has to be done; None while the deadline does not count."""
-    assert call._step_deadline is not None
-    return call._step_deadline.when()
+    assert call.steps.deadline is not None
+    return call.steps.deadline.when()
 
 
 @pytest.mark.parametrize("kind", ASKING)
@@ -128,7 +128,7 @@ async def test_the_caller_is_asked_before_the_greeting_and_may_think(
     agents = cast(monkeypatch, kind)
     async with talk(asks_first=True) as call:
         assert call.said == ["May we record this call?"]
-        assert call.call.current_step is Step.GREET
+        assert call.call.steps.current is Step.GREET
         assert deadline_of(call.call) is None
         said = await call.say('/tool answer {"yes": true}')
         assert said == "Hello! How can I help you?"

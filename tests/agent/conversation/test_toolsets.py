@@ -149,12 +149,12 @@ async def test_nobody_waits_for_a_server_that_says_nothing(cast: Cast) -> None:
     async with talk() as call:
         assert call.said == ["Hello! How can I help you?"]
         # it still connects, and nobody has waited for it
-        assert call.call.connecting
+        assert call.call.tools.connecting
         await call.transport.type("Thank you.")
         assert call.said[-1] == "You are welcome."
-        assert call.call.connecting
+        assert call.call.tools.connecting
     assert ("session", "ok") in call.call.closed
-    assert not call.call.connecting
+    assert not call.call.tools.connecting
     assert not [one for one in psutil.Process().children() if one not in before]
 
 
@@ -302,6 +302,6 @@ async def test_a_call_that_ends_while_a_tool_set_connects_does_not_wait_for_it(
     )
     talking: Talk
     async with talk() as talking:
-        assert talking.call.connecting
+        assert talking.call.tools.connecting
     assert ("session", "ok") in talking.call.closed
-    assert not talking.call.connecting
+    assert not talking.call.tools.connecting

@@ -1143,7 +1143,7 @@ class Records(CallMemory):
 async def killed(call: Call) -> None:
     """End the job like that of a killed worker: cancel all tasks at once, leave the room last."""
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in sorted(tasks, key=lambda task: task is not call.steps):
+    for task in sorted(tasks, key=lambda task: task is not call.running_steps):
         task.cancel()
     async with asyncio.timeout(10):
         await asyncio.shield(call.opened._opened[0].task)

@@ -284,7 +284,7 @@ async def with_server(**changes: object) -> tuple[Call, psutil.Process]:
     call = await in_conversation(
         HandTransport(), with_toolset, models="scripted", close_seconds=8, **changes
     )
-    await call.wait_for_tools()
+    await call.tools.wait_connected()
     (server,) = [process for process in psutil.Process().children() if process not in before]
     return call, server
 

@@ -159,7 +159,7 @@ class Chat(Conversation):
     async def _turn(self, text: str) -> None:
         assert self._call is not None
         assert self._call.session is not None
-        await self._call.wait_for_tools()
+        await self._call.tools.wait_connected()
         try:
             await self._call.session.run(user_input=text)
         except Exception as error:

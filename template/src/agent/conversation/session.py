@@ -95,7 +95,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         state_changed()
 
     def state_changed(*_: object) -> None:
-        call.heard(
+        call.steps.heard(
             speaking="speaking" in (session.agent_state, session.user_state),
             asking=isinstance(session.current_agent, AgentTask),
             has_asked=has_asked,

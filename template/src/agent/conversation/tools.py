@@ -200,9 +200,9 @@ class Connection:
         if self._task is not None:
             return
         self._task = asyncio.create_task(self._run(setup), name=f"connect {self._name}")
-        self._call.connecting.add(self._task)
-        self._task.add_done_callback(self._call.connecting.discard)
-        taking_over = self._call.current_step is Step.STAY
+        self._call.tools.connecting.add(self._task)
+        self._task.add_done_callback(self._call.tools.connecting.discard)
+        taking_over = self._call.steps.current is Step.STAY
         wait = timeouts.TOOLSET_WAIT_SECONDS if taking_over else 0
         await asyncio.wait([self._task], timeout=None if self._must_have else wait)
 

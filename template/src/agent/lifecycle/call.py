@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
-from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks
+from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks, warn_of_long_close
 from agent.lifecycle.journal import CallJournal, CallOver
 from agent.lifecycle.resource import (
     BackgroundTasks,
@@ -23,7 +23,9 @@ from agent.lifecycle.resource import (
     ResourceStack,
     RunningTools,
 )
+from agent.lifecycle.steps import Steps
 from agent.lifecycle.timeouts import Step
+from agent.lifecycle.typed_lines import TypedLines
 from agent.memory import Profile, Turn
 from agent.reasons import NOBODY_LISTENS, Reason
 from agent.settings import Settings
@@ -72,22 +74,16 @@ class Call:
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
         self.persona: Any = None  # the first agent of the call; others may take over
-        self.opened = ResourceStack(self)
+        self._sequence = ClosingSequence(self)
+        self.opened = ResourceStack(self._sequence)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
         self.background = BackgroundTasks(self.journal)
         self.tools = RunningTools()
-        self.connecting: set[asyncio.Task[None]] = set()  # tool sets
-        self.current_step = Step.OPEN_INFRASTRUCTURE
-        self.steps: asyncio.Task[None] | None = None
+        self.steps, self.typed = Steps(self.journal), TypedLines(self)
+        self.running_steps: asyncio.Task[None] | None = None
         self._rejoin_timer: asyncio.TimerHandle | None = None
         self._length_timer: asyncio.TimerHandle | None = None
-        self._ended, self._greeted = asyncio.Event(), asyncio.Event()
-        self._asking = asyncio.Event()  # while an AgentTask waits for the caller
-        self._step_deadline: asyncio.Timeout | None = None
-        self._typing = asyncio.Lock()  # those who wait for it get it in their order
-        self._sequence = ClosingSequence(self)
-        self._closing: asyncio.Task[None] | None = None
-        self._exit_guarded = False
+        self._ended = asyncio.Event()
 
     @property
     def closed(self) -> list[tuple[str, str]]:
@@ -123,7 +119,7 @@ class Call:
         self.transport.listen(self)
         seconds = Step.CONNECT.seconds or 0
         self._room = self.opened.add("room", self._connected(), seconds, timeouts.CLOSE_SECONDS)
-        self.steps = asyncio.create_task(self._run(steps), name="call_steps")
+        self.running_steps = asyncio.create_task(self._run(steps), name="call_steps")
         ended = asyncio.create_task(self._ended.wait(), name="call_ended")
         either: list[asyncio.Future[Any]] = [self._room.ready, ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -152,39 +148,9 @@ class Call:
         else:
             self.end(Reason.AGENT_HUNG_UP)
 
-    @asynccontextmanager
-    async def step(self, step: Step) -> AsyncIterator[None]:
-        """One of the eight steps, within its deadline; one record and one span when it is done."""
-        self.current_step = step
-        if step is Step.STAY:
-            self._greeted.set()
-        with self.journal.step(step):
-            try:
-                async with asyncio.timeout(step.seconds) as deadline:
-                    self._step_deadline = deadline
-                    try:
-                        yield
-                    finally:
-                        self._step_deadline = None
-            except TimeoutError as error:
-                if deadline.expired():
-                    raise TimeoutError(f"no answer within {step.seconds:g} s") from error
-                raise
-
-    def heard(self, *, speaking: bool, asking: bool, has_asked: bool) -> None:
-        """Whether somebody speaks now, and whether an AgentTask asks the caller something.
-
-        The greeting's deadline counts silence: not while somebody speaks, and not while the
-        caller thinks about an answer, which is what the limits of a call are for.
-        """
-        if has_asked and not speaking:
-            self._asking.set()
-        elif not asking:
-            self._asking.clear()
-        deadline = self._step_deadline
-        if self.current_step is Step.GREET and deadline is not None and not deadline.expired():
-            now = asyncio.get_running_loop().time()
-            deadline.reschedule(None if speaking or asking else now + (Step.GREET.seconds or 0))
+    def step(self, step: Step) -> AbstractAsyncContextManager[None]:
+        """One of the eight steps, within its deadline."""
+        return self.steps.take(step)
 
     async def wait_connected(self) -> None:
         """Wait until the room is connected; it has been connecting since the call began."""
@@ -206,11 +172,11 @@ class Call:
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
-        return await self.until(self._greeted)
+        return await self.until(self.steps.greeted)
 
     async def wait_for_turn(self) -> bool:
         """Wait until the caller has been greeted, or asked something before the greeting."""
-        return await self.until(self._greeted, self._asking)
+        return await self.until(self.steps.greeted, self.steps.asking)
 
     async def until(self, *events: asyncio.Event) -> bool:
         """Wait for one of the events; False when the call ended before."""
@@ -222,11 +188,6 @@ class Call:
                 wait.cancel()
         return self.reason is None
 
-    async def wait_for_tools(self) -> None:
-        """Wait until every tool set has connected, or failed to; for tests and the terminal."""
-        if self.connecting:
-            await asyncio.wait(self.connecting)
-
     async def wait_ended(self) -> None:
         """Stay for the whole conversation: return when the call has ended, whatever the reason."""
         await self._ended.wait()
@@ -234,8 +195,7 @@ class Call:
     async def wait_closed(self) -> None:
         """Wait until everything is closed; ends the call if nothing else did."""
         await self.on_job_stopped()
-        if self._closing is not None:  # a dying process closes nothing here, see `die`
-            await asyncio.shield(self._closing)
+        await self._sequence.wait()
 
     # what a call holds
 
@@ -257,12 +217,7 @@ class Call:
         """
         if self.reason is not None:
             raise CallOver(f"{name} was not opened: the call is over ({self.reason})")
-        most = self.settings.close_seconds
-        if close_seconds > max(most, timeouts.CLOSE_SECONDS):
-            sentence = (
-                "%s asks for %g s to close, but everything together has AGENT_CLOSE_SECONDS=%g"
-            )
-            log.warning(sentence, name, close_seconds, most, extra=self.journal.fields())
+        warn_of_long_close(self, name, close_seconds)
         resource = self.opened.add(name, manager, open_seconds, close_seconds)
         return await asyncio.shield(resource.ready)
 
@@ -293,29 +248,8 @@ class Call:
             self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
 
     async def answer(self, text: str) -> None:
-        """Answer a line that the caller has typed.
-
-        It cuts nothing off and is not lost: it has its turn when the answers to the lines before
-        it are said, and nobody speaks.
-        """
-        if (session := self.session) is None or self.reason is not None:
-            return
-        session.reset_away_timer()
-        async with self._typing:
-            try:
-                await session.wait_for_idle()
-            except Exception:
-                if self.reason is None:
-                    raise
-            if self.reason is not None:  # nobody is answered after the goodbye
-                return
-            said = asyncio.ensure_future(session.generate_reply(user_input=text).wait_for_playout())
-            # a tool of this answer may take long, or ask the caller something
-            asked = asyncio.create_task(self._asking.wait())
-            seconds = timeouts.TYPED_SECONDS
-            await asyncio.wait([said, asked], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for wait in (said, asked):
-                wait.cancel()
+        """Answer a line that the caller has typed, in its turn."""
+        await self.typed.answer(text)
 
     # the ends, at their sources
 
@@ -330,10 +264,16 @@ class Call:
                 timer.cancel()
         self._ended.set()
         self.tools.call_ended()
-        for connecting in self.connecting:
-            connecting.cancel()
-        self._closing = asyncio.create_task(self._sequence.run(), name="call_close")
+        self._sequence.begin()
         self.transport.finish(reason)
+
+    def died(self) -> None:
+        """The process is ending, which is why the call does, unless it had ended already."""
+        if self.reason is None:
+            self.reason = Reason.WORKER_DIED
+            self._ended.set()
+            # for the trace: the log went to the worker
+            self.journal.call_ended(self.reason, self.turns)
 
     def _end_in(self, seconds: float, reason: str) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(seconds, self.end, reason)
@@ -341,10 +281,10 @@ class Call:
     def fail(self, error: BaseException) -> None:
         """End the call because its step failed; after the end an error is only a consequence."""
         if self.reason is None:
-            number, title = self.current_step.number, self.current_step.title
-            sentence = f"step {number} ({title}) failed: {one_line(error)}"
+            step = self.steps.current
+            sentence = f"step {step.number} ({step.title}) failed: {one_line(error)}"
             log.error("%s", sentence, exc_info=error, extra=self.journal.fields())
-            self.end(Reason.error(number, title))
+            self.end(Reason.error(step.number, step.title))
 
     async def hang_up(self) -> None:
         """Say goodbye and end the call for everybody in it; returns at once."""
@@ -395,8 +335,7 @@ class Call:
         """The SDK is done with the job, uploads included, and is about to leave the process."""
         await self.on_job_stopped()
         warn_of_cut_tasks(self)
-        self._exit_guarded = True
-        self.transport.guard_exit(timeouts.EXIT_SECONDS)
+        self._sequence.guard_exit()
 
     @property
     def can_speak(self) -> bool:
@@ -409,20 +348,3 @@ class Call:
         """How long a last sentence may take."""
         stopped = self.reason == Reason.WORKER_STOPPED
         return self.settings.stop_goodbye_seconds if stopped else self.settings.goodbye_seconds
-
-    def is_dying(self) -> bool:
-        """Whether the process is ending: the SDK has cancelled every task and runs no callback."""
-        task = self._closing or self.steps
-        return task is None or task.done() or task.cancelling() > 0
-
-    def die(self) -> None:
-        """In a dying process, do what closing would have done; each resource leaves by itself."""
-        if self.reason is None:
-            self.reason = Reason.WORKER_DIED
-            self._ended.set()
-            # for the trace: the log went to the worker
-            self.journal.call_ended(self.reason, self.turns)
-        if not self._exit_guarded:
-            self._exit_guarded = True
-            self.transport.guard_exit(timeouts.EXIT_SECONDS)
-        self._sequence.write_record()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
-from agent.lifecycle.journal import usage_of
+from agent.lifecycle.journal import CallJournal, usage_of
 from agent.lifecycle.timeouts import Step
 from agent.memory import CallRecord
 from agent.reasons import Reason
@@ -35,10 +35,41 @@ class ClosingSequence:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._began_at = time.time()
-        self._room_ended, self._recorded = False, False
+        self._task: asyncio.Task[None] | None = None
+        self._room_ended, self._recorded, self._exit_guarded = False, False, False
 
-    async def run(self) -> None:
-        """Close the call, once."""
+    @property
+    def journal(self) -> CallJournal:
+        """The call's."""
+        return self._call.journal
+
+    def begin(self) -> None:
+        """Close the call, once, in a task of its own."""
+        self._task = asyncio.create_task(self._run(), name="call_close")
+
+    async def wait(self) -> None:
+        """Wait until everything is closed; a dying process closes nothing here, see `die`."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    def is_dying(self) -> bool:
+        """Whether the process is ending: the SDK has cancelled every task and runs no callback."""
+        task = self._task or self._call.running_steps
+        return task is None or task.done() or task.cancelling() > 0
+
+    def die(self) -> None:
+        """In a dying process, do what closing would have done; each resource leaves by itself."""
+        self._call.died()
+        if not self._exit_guarded:
+            self.guard_exit()
+        self.write_record()
+
+    def guard_exit(self) -> None:
+        """The process ends by force, should it stay much longer."""
+        self._exit_guarded = True
+        self._call.transport.guard_exit(timeouts.EXIT_SECONDS)
+
+    async def _run(self) -> None:
         call = self._call
         try:
             with call.journal.step(Step.CLEAN_UP):
@@ -59,10 +90,10 @@ class ClosingSequence:
         call.journal.call_ended(call.reason, call.turns)
 
     async def _stop_steps(self) -> None:
-        steps = self._call.steps
+        steps = self._call.running_steps
         if steps is None or steps is asyncio.current_task():
             return
-        if self._call.current_step is not Step.STAY:  # which returns by itself
+        if self._call.steps.current is not Step.STAY:  # which returns by itself
             steps.cancel()
         await asyncio.wait([steps], timeout=timeouts.UNWIND_SECONDS)
 
@@ -110,6 +141,14 @@ class ClosingSequence:
 
     async def _close_resources(self, until: float) -> None:
         await self._call.opened.close_all(until, but=self._call.session_resource)
+
+
+def warn_of_long_close(call: Call, name: str, seconds: float) -> None:
+    """A resource asks for more than everything together has."""
+    most = call.settings.close_seconds
+    if seconds > max(most, timeouts.CLOSE_SECONDS):
+        sentence = "%s asks for %g s to close, but everything together has AGENT_CLOSE_SECONDS=%g"
+        log.warning(sentence, name, seconds, most, extra=call.journal.fields())
 
 
 def warn_of_cut_tasks(call: Call) -> None:

@@ -25,7 +25,10 @@ class OpenFailed(Exception):
 class Holder(Protocol):
     """What resources ask of the call that holds them."""
 
-    journal: CallJournal
+    @property
+    def journal(self) -> CallJournal:
+        """The call's."""
+        ...
 
     def is_dying(self) -> bool:
         """Whether the whole process is ending, so that nothing closes the resources in order."""
@@ -247,6 +250,7 @@ class RunningTools:
     def __init__(self) -> None:
         self._running: set[RunningTool] = set()
         self._over = False
+        self.connecting: set[asyncio.Task[None]] = set()  # tool sets
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -287,10 +291,17 @@ class RunningTools:
     def call_ended(self) -> None:
         """From now on each has its grace, and no more: the SDK itself ends none."""
         self._over = True
+        for connecting in self.connecting:
+            connecting.cancel()
         for tool in self._running:
             if tool.held:  # nobody will answer any more
                 tool.grace = 0.0
             _shorten(tool.deadline, tool.grace)
+
+    async def wait_connected(self) -> None:
+        """Wait until every tool set has connected, or failed to; for tests and the terminal."""
+        if self.connecting:
+            await asyncio.wait(self.connecting)
 
     async def settle(self) -> None:
         """Wait for those that have a grace; one that does not heed its deadline is left behind."""
