@@ -53,6 +53,7 @@ canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents th
 bench: $(STAMP)  ## measure: copies and updates, first audio, free slots, weight, every end in six shapes of an entrypoint: more than 20 minutes
 	@$(PY) -m benchmarks.copies
 	@$(PY) -m benchmarks.weight
+	@$(PY) -m benchmarks.updates
 	@$(PY) -m benchmarks.run
 	@$(PY) -m benchmarks.ends
 	@$(PY) -m benchmarks.shapes

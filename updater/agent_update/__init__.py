@@ -3,7 +3,7 @@
 import sys
 
 if sys.platform == "win32":
-    # as the project itself says it
+    # git's file modes and links, and signals, are others there; in the project's own words
     print(
         "agent: this does not run on Windows itself: install WSL (`wsl --install`), "
         "and clone and run the project in its terminal",

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,6 @@ from agent_update.processes import Refused, git, git_result
 PACKAGE = "src/agent/"
 CURRENT = ":current:"  # Copier's name for the version that the project is at
 SHOWN_VERSIONS = 5
-
-
-def require_platform() -> None:
-    """Refuse Windows, where git's file modes and links, and signals, are others."""
-    if sys.platform == "win32":
-        raise Refused("this works on Linux and macOS: on Windows, run it in WSL or a dev container")
 
 
 def require_own_folder(complaint: str) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli import update as command
 from agent.cli.update import address_of, answer
 from agent.settings import SettingsError
 
@@ -155,9 +154,3 @@ def test_without_git_or_uv_it_says_so(home: Path, tmp_path: Path, missing: str, 
 
     assert code == 2
     assert f"there is no {missing}" in err
-
-
-def test_on_windows_it_says_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(SettingsError, match="on Windows, in WSL or a dev container"):
-        command.update()

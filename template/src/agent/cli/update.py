@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +39,6 @@ def update(
     What does not fit or fails the tests changes nothing here: exit 1, and what to do.
     """
     # the tool does that; it raises SettingsError if it cannot be found
-    if sys.platform == "win32":
-        raise SettingsError(["update on Linux or macOS: on Windows, in WSL or a dev container"])
     home = find_home()
     uv = shutil.which("uv") or os.environ.get("UV")
     if not uv or not shutil.which("git"):
