@@ -165,6 +165,10 @@ def test_the_other_hash_of_git_is_no_obstacle(
 def test_settings_that_stop_copier_half_way_or_drop_lines_are_of_no_effect(
     desk: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    desk.write("run.sh", "true\n")
+    (desk.home / "run.sh").chmod(0o755)
+    (desk.home / "link").symlink_to("run.sh")
+    desk.commit()
     hooks = tmp_path / "hooks"
     (hooks / "info").mkdir(parents=True)
     (hooks / "info" / "attributes").write_text("* -diff\n")
@@ -185,7 +189,9 @@ def test_settings_that_stop_copier_half_way_or_drop_lines_are_of_no_effect(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
     # as of `git -c`, when an alias of git's runs the update
-    monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'core.quotepath'='false' 'apply.whitespace=error'")
+    given = "'core.quotepath'='false' 'apply.whitespace=error'"
+    given += " 'core.filemode=false' 'core.symlinks=false'"
+    monkeypatch.setenv("GIT_CONFIG_PARAMETERS", given)
     (desk.home / ".git/info/attributes").write_text("* -diff -text filter=nothing\n")
     desk.write("knowledge/Öffnungszeiten.md", "Ja.  \n")
     desk.write("Dockerfile", desk.read("Dockerfile") + "RUN mine  \n")
@@ -197,6 +203,7 @@ def test_settings_that_stop_copier_half_way_or_drop_lines_are_of_no_effect(
     assert ended.code == 0, ended.err
     assert desk.read("Dockerfile").endswith("RUN quick\n\n# " + MARK + "\nRUN mine  \n")
     assert desk.read("knowledge/Öffnungszeiten.md") == "Ja.  \n"
+    assert os.access(desk.home / "run.sh", os.X_OK)
 
 
 def test_a_dependency_in_a_submodule_is_there_when_the_copy_is_tested(

@@ -38,10 +38,12 @@ COPY_SETTINGS = {
     "core.autocrlf": "false",
     "core.eol": "lf",
     "core.excludesFile": os.devnull,
+    "core.fileMode": "true",
     "core.fsmonitor": "false",
     "core.hooksPath": os.devnull,
     "core.quotePath": "true",
     "core.safecrlf": "false",
+    "core.symlinks": "true",
     "status.showUntrackedFiles": "all",
 }
 # And new repositories are as git makes them by default; Copier knows no other hash
