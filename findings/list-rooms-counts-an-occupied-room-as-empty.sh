@@ -49,6 +49,7 @@ server=$!
 
 cat > "$work/finding.py" <<'PY'
 import asyncio
+import os
 import sys
 import time
 import urllib.request
@@ -119,5 +120,8 @@ async def main():
 
 
 asyncio.run(main())
+sys.stdout.flush()
+# all is said: after many rooms the end of Python was once aborted (exit code 134)
+os._exit(0)
 PY
 timeout 120 "$work/venv/bin/python" "$work/finding.py" "ws://127.0.0.1:$port"
