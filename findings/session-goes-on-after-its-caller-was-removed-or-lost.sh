@@ -110,7 +110,7 @@ async def tried(how):
     arguments = [sys.executable, "-c", CALLER, URL, token(how, "caller")]
     caller = subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while "caller" not in agent.remote_participants:
                 await asyncio.sleep(0.05)
         session = AgentSession(llm=Model(), vad=None, turn_handling={"turn_detection": "manual"})
@@ -162,6 +162,6 @@ async def main():
     print("as described: the session goes on without the caller who was removed, or whose connection died")
 
 
-asyncio.run(asyncio.wait_for(main(), 150))
+asyncio.run(asyncio.wait_for(main(), 280))
 PY
-timeout 170 "$work/venv/bin/python" "$work/finding.py" "ws://127.0.0.1:$port"
+timeout 300 "$work/venv/bin/python" "$work/finding.py" "ws://127.0.0.1:$port"

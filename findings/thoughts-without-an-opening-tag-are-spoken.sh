@@ -74,4 +74,4 @@ async def main():
 
 asyncio.run(main())
 PY
-timeout 80 "$work/venv/bin/python" "$work/finding.py"
+timeout 200 "$work/venv/bin/python" "$work/finding.py"
