@@ -83,7 +83,7 @@ async def test_a_room_that_the_server_does_not_list_yet_is_deleted(server: RoomS
     assert server.deleted == ["room"]
 
 
-async def test_a_room_that_the_agent_is_in_is_deleted_whatever_sid_the_server_lists(
+async def test_a_room_that_the_agent_is_in_is_deleted_whatever_sid_the_sdk_gives(
     server: RoomService,
 ) -> None:
     server.rooms = [models.Room(name="room", sid="RM_2")]
