@@ -44,6 +44,22 @@ def test_a_requirement_has_the_extras_of_both_and_the_newer_range(ours: str, lin
     assert result == ((f"    {line},\n", True) if line else ("", False))
 
 
+@pytest.mark.parametrize(
+    ("ours", "line"),
+    [
+        (">=3.12", ">=3.12,<3.15"),
+        (">=3.11,<3.14", ">=3.11,<3.14"),
+        (">=3.12,<4", ">=3.12,<3.15"),
+        ("==3.13.*", ""),
+        (">=3.15", ""),
+    ],
+)
+def test_of_python_the_versions_stay_that_both_allow(ours: str, line: str) -> None:
+    lines = [f'requires-python = "{range_}"\n' for range_ in (">=3.11", ours, ">=3.11,<3.15")]
+    result = merged("pyproject.toml", *lines)
+    assert result == ((f'requires-python = "{line}"\n', True) if line else ("", False))
+
+
 def test_an_extra_that_one_has_dropped_is_gone() -> None:
     lines = ['"redis[a,b]>=1",\n', '"redis[b,c]>=1",\n', '"redis[a,b,d]>=2",\n']
     assert merged("pyproject.toml", *lines) == ('"redis[b,c,d]>=2",\n', True)

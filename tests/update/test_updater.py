@@ -776,6 +776,10 @@ def test_the_answers_to_another_template_are_not_those_to_this_one(
     project.commit()
     assert "has the answers to another template" in refused(project)
     project.write(".copier-answers.agent.yml", ours)
+    # another one may ask the same
+    project.write(
+        ".copier-answers.yml", "_commit: v7.0.0\n_src_path: gh:other/one\nagent_name: bob\n"
+    )
     project.commit()
     does("copier", FIX.replace(".copier-answers.yml", ".copier-answers.agent.yml"))
 

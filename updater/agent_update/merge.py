@@ -93,12 +93,32 @@ def toml_lines(lines: Sequence[str]) -> Iterator[Line]:
     for line in lines:
         if found := TABLE.fullmatch(line.rstrip()):
             table = found[1].strip()
-        if found := KEY.fullmatch(line.rstrip()):
+        if (found := KEY.fullmatch(line.rstrip())) and found[1] == "requires-python":
+            yield Line((table, found[1]), narrower)
+        elif found:
             yield Line((table, found[1]))  # two new values are for the owner to decide
         else:
             parts = STRING.split(line)
             parts[1::2] = [named(part) for part in parts[1::2]]
             yield Line((table, *parts), merged_requirements)
+
+
+def narrower(base: str, ours: str, theirs: str) -> str | None:
+    """A line with the versions, of Python, that both allow."""
+    parts = [STRING.split(line) for line in (ours, theirs)]
+    mine, its = (bounds(each[1]) if len(each) == 3 else None for each in parts)
+    if mine is None or its is None:
+        return None
+    both = Bounds(max(mine.first, its.first), min(mine.last, its.last))
+    if both.first >= both.last:
+        return None
+    before, _, after = parts[0]
+    return f'{before}"{as_range(both)}"{after}'
+
+
+def as_range(both: Bounds) -> str:
+    """As a requirement writes it."""
+    return f">={both.first}" + (f",<{both.last}" if both.last < ENDLESS else "")
 
 
 def named(text: str) -> str:
@@ -145,7 +165,7 @@ def newer_range(base: str, ours: str, theirs: str) -> str | None:
     both = Bounds(max(mine.first, its.first), max(mine.last, its.last))
     if both in (its, mine):
         return theirs if both == its else ours
-    return f">={both.first}" + (f",<{both.last}" if both.last < ENDLESS else "")
+    return as_range(both)
 
 
 def bounds(text: str) -> Bounds | None:

@@ -20,7 +20,8 @@ from agent_update.refusals import require_all_files, require_own_folder, require
 ANSWERS = ".copier-answers.yml"
 OWNERSHIP = ".template.toml"
 LOCK = "uv.lock"
-QUESTION = "agent_name"  # only this template asks it, in each of its releases
+# this template asks the first, in each of its releases; another may, too, but not all of them
+QUESTIONS = ("agent_name", "knowledge", "memory")
 STORES = {"knowledge": ("sqlite", "pgvector"), "memory": ("sqlite", "redis")}
 IN_PROGRESS = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply")
 
@@ -136,11 +137,13 @@ def answers_file(home: Path) -> str:
 
     Where there were answers to another template, Copier was told another name (`--answers-file`).
     """
+    found: dict[str, int] = {}
     for path in (home / ANSWERS, *sorted(home.glob(".*.y*ml"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if re.search(f"^{QUESTION}:", path.read_text(encoding="utf-8"), re.MULTILINE):
-                return path.name
-    return ANSWERS
+            text = "\n" + path.read_text(encoding="utf-8")
+            if f"\n{QUESTIONS[0]}:" in text:
+                found.setdefault(path.name, sum(f"\n{name}:" in text for name in QUESTIONS))
+    return max(found, key=lambda name: found[name], default=ANSWERS)
 
 
 def made_with(ownership: dict[str, Any]) -> dict[str, str]:
@@ -161,7 +164,7 @@ def require_true_answers(file: Path, answers: dict[str, Any], ownership: dict[st
 
     Copier believes the answers, and that the owner has deleted what they should have brought.
     """
-    if QUESTION not in answers:
+    if QUESTIONS[0] not in answers:
         raise Refused(
             f"{file} has the answers to another template, and there are none to this one: restore"
             " them from version control, or leave the template (docs/agent/ownership.md)"

@@ -131,10 +131,14 @@ def test_without_a_template_it_says_so_in_a_line(home: Path, answers: str, probl
 
 def test_the_answers_to_another_template_are_not_taken_for_its_own(home: Path) -> None:
     answers = (home / ".copier-answers.yml").rename(home / ".copier-answers.agent.yml")
-    (home / ".copier-answers.yml").write_text("_commit: v3\n_src_path: gh:other/one\n", "utf-8")
+    answers.write_text(f"{answers.read_text('utf-8')}memory: sqlite\n", "utf-8")
+    others = "_commit: v3\n_src_path: gh:other/one\n"
+    # another one may ask the same
+    (home / ".copier-answers.yml").write_text(f"{others}agent_name: bob\n", "utf-8")
 
     assert update(home)[0] == 7
     answers.unlink()
+    (home / ".copier-answers.yml").write_text(others, "utf-8")
     assert answer(home, "_src_path") == ""
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from collections import UserDict
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from livekit.agents import function_tool
 from livekit.agents.llm import ChatChunk, ChoiceDelta, FunctionToolCall
@@ -33,6 +37,24 @@ class Price:
     per: str
 
 
+def row() -> sqlite3.Row:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.row_factory = sqlite3.Row
+        found: sqlite3.Row = database.execute("SELECT 4 AS seats").fetchone()
+        return found
+
+
+async def forgotten() -> str:
+    return "awaited after all"
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError("not open")
+
+
+ENDLESS: dict[str, Any] = {}
+ENDLESS["again"] = ENDLESS
 NOON = datetime(2026, 11, 28, 12)
 RESULTS: dict[str, tuple[Any, str]] = {
     "a mapping": ({"free": True, "seats": None}, '{"free":true,"seats":null}'),
@@ -45,6 +67,15 @@ RESULTS: dict[str, tuple[Any, str]] = {
     "text": ("Table 4.", "Table 4."),
     "a number": (4, "4"),
     "nothing": (None, "Done."),
+    "a row of a database": ([row()], '[{"seats":4}]'),
+    "a mapping of one's own": (UserDict(seats=4), '{"seats":4}'),
+    "numbers of numpy": ({"seats": np.arange(2), "free": np.int64(1)}, '{"seats":[0,1],"free":1}'),
+    "bytes": ({"name": b"Ada"}, '{"name":"Ada"}'),
+    "bytes that are no text": ({"image": b"\xff"}, '{"image":"_w=="}'),
+    "not a number": ([float("nan")], "[null]"),
+    "half a character": ("a\udcff", "a?"),
+    "what holds itself": (ENDLESS, "It is done, but its result cannot be read."),
+    "what cannot be read": (Unreadable(), "It is done, but its result cannot be read."),
 }
 
 
@@ -58,6 +89,7 @@ class Desk(CallAgent):
         self.began, self.saved, self.cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.go_on = asyncio.Event()
         self.thread: int | None = None
+        self.digs, self.dug = threading.Event(), threading.Event()
 
     @function_tool
     async def give(self) -> Any:
@@ -70,6 +102,13 @@ class Desk(CallAgent):
         """A plain function."""
         self.thread = threading.get_ident()
         return "seen"
+
+    @function_tool  # type: ignore[type-var]
+    def dig(self) -> str:
+        """A plain function that takes as long as the test lets it."""
+        self.digs.set()
+        self.dug.wait()
+        return "dug"
 
     @function_tool
     async def save_booking(self) -> str:
@@ -126,6 +165,35 @@ async def test_a_plain_function_runs_in_a_thread_and_its_result_is_given(
         await call.say("/tool look {}")
         assert call.tool_output("look") == "seen"
         assert desks[0].thread not in {None, threading.get_ident()}
+
+
+async def test_a_plain_function_that_is_late_is_not_said_to_have_failed(
+    desks: list[Desk],
+) -> None:
+    async with talk(tool_seconds=0.01) as call:
+        assert await call.say("/tool dig {}")
+        assert "do not try it again" in call.tool_output("dig")
+        desks[0].dug.set()
+
+
+async def test_a_plain_function_that_outlives_its_call_is_not_said_to_be_cut(
+    desks: list[Desk], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with talk(tool_finish_seconds=0.01) as call:
+        asking = asyncio.create_task(call.say("/tool dig {}"))
+        await asyncio.to_thread(desks[0].digs.wait)
+        call.transport.leave()
+        await call.ended()
+        await asking
+        desks[0].dug.set()
+    assert "the tool dig was left running in its thread: its call has ended" in caplog.text
+
+
+async def test_a_forgotten_await_is_made_good(desks: list[Desk]) -> None:
+    async with talk() as call:
+        desks[0].result = forgotten()
+        await call.say("/tool give {}")
+        assert call.tool_output("give") == "awaited after all"
 
 
 async def begin_to_book(call: Talk, desk: Desk) -> asyncio.Task[str]:

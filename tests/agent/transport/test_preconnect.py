@@ -235,16 +235,42 @@ async def test_what_others_type_is_not_taken_for_the_callers(
     assert await words.texts("caller") == ["hello there"]
 
 
-async def test_chat_is_free_for_the_session_when_it_starts(
-    words: PreConnectBuffer, room: Room
+async def test_quick_texts_come_in_the_order_in_which_they_were_sent(
+    room: Room, words: PreConnectBuffer
 ) -> None:
-    with words.handed_over(
-        AgentSession(vad=None, turn_handling={"turn_detection": "manual"}), "caller"
-    ):
-        room.register_text_stream_handler("lk.chat", "the session's")
-    await words.close()
+    room.types("an early one")
+    listening(words)
+    slow = room.types("the first one")
+    slow.more.clear()
+    room.types("the second one")
+    room.types("of somebody else", identity="somebody else")
+    room.types("the third one")
+    typed = words.typed("caller")
+    first = asyncio.ensure_future(anext(typed))
+    await asyncio.sleep(0)
+    slow.more.set()
 
-    assert room.texts == {"lk.chat": "the session's"}
+    assert [await first, await anext(typed), await anext(typed)] == [
+        "the first one",
+        "the second one",
+        "the third one",
+    ]
+    assert await words.texts("caller") == ["an early one"]
+
+
+async def test_a_text_that_never_ends_does_not_hold_up_the_next(
+    room: Room, words: PreConnectBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preconnect, "TEXT_SECONDS", 0.0)
+    listening(words)
+    room.types("this one never comes").more.clear()
+    typed = words.typed("caller")
+    lost = asyncio.ensure_future(anext(typed))
+    await asyncio.wait([lost], timeout=0)
+    monkeypatch.setattr(preconnect, "TEXT_SECONDS", 60.0)
+    room.types("this one does")
+
+    assert await lost == "this one does"
 
 
 async def test_a_text_that_never_ends_is_waited_for_only_so_long(

@@ -15,7 +15,8 @@ from agent.cli.terminal import busy
 from agent.settings import SettingsError, find_home
 
 ANSWERS = ".copier-answers.yml"
-QUESTION = "agent_name"  # only this template asks it
+# this template asks the first; another one may ask it, too, but not all of them
+QUESTIONS = ("agent_name", "knowledge", "memory")
 HOSTS = {"gh": "https://github.com", "gl": "https://gitlab.com"}
 
 
@@ -86,8 +87,13 @@ def answers_of(home: Path) -> Path | None:
     The file with the usual name may have those to another template, with which Copier began here.
     """
     files = [home / ANSWERS, *sorted(home.glob(".*.y*ml"))]
-    ours = re.compile(rf"^{QUESTION}:", re.MULTILINE)
-    return next((path for path in files if path.is_file() and ours.search(read(path))), None)
+    asked = {
+        path: [f"\n{name}:" in f"\n{read(path)}" for name in QUESTIONS]
+        for path in files
+        if path.is_file()
+    }
+    ours = [path for path, answered in asked.items() if answered[0]]
+    return max(ours, key=lambda path: sum(asked[path]), default=None)
 
 
 def read(path: Path) -> str:

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from livekit.agents import Agent, AgentTask, RunContext, StopResponse, function_tool
 from livekit.agents.llm import (
@@ -25,7 +25,7 @@ from livekit.agents.llm import (
     Toolset,
 )
 from livekit.agents.llm.async_toolset import AsyncToolset
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from agent import one_line
 from agent.lifecycle import Call, Step, timeouts
@@ -34,7 +34,6 @@ from agent.memory import Note
 
 log = logging.getLogger("agent.call")
 
-JSON = TypeAdapter[Any](Any)  # of models, dataclasses and what they hold, too
 # what a model is given of a result; more costs money and time, and hides what matters
 MOST_RESULT_CHARACTERS = 20_000
 
@@ -103,7 +102,17 @@ class ToolGuard:
         grace = 0.0 if patient else min(settings.tool_finish_seconds, settings.tool_seconds)
         if name in self._must_finish:
             grace = settings.tool_seconds
-        run = tool if inspect.iscoroutinefunction(inspect.unwrap(tool)) else _in_a_thread(tool)
+        threaded = not inspect.iscoroutinefunction(inspect.unwrap(tool))
+        run = _in_a_thread(tool) if threaded else tool
+
+        # nothing stops a thread
+        fate = "left running in its thread" if threaded else "cut short"
+        advice = "Tell the caller that this does not work at the moment."
+        if threaded:
+            advice = (
+                "It goes on and cannot be stopped, so do not try it again."
+                " Tell the caller that you do not know yet whether it has worked."
+            )
 
         @functools.wraps(tool)
         async def within_deadline(*args: Any, **kwargs: Any) -> Any:
@@ -111,16 +120,15 @@ class ToolGuard:
                 async with asyncio.timeout(seconds) as deadline:
                     with call.tools.running(deadline, grace, self._agent):
                         result = await run(*args, **kwargs)
+                        if inspect.iscoroutine(result):  # an `await` was forgotten
+                            result = await result
             except TimeoutError as error:
                 if not deadline.expired():
                     raise
                 if call.reason is None:
-                    raise ToolError(
-                        f"No answer within {seconds or 0:g} s."
-                        " Tell the caller that this does not work at the moment."
-                    ) from error
-                sentence = "the tool %s was cut short: its call has ended"
-                log.warning(sentence, name, extra=call.journal.fields(tool=name))
+                    raise ToolError(f"No answer within {seconds or 0:g} s. {advice}") from error
+                sentence = "the tool %s was %s: its call has ended"
+                log.warning(sentence, name, fate, extra=call.journal.fields(tool=name))
                 raise StopResponse from error
             if call.reason is not None:
                 # it is done, and nobody waits for a reply any more
@@ -152,13 +160,42 @@ class ToolGuard:
         if result is None:
             # with nothing to read, the model would not go on
             return "Done."
-        text = result if isinstance(result, str) else JSON.dump_json(result, fallback=str).decode()
+        text = result if isinstance(result, str) else as_json(result)
+        # half a surrogate pair, which no provider takes
+        text = text.encode(errors="replace").decode()
         if len(text) <= MOST_RESULT_CHARACTERS:
             return text
         sentence = "the result of the tool %s was cut to %d of its %d characters"
         extra = self._call.journal.fields(tool=name)
         log.warning(sentence, name, MOST_RESULT_CHARACTERS, len(text), extra=extra)
         return f"{text[:MOST_RESULT_CHARACTERS]} [cut; {len(text)} characters in all]"
+
+
+def as_json(result: Any) -> str:
+    """A result as JSON: models, dataclasses, mappings and rows with their names.
+
+    Bytes are text, or base64 where they are none; what is nothing of this, is what `str` makes of
+    it. A result that cannot be read at all is said to be so: the tool has acted, and the model must
+    not take it for failed.
+    """
+    modes: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
+    for mode in modes:
+        # an owner's `__str__`, too, may raise anything
+        with suppress(Exception):
+            plain = to_json(result, fallback=_plain, bytes_mode=mode, inf_nan_mode="null")
+            return plain.decode()
+    return "It is done, but its result cannot be read."
+
+
+def _plain(value: Any) -> Any:
+    """What of Python's, of a database's and of numpy's values is a mapping, a list or a number."""
+    if callable(keys := getattr(value, "keys", None)):  # rows of databases, too
+        return {str(name): value[name] for name in keys()}
+    if isinstance(value, Iterable):
+        return list(value)
+    if callable(number := getattr(value, "item", None)):
+        return number()
+    return str(value)
 
 
 def _in_a_thread(tool: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:

@@ -28,6 +28,8 @@ class TypedLines:
             return
         session.reset_away_timer()
         async with self._turn:
+            if not await call.wait_for_turn():
+                return
             try:
                 await session.wait_for_idle()
             except Exception:

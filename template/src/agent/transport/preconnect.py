@@ -3,7 +3,8 @@
 Official front ends record the microphone until the agent listens to it, and send that recording as
 soon as the agent is in the room; people also type before anybody answers. The SDK hears neither,
 because it listens from `session.start` on and the call connects earlier. `PreConnectBuffer`
-listens from before the connection and hands over what it heard.
+listens from before the connection and hands over what it heard. Texts it takes to the end of the
+call: the SDK's handler answers each when it has been read, so that quick ones overtake one another.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ RAW = {"", "application/octet-stream", "audio/pcm", "audio/raw", "audio/l16"}
 
 # more than any front end sends; what is beyond is not kept
 MAX_PEOPLE = 10
-MAX_TEXTS = 20  # of one person
+MAX_TEXTS = 20  # of one person, unanswered
 MAX_CHARACTERS = 4_000  # of one text
 MAX_TRACKS = 2  # of one person
 MAX_RECEIVED = 2_000_000  # bytes of one recording, as it was sent
@@ -47,6 +48,8 @@ MAX_KEPT = 10 * BYTES_A_SECOND  # of one recording, as it is heard: the newest 1
 
 # a microphone that is switched on later than this has said nothing early
 MICROPHONE_SECONDS = 10.0
+# a text has so long from when it is next until it has arrived
+TEXT_SECONDS = 5.0
 # how long an announced recording is waited for; live words wait behind it, in order
 RECORDING_SECONDS = 3.0
 
@@ -70,6 +73,8 @@ class Person:
     """What somebody in the room has said so far; nobody knows yet who of them is the caller."""
 
     texts: list[asyncio.Task[str]] = field(default_factory=list)
+    # from when the session is started
+    typed: asyncio.Queue[asyncio.Task[str]] = field(default_factory=asyncio.Queue)
     # made by the front end, by track
     recordings: dict[str, asyncio.Future[bytes]] = field(default_factory=dict)
     microphone: asyncio.Future[rtc.RemoteTrackPublication] = field(default_factory=asyncio.Future)
@@ -112,7 +117,7 @@ class PreConnectBuffer:
         in a task of its own: early audio has to be in front of the live audio
         before the session takes the first frame.
         """
-        self._stop_listening()
+        self._session_listens = True
         person = self._people.pop(caller, None) or Person()
         for somebody_else in self._people.values():
             if somebody_else.live:
@@ -140,6 +145,18 @@ class PreConnectBuffer:
         arrived = [text.result() for text in person.texts if text.done() and not text.cancelled()]
         return [text for text in arrived if text]
 
+    async def typed(self, caller: str) -> AsyncIterator[str]:
+        """What the caller types from when the session was started, in order, without an end."""
+        typed = self._people[caller].typed
+        while True:
+            text = await typed.get()
+            await asyncio.wait([text], timeout=TEXT_SECONDS)
+            if not text.done():
+                text.cancel()
+                log.warning("a typed text did not arrive within %g s and is lost", TEXT_SECONDS)
+            elif not text.cancelled() and (words := text.result()):
+                yield words
+
     async def settled(self, caller: str, within: float = 1.0) -> None:
         """Wait, before greeting, for a recording that the caller's front end announced, if it did.
 
@@ -152,19 +169,14 @@ class PreConnectBuffer:
 
     async def close(self) -> None:
         """Stop listening; what was not taken is forgotten."""
-        self._stop_listening()
+        self._session_listens = True
+        self._room.unregister_text_stream_handler(TOPIC_CHAT)
         self._room.unregister_byte_stream_handler(PRE_CONNECT_TOPIC)
         self._room.off("track_subscribed", self._on_track)
         for task in self._tasks:
             task.cancel()
         stopping = [person.live.stop() for person in self._people.values() if person.live]
         await asyncio.gather(*self._tasks, *stopping, return_exceptions=True)
-
-    def _stop_listening(self) -> None:
-        """Leave texts to RoomIO, which is refused where another handler is registered."""
-        if not self._session_listens:
-            self._session_listens = True
-            self._room.unregister_text_stream_handler(TOPIC_CHAT)
 
     def _person(self, identity: str) -> Person | None:
         """Somebody who is heard; None for others in a crowd, or once the caller is known."""
@@ -186,7 +198,9 @@ class PreConnectBuffer:
 
     def _on_text(self, reader: rtc.TextStreamReader, identity: str) -> None:
         person = self._person(identity)
-        if person and len(person.texts) < MAX_TEXTS:
+        if person and self._session_listens and person.typed.qsize() < MAX_TEXTS:
+            person.typed.put_nowait(self._spawn(_read_text(reader)))
+        elif person and not self._session_listens and len(person.texts) < MAX_TEXTS:
             person.texts.append(self._spawn(_read_text(reader)))
         else:
             reader.close()
@@ -364,7 +378,7 @@ async def _read_text(reader: rtc.TextStreamReader) -> str:
             if len(text) > MAX_CHARACTERS:
                 break
     except rtc.StreamError:
-        log.info("an early text was broken off by its sender")
+        log.info("a text was broken off by its sender")
     finally:
         reader.close()
     return text[:MAX_CHARACTERS].strip()

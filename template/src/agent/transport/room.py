@@ -16,6 +16,7 @@ from livekit.agents import Agent, AgentSession, JobContext, JobExecutorType, roo
 from livekit.agents.job import DEFAULT_PARTICIPANT_KINDS
 from livekit.protocol import models
 
+from agent import one_line
 from agent.reasons import CALLER_IS_GONE
 from agent.transport import Caller, CallEvents
 from agent.transport.preconnect import AUDIO, PreConnectBuffer
@@ -60,8 +61,7 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
-        # texts that came while the session was being started
-        self._texts: list[str] = []
+        self._typing: asyncio.Task[None] | None = None
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
         # the SDK's own; `listen` puts another in its place for owners' code
         self._end_job = ctx.shutdown
@@ -131,6 +131,8 @@ class RoomTransport:
             yield
         finally:
             try:
+                if self._typing is not None:
+                    self._typing.cancel()
                 if self._early is not None:
                     await self._early.close()
             finally:
@@ -171,30 +173,29 @@ class RoomTransport:
         if self._early is None:
             await session.start(agent)
             return
-        started = False
-
-        async def read(session: AgentSession[Any], event: room_io.TextInputEvent) -> None:
-            if not started:  # the session refuses it until it has been started
-                self._texts.append(event.text)
-            else:  # not as the SDK does, which cuts off what is being said
-                await self._events.answer(event.text)
-
         options = room_io.RoomOptions(
             participant_identity=caller.identity,
             audio_input=AUDIO,
-            text_input=room_io.TextInputOptions(text_input_cb=read),
+            text_input=False,
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
         )
         with self._early.handed_over(session, caller.identity):
             await session.start(agent, room=self._room, room_options=options)
-            started = True
+        self._typing = asyncio.create_task(self._answer(self._early.typed(caller.identity)))
         await self._early.settled(caller.identity)
+
+    async def _answer(self, texts: AsyncIterator[str]) -> None:
+        async for text in texts:
+            try:
+                await self._events.answer(text)
+            except Exception as error:
+                log.warning("a typed line was not answered: %s", one_line(error), exc_info=error)
 
     async def early_texts(self) -> list[str]:
         if self._early is None or self._caller is None:
             return []
-        return await self._early.texts(self._caller.identity) + self._texts
+        return await self._early.texts(self._caller.identity)
 
     async def end_room(self, caller: Caller | None) -> None:
         if self._fake:
