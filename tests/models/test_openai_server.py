@@ -234,9 +234,7 @@ def ask(http: aiohttp.ClientSession, endpoint: str) -> Any:
 
 @pytest.mark.parametrize("endpoint", [name for name in ENDPOINTS if name != "realtime"])
 async def test_every_endpoint_fails_as_it_is_ordered(server: OpenAIServer, endpoint: Any) -> None:
-    # on a connection that it has used before, this client would ask twice
-    once = aiohttp.TCPConnector(force_close=True)
-    async with aiohttp.ClientSession(server.url + "/", connector=once) as http:
+    async with aiohttp.ClientSession(server.url + "/") as http:
         for kind, status, code in (
             ("401", 401, "invalid_api_key"),
             ("429", 429, "rate_limit_exceeded"),
@@ -268,9 +266,8 @@ async def test_every_endpoint_fails_as_it_is_ordered(server: OpenAIServer, endpo
         hanging = asyncio.ensure_future(ask(http, endpoint))
         await server.wait_asked(endpoint, count=before + 1)
         assert not hanging.done()
+        hanging.cancel()
         server.mend(endpoint)
-        with pytest.raises(aiohttp.ServerDisconnectedError):
-            await hanging
         async with ask(http, endpoint) as answer:
             assert answer.status == 200
             assert await answer.read()
