@@ -15,13 +15,14 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__, llm, tts
+from livekit.agents import AgentServer, __version__, llm, stt, tts
 from livekit.agents import worker as sdk_worker
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
 from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
 from livekit.agents.ipc.supervised_proc import SupervisedProc
 from livekit.agents.job import RunningJobInfo
+from livekit.agents.stt.stream_adapter import StreamAdapterWrapper
 from livekit.agents.utils import EventEmitter
 from livekit.agents.worker import ServerOptions
 
@@ -257,6 +258,15 @@ def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
     adapter._status[0].available = False
     assert adapter._next_instance() is second, changed(
         "a model that is marked as unavailable is not skipped", look
+    )
+
+
+def test_speech_to_text_of_whole_utterances_is_one_method_of_every_plugin() -> None:
+    look = "limit_recognition in agent/conversation/fallback.py"
+    assert "_recognize_impl" in stt.STT.__abstractmethods__, changed("no such method", look)
+    assert calls(code(stt.STT.recognize), "self._recognize_impl"), changed("it is not asked", look)
+    assert calls(code(StreamAdapterWrapper), "self._wrapped_stt.recognize"), changed(
+        "an utterance is recognised in another way", look
     )
 
 

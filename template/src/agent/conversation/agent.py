@@ -28,7 +28,13 @@ from livekit.agents.types import FlushSentinel
 from livekit.agents.utils import is_given
 
 from agent import one_line
-from agent.conversation.fallback import StreamTimeout, busy_tones, with_substitutes
+from agent.conversation.fallback import (
+    EmptyReply,
+    StreamTimeout,
+    busy_tones,
+    is_reply,
+    with_substitutes,
+)
 from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
@@ -246,9 +252,14 @@ class CallAgent(Agent):
 
         timeout = StreamTimeout(self.call.settings.reply_seconds)
         model = self.llm if is_given(self.llm) else self.session.llm
+        replied = False
         try:
             async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
+                replied = replied or is_reply(chunk)
                 yield chunk
+            if not replied:
+                # as after a web page instead of an answer: for the SDK no error, but silence
+                raise EmptyReply("neither words nor a tool call came")
             self.model_answered("language model")
         except Exception as error:
             if self.model_failed("language model", error):

@@ -24,6 +24,7 @@ from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
+from agent.conversation.fallback import limit_recognition
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -59,10 +60,12 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     the SDK connects to a session's models, whether they are used or not.
     """
     silence = call.settings.max_silence_seconds if call.transport.limited else None
+    ears = agent.stt if is_given(agent.stt) else models.stt
+    limit_recognition(ears, call.settings.reply_seconds)
     session = CallSession(
         call,
         llm=agent.llm if is_given(agent.llm) else models.llm,
-        stt=agent.stt if is_given(agent.stt) else models.stt,
+        stt=ears,
         tts=agent.tts if is_given(agent.tts) else models.tts,
         vad=agent.vad if is_given(agent.vad) else models.vad,
         turn_handling=models.turn_handling,
@@ -91,6 +94,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
             agent._take_over()
         else:
             adopt(call, agent)
+        limit_recognition(agent.stt, call.settings.reply_seconds)
         call.tools.agent_changed(agent, asking=isinstance(agent, AgentTask))
         state_changed()
 
