@@ -15,14 +15,14 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__, llm, tts
+from livekit.agents import AgentServer, __version__, inference, llm, stt, tts
 from livekit.agents import worker as sdk_worker
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
 from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
 from livekit.agents.ipc.supervised_proc import SupervisedProc
 from livekit.agents.job import RunningJobInfo
-from livekit.agents.utils import EventEmitter
+from livekit.agents.utils import EventEmitter, is_hosted
 from livekit.agents.worker import ServerOptions
 
 from agent.lifecycle import timeouts
@@ -258,6 +258,23 @@ def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
     assert adapter._next_instance() is second, changed(
         "a model that is marked as unavailable is not skipped", look
     )
+
+
+def test_a_fallback_adapter_knows_its_recognisers() -> None:
+    recogniser = inference.STT(api_key="key", api_secret="secret")
+    adapter = stt.FallbackAdapter([recogniser])
+    look = "alternatives in agent/conversation/fallback.py"
+    assert adapter._stt_instances == [recogniser], changed("its recognisers are elsewhere", look)
+
+
+def test_livekit_cloud_is_told_from_other_machines_as_we_think(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = "agent/models/turns.py"
+    monkeypatch.delenv("LIVEKIT_REMOTE_EOT_URL", raising=False)
+    assert not is_hosted(), changed("any machine is taken for LiveKit Cloud's", look)
+    monkeypatch.setenv("LIVEKIT_REMOTE_EOT_URL", "https://eot.test")
+    assert is_hosted(), changed("LiveKit Cloud is told by another variable", look)
 
 
 # ---------------------------------------------------------------------- the worker and its jobs

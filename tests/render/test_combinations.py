@@ -199,9 +199,8 @@ def test_a_project_has_only_the_plugins_of_its_models(
     found = set(re.findall(r'"livekit-plugins-(\w+)', project.read("pyproject.toml")))
     assert found == plugins[case["models"]]
     keys = set(re.findall(r"^([A-Z]+)_API_KEY=$", project.read(".env.example"), re.M))
-    assert keys == {name.upper() for name in plugins[case["models"]]} - (
-        {"OPENAI"} if case["models"] == "selfhosted" else set()
-    )
+    named = {name.upper() for name in plugins["providers"]} if case["models"] == "providers" else {}
+    assert keys == {"LIVEKIT", *named}
 
 
 def test_an_option_takes_its_settings_away(project: Project, case: dict[str, str]) -> None:

@@ -61,7 +61,8 @@ def build(settings: Settings) -> Models:
 
 def has_own_models() -> bool:
     """Whether the persona brings models other than those that the settings choose."""
-    return persona_class().models.__func__ is not CallAgent.models.__func__  # type: ignore[attr-defined]
+    own = getattr(persona_class().models, "__func__", None)
+    return own is not getattr(CallAgent.models, "__func__", None)
 
 
 def inference_elsewhere(settings: Settings) -> list[Finding]:
