@@ -23,7 +23,14 @@ from agent.conversation import CallAgent
 from agent.conversation.fallback import alternatives
 from agent.models import Models, models_of
 from agent.settings import Settings
-from tests.support.openai_server import MODELS, Endpoint, Kind, OpenAIServer, openai_server
+from tests.support.openai_server import (
+    ENDPOINTS,
+    MODELS,
+    Endpoint,
+    Kind,
+    OpenAIServer,
+    openai_server,
+)
 
 NAMES: dict[Endpoint, tuple[str, str]] = {
     "chat": ("LLM", MODELS["chat"]),
@@ -59,7 +66,7 @@ def shared_server() -> Iterator[OpenAIServer]:
 def server(shared_server: OpenAIServer) -> Iterator[OpenAIServer]:
     shared_server.asked.clear()
     yield shared_server
-    for endpoint in NAMES:
+    for endpoint in ENDPOINTS:
         shared_server.mend(endpoint)
 
 
@@ -207,6 +214,37 @@ def test_a_personas_models_are_asked_and_no_others(
     server.asked.clear()
     assert model_findings(on_own_server("scripted"), "fail") == []
     assert (chosen, server.asked) == (["livekit"], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "said"),
+    [
+        (None, MODELS["realtime"], None),
+        ("401", MODELS["realtime"], "refuses the key (401): correct its key"),
+        (None, "nobody", "correct its model's name"),
+    ],
+)
+def test_a_model_that_speaks_itself_is_asked_too(
+    server: OpenAIServer,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Kind | None,
+    model: str,
+    said: str | None,
+) -> None:
+    class Persona(CallAgent):
+        @classmethod
+        def models(cls, settings: Settings) -> Models:
+            speaks = openai.realtime.RealtimeModel(model=model, base_url=server.url, api_key="key")
+            return Models(speaks, None, None, None, {"turn_detection": "realtime_llm"})
+
+    owners(monkeypatch, Persona)
+    if kind is not None:
+        server.fault("realtime", kind)
+
+    found = model_findings(Settings(models="livekit"), "warn")
+
+    assert [one.level for one in found] == ([] if said is None else ["fail"])
+    assert all(one.sentence.endswith(said or "") for one in found)
 
 
 def test_an_error_of_a_personas_is_reported_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

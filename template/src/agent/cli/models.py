@@ -81,7 +81,7 @@ def inference_elsewhere(settings: Settings) -> list[Finding]:
 async def ask(settings: Settings, models: Models, unreachable: Level) -> list[Finding]:
     """Ask every model, also those that stand in; what is wrong with those that do not answer."""
     questions = [
-        *(Question("LLM", one, ask_llm) for one in alternatives(models.llm)),
+        *(Question("LLM", one, question_for(one)) for one in alternatives(models.llm)),
         *(Question("STT", one, ask_stt) for one in alternatives(models.stt)),
         *(Question("TTS", one, ask_tts) for one in alternatives(models.tts)),
     ]
@@ -113,13 +113,17 @@ class Question:
     async def finding(self, settings: Settings, unreachable: Level) -> Finding | None:
         """What is wrong with the model; None if it answers."""
         name = f"{self.kind} {self.model.model} of {self.model.provider}"
-        # the variables that are to be corrected; a persona's own models have none
-        model, key, url = "its model's name", "its key", "its address"
+        # what is to be corrected; of a persona's own models there is no setting
+        model, key = "its model's name", "its key"
+        there = "try again later, and look at this machine's network"
         if not has_own_models():
             model = f"AGENT_{self.kind}_MODEL"
+            if settings.models == "livekit":
+                key = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
             if settings.models == "selfhosted":
                 key, url = f"AGENT_{self.kind}_KEY", f"AGENT_{self.kind}_URL"
                 model += f" or {url}"
+                there = f"start its server, or correct {url}"
         level: Level = "fail"
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -127,7 +131,7 @@ class Question:
             return None
         except TimeoutError:
             level, what = unreachable, f"does not answer within {ANSWER_SECONDS:g} s"
-            cure = f"look at its server, or correct {url}"
+            cure = there
         except Mute as error:
             what, cure = str(error), f"correct {model}"
         except APIStatusError as error:
@@ -140,8 +144,33 @@ class Question:
                 what, cure = f"refuses ({error.message})", f"correct {model}"
         except Exception as error:
             level, what = unreachable, f"cannot be asked ({one_line(error.__cause__ or error)})"
-            cure = f"start its server, or correct {url}"
+            cure = there
         return Finding(level, "models", f"{name} {what}", cure)
+
+
+def question_for(model: llm.LLM[Any] | llm.RealtimeModel) -> Callable[[Any], Awaitable[None]]:
+    """What a language model is asked, which may be one that listens and speaks itself."""
+    return ask_realtime if isinstance(model, llm.RealtimeModel) else ask_llm
+
+
+async def ask_realtime(model: llm.RealtimeModel) -> None:
+    """To take note of a word, for which it has to be connected."""
+    session, chat = model.session(), llm.ChatContext.empty()
+    chat.add_message(role="user", content="Yes.")
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fails(event: llm.RealtimeModelError) -> None:
+        if not failed.done():
+            failed.set_exception(event.error)
+
+    session.on("error", fails)
+    noted = asyncio.ensure_future(session.update_chat_ctx(chat))
+    try:
+        await asyncio.wait([failed, noted], return_when=asyncio.FIRST_COMPLETED)
+        await (failed if failed.done() else noted)
+    finally:
+        noted.cancel()
+        await session.aclose()
 
 
 async def ask_llm(model: llm.LLM[Any]) -> None:
