@@ -51,12 +51,12 @@ def servers(server: OpenAIServer) -> dict[str, str]:
     }
 
 
-async def called(stage: Scene) -> str:
-    """A call that is greeted, by words or tones, and hung up; its reason."""
+async def called(stage: Scene) -> None:
+    """A call that is greeted, by words or tones, and hung up."""
     room = f"room-{uuid.uuid4().hex[:8]}"
     async with stage.caller(room) as caller:
         await caller.hear_sound()
-    return str((await stage.running.ended(room))["reason"])
+    await stage.running.ended(room)
 
 
 @pytest.mark.parametrize(("family", "models"), ASKED, ids="-".join)
@@ -75,7 +75,7 @@ async def test_nobody_is_asked_who_was_not_chosen(
             "NAMES_LOG": str(log),
         }
         async with scene(project, livekit, **environment) as stage:
-            assert await called(stage) == "caller left"
+            await called(stage)
         asked = server.requests("chat")
     names = set(log.read_text(encoding="utf-8").split())
 

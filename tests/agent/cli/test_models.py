@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from livekit.agents import llm
+from livekit.agents import APIConnectOptions, llm
 from livekit.plugins import openai
 
 from agent.cli import models as asked
@@ -68,6 +68,13 @@ def server(shared_server: OpenAIServer) -> Iterator[OpenAIServer]:
     yield shared_server
     for endpoint in ENDPOINTS:
         shared_server.mend(endpoint)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an answer takes its time."""
+    monkeypatch.setattr(asked, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(asked, "ONCE", APIConnectOptions(max_retry=0, timeout=60.0))
 
 
 def selfhosted(server: OpenAIServer, **changes: Any) -> Settings:
@@ -144,7 +151,8 @@ def test_a_language_model_that_says_nothing_is_found(server: OpenAIServer) -> No
 def test_what_may_pass_fails_for_doctor_and_is_a_warning_at_start(
     server: OpenAIServer, endpoint: Endpoint, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asked, "ANSWER_SECONDS", 1.0 if kind in ("hang", "silent") else 60.0)
+    if kind in ("hang", "silent"):
+        monkeypatch.setattr(asked, "ANSWER_SECONDS", 1.0)
     server.fault(endpoint, kind)
     settings, (part, _) = selfhosted(server), NAMES[endpoint]
     failed = check_models(settings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError, APIStatusError, llm, stt, tts
 from livekit.agents.utils import http_context
@@ -160,8 +161,12 @@ async def ask_realtime(model: llm.RealtimeModel) -> None:
     failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def fails(event: llm.RealtimeModelError) -> None:
+        error = event.error
+        if isinstance(answer := error.__cause__, aiohttp.ClientResponseError):
+            # the plugins take a refusal for a broken connection
+            error = APIStatusError(answer.message, status_code=answer.status)
         if not failed.done():
-            failed.set_exception(event.error)
+            failed.set_exception(error)
 
     session.on("error", fails)
     noted = asyncio.ensure_future(session.update_chat_ctx(chat))
