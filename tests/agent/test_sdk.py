@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__, llm, stt, tts
+from livekit.agents import AgentServer, __version__, inference, llm, stt, tts
 from livekit.agents import worker as sdk_worker
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
@@ -23,7 +23,7 @@ from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
 from livekit.agents.ipc.supervised_proc import SupervisedProc
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.stt.stream_adapter import StreamAdapterWrapper
-from livekit.agents.utils import EventEmitter
+from livekit.agents.utils import EventEmitter, is_hosted
 from livekit.agents.worker import ServerOptions
 
 from agent.lifecycle import timeouts
@@ -268,6 +268,23 @@ def test_speech_to_text_of_whole_utterances_is_one_method_of_every_plugin() -> N
     assert calls(code(StreamAdapterWrapper), "self._wrapped_stt.recognize"), changed(
         "an utterance is recognised in another way", look
     )
+
+
+def test_a_fallback_adapter_knows_its_recognisers() -> None:
+    recogniser = inference.STT(api_key="key", api_secret="secret")
+    adapter = stt.FallbackAdapter([recogniser])
+    look = "alternatives in agent/conversation/fallback.py"
+    assert adapter._stt_instances == [recogniser], changed("its recognisers are elsewhere", look)
+
+
+def test_livekit_cloud_is_told_from_other_machines_as_we_think(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = "agent/models/turns.py"
+    monkeypatch.delenv("LIVEKIT_REMOTE_EOT_URL", raising=False)
+    assert not is_hosted(), changed("any machine is taken for LiveKit Cloud's", look)
+    monkeypatch.setenv("LIVEKIT_REMOTE_EOT_URL", "https://eot.test")
+    assert is_hosted(), changed("LiveKit Cloud is told by another variable", look)
 
 
 # ---------------------------------------------------------------------- the worker and its jobs

@@ -78,6 +78,23 @@ def assert_a_round_trip(template: Template, folder: Path, stops: list[dict[str, 
     assert project.files() == before
 
 
+@pytest.mark.parametrize("models", [None, *CHOICES["models"]])
+def test_a_project_from_before_the_question_keeps_livekits_models_or_gets_others(
+    template: Template, models: str | None, tmp_path: Path
+) -> None:
+    def modules(project: Project) -> set[str]:
+        return {name for name in project.files() if name.startswith("src/agent/models/")}
+
+    project = template.copy(tmp_path / "project", "v0.5.0")
+    project.commit()
+    project.update(WORK_TREE, **({"models": models} if models else {}))
+
+    chosen = models or "livekit"
+    assert (project.conflicts(), project.answers()["models"]) == ([], chosen)
+    assert modules(project) == modules(template.copy(tmp_path / "fresh", models=chosen))
+    assert f"src/agent/models/{chosen}.py" in modules(project)
+
+
 def test_documents_outlive_an_agent_that_looks_nothing_up(
     template: Template, tmp_path: Path
 ) -> None:

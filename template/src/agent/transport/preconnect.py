@@ -14,14 +14,14 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 from livekit.agents import AgentSession
-from livekit.agents.types import TOPIC_CHAT
+from livekit.agents.types import TOPIC_CHAT, NotGivenOr
 from livekit.agents.utils.codecs import AudioStreamDecoder
 from livekit.agents.voice.io import AudioInput
 from livekit.agents.voice.room_io import AudioInputOptions
@@ -68,6 +68,18 @@ MORE_SECONDS = 0.15
 FRAME_SECONDS = 1.0
 
 
+def heard_as(options: NotGivenOr[AudioInputOptions | bool]) -> AudioInputOptions | bool:
+    """An owner's audio input, such as one with noise cancellation, in the form of `AUDIO`."""
+    if not isinstance(options, AudioInputOptions):
+        return AUDIO if options is not False else False
+    return replace(
+        options,
+        sample_rate=AUDIO.sample_rate,
+        num_channels=AUDIO.num_channels,
+        pre_connect_audio=False,
+    )
+
+
 @dataclass
 class Person:
     """What somebody in the room has said so far; nobody knows yet who of them is the caller."""
@@ -104,20 +116,24 @@ class PreConnectBuffer:
         self._room = room
         self._people: dict[str, Person] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._session_listens = False
+        self._session_listens, self._takes_texts = False, True
         room.register_text_stream_handler(TOPIC_CHAT, self._on_text)
         room.register_byte_stream_handler(PRE_CONNECT_TOPIC, self._on_recording)
         room.on("track_subscribed", self._on_track)
 
     @contextmanager
-    def handed_over(self, session: AgentSession[Any], caller: str) -> Iterator[None]:
+    def handed_over(
+        self, session: AgentSession[Any], caller: str, *, texts: bool = True
+    ) -> Iterator[None]:
         """Start the session inside this, with `AUDIO` as RoomIO's audio input.
 
         The session then hears the caller's early words first. Await `session.start` directly, not
         in a task of its own: early audio has to be in front of the live audio
-        before the session takes the first frame.
+        before the session takes the first frame. Without `texts`, these are the session's.
         """
         self._session_listens = True
+        if not texts:
+            self._leave_texts()
         person = self._people.pop(caller, None) or Person()
         for somebody_else in self._people.values():
             if somebody_else.live:
@@ -170,13 +186,19 @@ class PreConnectBuffer:
     async def close(self) -> None:
         """Stop listening; what was not taken is forgotten."""
         self._session_listens = True
-        self._room.unregister_text_stream_handler(TOPIC_CHAT)
+        self._leave_texts()
         self._room.unregister_byte_stream_handler(PRE_CONNECT_TOPIC)
         self._room.off("track_subscribed", self._on_track)
         for task in self._tasks:
             task.cancel()
         stopping = [person.live.stop() for person in self._people.values() if person.live]
         await asyncio.gather(*self._tasks, *stopping, return_exceptions=True)
+
+    def _leave_texts(self) -> None:
+        """Leave them to the session, which is refused where another handler is registered."""
+        if self._takes_texts:
+            self._takes_texts = False
+            self._room.unregister_text_stream_handler(TOPIC_CHAT)
 
     def _person(self, identity: str) -> Person | None:
         """Somebody who is heard; None for others in a crowd, or once the caller is known."""
