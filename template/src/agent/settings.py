@@ -92,8 +92,8 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="Dispatch name: rooms ask for this agent by it.",
     )
-    models: Literal["livekit", "scripted"] = Field(
-        default="livekit", description="livekit, or scripted: keyless and deterministic."
+    models: Literal["livekit", "realtime", "scripted"] = Field(
+        default="livekit", description="livekit, realtime, or scripted: keyless and deterministic."
     )
     knowledge: Literal["sqlite", "pgvector", "none"] = Field(
         default="sqlite", description="Where documents are looked up: sqlite, pgvector or none."
@@ -150,6 +150,19 @@ class Settings(BaseSettings):
     )
     tts_voice: str = Field(
         default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above."
+    )
+
+    # a realtime model, which hears, thinks and speaks
+    realtime_model: str = Field(
+        default="gpt-realtime", description="Realtime model, as its server names it."
+    )
+    realtime_voice: str = Field(default="marin", description="Voice of the model above.")
+    realtime_url: str = Field(
+        default="",
+        description="The /v1 URL of a server with OpenAI's realtime protocol; empty: OpenAI's.",
+    )
+    realtime_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server; for OpenAI also OPENAI_API_KEY."
     )
 
     # what documents are found by, beside their words
@@ -284,6 +297,15 @@ class Settings(BaseSettings):
             _parts(value).scheme in {"http", "https"} and _parts(value).netloc
         ):
             raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
+        return value.rstrip("/")
+
+    @field_validator("realtime_url")
+    @classmethod
+    def _realtime_url_is_one(cls, value: str) -> str:
+        if value and not (
+            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).netloc
+        ):
+            raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
 
     @field_validator("memory_url")

@@ -10,7 +10,6 @@ from typing import Any
 
 from livekit.agents import (
     Agent,
-    AgentSession,
     AgentTask,
     APIError,
     CloseEvent,
@@ -19,11 +18,13 @@ from livekit.agents import (
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import AgentHandoff, ChatMessage
+from livekit.agents.llm import AgentHandoff, ChatMessage, RealtimeModelError
 from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
+from agent.conversation.realtime import ReplyWatch
+from agent.conversation.speech import SpeakingSession, say_known
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -31,7 +32,7 @@ from agent.transport import Caller
 log = logging.getLogger("agent.call")
 
 
-class CallSession(AgentSession[None]):
+class CallSession(SpeakingSession):
     """A session that tells its call who closes it; the SDK's `close` event comes late."""
 
     def __init__(self, call: Call, **options: Any) -> None:
@@ -102,7 +103,9 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         )
 
     def closed(event: CloseEvent) -> None:
-        call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
+        cause = getattr(event.error, "error", None)
+        why = event.reason.value if cause is None else one_line(cause)
+        call.fail(RuntimeError(f"the session closed by itself ({why})"))
 
     def heard(event: UserInputTranscribedEvent) -> None:
         if isinstance(agent := session.current_agent, CallAgent):
@@ -112,16 +115,20 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     session.on("agent_state_changed", state_changed)
     session.on("user_state_changed", state_changed)
     session.on("user_input_transcribed", heard)
-    session.on("error", lambda event: _model_failed(call, session, event))
+    replies = ReplyWatch(call, session)
+    session.on("error", lambda event: _model_failed(call, session, replies, event))
     session.on("close", closed)
     if silence is not None:
         _watch_silence(call, session, silence)
     return session
 
 
-def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) -> None:
-    """Of the models only speech-to-text is handled here: the others fail inside a reply."""
+def _model_failed(call: Call, session: CallSession, replies: ReplyWatch, event: ErrorEvent) -> None:
+    """Language models and voices fail inside a reply, and are not handled here."""
     error = event.error
+    if isinstance(error, RealtimeModelError):
+        replies.failed(error)
+        return
     recoverable = getattr(error, "type", "") != "stt_error" or getattr(error, "recoverable", True)
     if recoverable or call.reason is not None:
         return
@@ -130,7 +137,7 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
     if isinstance(agent, CallAgent) and isinstance(cause, APIError):
         # the SDK connects again, for an hour if nobody counts
         if agent.model_failed("speech-to-text", cause):
-            session.say(agent.cannot_hear())
+            say_known(session, agent.cannot_hear())
         return
     sentence = one_line(cause or RuntimeError("unknown"))
     log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
@@ -139,7 +146,7 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
         call.fail(RuntimeError("nobody listens to the caller any more"))
 
 
-def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> None:
+def _watch_silence(call: Call, session: CallSession, seconds: float) -> None:
     """Silence is asked about once, and ends the call when it goes on."""
     timer: asyncio.TimerHandle | None = None
 
@@ -153,7 +160,7 @@ def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> N
             timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
             agent = session.current_agent
             asks = agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?"
-            session.say(asks)
+            say_known(session, asks)
 
     session.on("user_state_changed", state_changed)
 

@@ -11,14 +11,18 @@ from livekit.agents import TurnHandlingOptions, llm, stt, tts, vad
 from agent.settings import Settings
 
 # "module:factory"; a module that was not chosen is not rendered
-MODELS = {"livekit": "agent.models.livekit:build", "scripted": "agent.models.scripted:build"}
+MODELS = {
+    "livekit": "agent.models.livekit:build",
+    "realtime": "agent.models.realtime:build",
+    "scripted": "agent.models.scripted:build",
+}
 
 
 @dataclass(frozen=True)
 class Models:
     """What a session listens, thinks and speaks with; None for what it does without."""
 
-    llm: llm.LLM[Any]
+    llm: llm.LLM[Any] | llm.RealtimeModel
     stt: stt.STT[Any] | None
     tts: tts.TTS[Any] | None
     vad: vad.VAD | None
