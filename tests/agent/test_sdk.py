@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__, llm, tts
+from livekit.agents import AgentServer, __version__, inference, llm, tts
 from livekit.agents import worker as sdk_worker
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
@@ -258,6 +258,14 @@ def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
     assert adapter._next_instance() is second, changed(
         "a model that is marked as unavailable is not skipped", look
     )
+
+
+def test_a_voice_has_its_options_and_an_adapter_its_voice() -> None:
+    look = "voice_of in agent/conversation/sounds.py, or sounds are kept of no voice"
+    voice = inference.TTS("cartesia/sonic-3", voice="ann", api_key="key", api_secret="secret" * 6)
+    assert "voice='ann'" in repr(voice._opts), changed("a voice has no such options", look)
+    adapter = tts.StreamAdapter(tts=ScriptedTTS())
+    assert isinstance(adapter._wrapped_tts, ScriptedTTS), changed("an adapter hides it", look)
 
 
 # ---------------------------------------------------------------------- the worker and its jobs

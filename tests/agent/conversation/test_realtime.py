@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
@@ -204,15 +205,38 @@ def documents(monkeypatch: pytest.MonkeyPatch) -> Documents:
     return found
 
 
+async def test_one_that_the_persona_brings_is_the_only_voice_and_takes_its_own_turns(
+    monkeypatch: pytest.MonkeyPatch, server: OpenAIServer
+) -> None:
+    class Persona(CallAgent):
+        def __init__(self, call: Call) -> None:
+            model = models_of(call.settings.model_copy(update={"models": "realtime"})).llm
+            super().__init__(call, instructions="Be brief.", llm=model)
+
+    monkeypatch.setattr(entrypoint, "build_persona", Persona)
+    async with calling(server, models="scripted") as call:
+        assert call.said == ["Hello! How can I help you?"]
+        server.words.append("hello")
+        call.transport.mouth.say("hello")
+        await call.wait_said("Hello! What would you like to know?")
+    assert len(server.requests("realtime", "response.create")) == 1
+
+
 @pytest.mark.parametrize("lookup", ["before", "tool"])
 async def test_it_looks_documents_up_by_the_tool_and_says_what_they_say(
-    server: OpenAIServer, kind: type[CallAgent], documents: Documents, lookup: str
+    server: OpenAIServer,
+    kind: type[CallAgent],
+    documents: Documents,
+    lookup: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
     async with calling(server, knowledge_lookup=lookup) as call:
         server.words.append("When do you close on Saturday?")
         call.transport.mouth.say("When do you close on Saturday?")
         await call.wait_said("On Saturday we close at one.")
     assert documents.asked == ["When do you close on Saturday?"]
+    assert ("documents are looked up by a tool" in caplog.text) is (lookup == "before")
 
 
 async def test_a_silence_is_asked_about_once_and_ends_the_call(

@@ -15,16 +15,17 @@ from livekit.agents import (
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    TurnHandlingOptions,
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import AgentHandoff, ChatMessage, RealtimeModelError
+from livekit.agents.llm import AgentHandoff, ChatMessage, RealtimeModel, RealtimeModelError
 from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
 from agent.conversation.realtime import ReplyWatch
-from agent.conversation.speech import SpeakingSession, say_known
+from agent.conversation.speech import SpeakingSession, realtime_model, say_known
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -59,6 +60,8 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     It has the models that the agent brings, where it brings any, also for agents that take over:
     the SDK connects to a session's models, whether they are used or not.
     """
+    if is_given(agent.llm) and isinstance(agent.llm, RealtimeModel):
+        models = _with_realtime(agent.llm, models)
     silence = call.settings.max_silence_seconds if call.transport.limited else None
     session = CallSession(
         call,
@@ -120,7 +123,26 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     session.on("close", closed)
     if silence is not None:
         _watch_silence(call, session, silence)
+    before = call.knowledge is not None and call.settings.knowledge_lookup == "before"
+    if before and realtime_model(session, agent) is not None:
+        call.journal.record("documents are looked up by a tool, as with any realtime model")
     return session
+
+
+def _with_realtime(model: RealtimeModel, others: Models) -> Models:
+    """What a realtime model needs beside it, which hears and most often speaks by itself.
+
+    Another voice would say the greeting, and turns that are taken here switch its own ones off.
+    """
+    able = model.capabilities
+    turns: TurnHandlingOptions = {"turn_detection": "realtime_llm"}
+    return Models(
+        llm=model,
+        stt=None if able.user_transcription else others.stt,
+        tts=None if able.audio_output else others.tts,
+        vad=None if able.turn_detection else others.vad,
+        turn_handling=turns if able.turn_detection else others.turn_handling,
+    )
 
 
 def _model_failed(call: Call, session: CallSession, replies: ReplyWatch, event: ErrorEvent) -> None:
