@@ -16,9 +16,12 @@ from tests.support.caller import Caller
 from tests.support.openai_server import OpenAIServer, openai_server
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
-from tests.support.templates import Template
+from tests.support.templates import CONFIG, Template
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.skipif("models" not in CONFIG, reason="no project can choose it yet"),
+]
 
 QUESTION, FACT = "When are you open on Saturday?", "Saturday"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
@@ -16,9 +17,10 @@ from livekit.agents.llm import RealtimeModel
 from livekit.agents.voice import io
 
 from agent import entrypoint
-from agent.conversation import CallAgent
+from agent.conversation import CallAgent, CallTask
 from agent.knowledge import FOUND, Passage
 from agent.lifecycle import Call, Reason, Step
+from agent.memory import Profile
 from agent.models import ModelsUnavailable, models_of
 from agent.models.scripted import SAMPLE_RATE, hum
 from agent.settings import load_settings
@@ -44,6 +46,8 @@ class Ears(io.AudioOutput):
 
     async def capture_frame(self, frame: rtc.AudioFrame) -> None:
         await super().capture_frame(frame)
+        if not self._seconds:
+            self.on_playback_started(created_at=time.time())
         self._seconds += frame.duration
 
     def flush(self) -> None:
@@ -84,6 +88,8 @@ class VoiceTransport(FakeTransport):
 
     async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
         session.output.audio, session.input.audio = self.ears, self.mouth
+        # or it hears nothing during the first three seconds in which it speaks
+        session._aec_warmup_remaining = 0
         await super().start(session, agent, caller)
 
 
@@ -139,8 +145,10 @@ def kind(monkeypatch: pytest.MonkeyPatch) -> type[CallAgent]:
 
 
 @asynccontextmanager
-async def calling(server: OpenAIServer, **changes: object) -> AsyncIterator[Voiced]:
-    """A call with the server's realtime model, up to the greeting."""
+async def calling(
+    server: OpenAIServer, *, asks_first: bool = False, **changes: object
+) -> AsyncIterator[Voiced]:
+    """A call with the server's realtime model, after its greeting or what it asks before."""
     given = {
         "models": "realtime",
         "realtime_url": server.url,
@@ -153,7 +161,7 @@ async def calling(server: OpenAIServer, **changes: object) -> AsyncIterator[Voic
     transport.arrive()
     await call.start(entrypoint.run_call)
     try:
-        await call.wait_greeted()
+        await (call.wait_for_turn() if asks_first else call.wait_greeted())
         yield Voiced(call, transport)
     finally:
         transport.leave()
@@ -237,6 +245,72 @@ async def test_it_looks_documents_up_by_the_tool_and_says_what_they_say(
         await call.wait_said("On Saturday we close at one.")
     assert documents.asked == ["When do you close on Saturday?"]
     assert ("documents are looked up by a tool" in caplog.text) is (lookup == "before")
+
+
+async def test_another_agent_takes_over_and_knows_what_was_said(
+    monkeypatch: pytest.MonkeyPatch, server: OpenAIServer, documents: Documents
+) -> None:
+    class Kitchen(CallAgent):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, instructions="You are the kitchen.")
+
+        async def on_enter(self) -> None:
+            await self.session.say("This is the kitchen.")
+
+    class Persona(CallAgent):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, instructions="Be brief.")
+
+        @function_tool
+        async def kitchen(self) -> Agent:
+            """Hand over to the kitchen."""
+            return Kitchen(self.call)
+
+    monkeypatch.setattr(entrypoint, "build_persona", Persona)
+    async with calling(server) as call:
+        server.words.append("/tool kitchen {}")
+        call.transport.mouth.say("The kitchen, please.")
+        await call.wait_said("This is the kitchen.")
+        server.words.append("When do you close on Saturday?")
+        call.transport.mouth.say("When do you close on Saturday?")
+        await call.wait_said("On Saturday we close at one.")
+        server.words.append("goodbye")
+        call.transport.mouth.say("goodbye")
+        await call.wait_said("Goodbye!")
+        await call.ended()
+        assert call.reason == Reason.AGENT_HUNG_UP
+
+
+async def test_a_question_before_the_greeting_is_asked_and_answered(
+    monkeypatch: pytest.MonkeyPatch, server: OpenAIServer
+) -> None:
+    class Consent(CallTask[bool]):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, instructions="Ask for consent.")
+
+        async def on_enter(self) -> None:
+            await self.session.say("May we record this call?")
+
+        @function_tool
+        async def agreed(self) -> None:
+            """The caller agrees."""
+            self.complete(True)
+
+    class Persona(CallAgent):
+        def __init__(self, call: Call) -> None:
+            super().__init__(call, instructions="Be brief.")
+
+        async def welcome(self, profile: Profile | None) -> None:
+            assert await Consent(self.call)
+            await super().welcome(profile)
+
+    monkeypatch.setattr(entrypoint, "build_persona", Persona)
+    async with calling(server, asks_first=True) as call:
+        await call.wait_said("May we record this call?")
+        server.words.append("/tool agreed {}")
+        call.transport.mouth.say("Yes.")
+        await call.wait_said("Hello! How can I help you?")
+        assert await call.call.wait_greeted()
 
 
 async def test_a_silence_is_asked_about_once_and_ends_the_call(

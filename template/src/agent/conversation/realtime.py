@@ -69,12 +69,11 @@ class ReplyWatch:
     def _agent_state_changed(self, event: AgentStateChangedEvent) -> None:
         if event.new_state == "thinking":  # a tool runs, and has its own deadline
             self._settle()
-        elif event.new_state == "speaking":
+        elif event.new_state == "speaking" and self._session.current_speech is not self._tones:
             self._settle()
-            agent, speech = self._agent, self._session.current_speech
-            if isinstance(agent, CallAgent) and speech is not self._tones:
+            self._session.unsaid = None
+            if isinstance(agent := self._agent, CallAgent):
                 agent.model_answered(MODEL)
-                self._session.unsaid = None
 
     def _speech_created(self, event: SpeechCreatedEvent) -> None:
         if event.source != "generate_reply" or not event.user_initiated:

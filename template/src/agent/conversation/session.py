@@ -86,6 +86,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         if item.role == "assistant":
             nonlocal has_asked
             has_asked = isinstance(session.current_agent, AgentTask)
+            state_changed()  # a realtime model's words are added when it has stopped speaking
 
     # the agent is known and has not started yet
     def agent_changed() -> None:
