@@ -13,6 +13,7 @@ from livekit import rtc
 from agent.models.scripted import SAMPLE_RATE, hum
 from tests.call.scene import ALL_STEPS, Scene, cut_off, new_room, scene
 from tests.support.caller import Caller
+from tests.support.ends import End, ends
 from tests.support.openai_server import OpenAIServer, openai_server
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
@@ -110,8 +111,27 @@ async def test_what_is_written_before_the_greeting_is_answered_after_it(stage: S
         await caller.hear_text_with(FACT)
 
 
+@ends("realtime-fails", "realtime-hangs")
+async def test_a_reply_that_fails_is_tones_and_the_next_one_is_a_reply(
+    end: End, stage: Scene, model: OpenAIServer
+) -> None:
+    room = new_room()
+    async with stage.caller(room) as caller:
+        assert (await caller.hear_text()).startswith("Hello")
+        await stage.step(room, 6)
+        model.fault("realtime", "500" if end.name == "realtime-fails" else "silent", times=1)
+        await caller.write(QUESTION)
+        assert "cannot answer that" in await caller.hear_text()
+        await caller.heard_more()
+        model.mend("realtime")
+        await stage.said(room, "realtime model failed: ")
+        await caller.ask(QUESTION, FACT)
+    assert (await stage.running.ended(room))["reason"] == end.reason
+
+
+@ends("realtime-fails-for-good")
 async def test_a_model_that_fails_for_good_is_tones_and_the_reason_says_so(
-    stage: Scene, model: OpenAIServer
+    end: End, stage: Scene, model: OpenAIServer
 ) -> None:
     room = new_room()
     async with stage.caller(room) as caller:
@@ -120,7 +140,8 @@ async def test_a_model_that_fails_for_good_is_tones_and_the_reason_says_so(
         model.fault("realtime", "401")
         await caller.write(QUESTION)
         assert "something went wrong" in await caller.hear_text()
+        await caller.heard_more()
         await cut_off(caller)
     model.mend("realtime")
-    assert (await stage.running.ended(room))["reason"].startswith("error in step 7")
+    assert (await stage.running.ended(room))["reason"] == end.reason
     await stage.said(room, "the realtime model failed: ")

@@ -12,6 +12,7 @@ from livekit.agents import (
     Agent,
     AgentStateChangedEvent,
     APIConnectionError,
+    FunctionToolsExecutedEvent,
     SpeechCreatedEvent,
     UserStateChangedEvent,
 )
@@ -42,7 +43,7 @@ class ReplyWatch:
         session.on("user_state_changed", self._user_state_changed)
         session.on("agent_state_changed", self._agent_state_changed)
         session.on("speech_created", self._speech_created)
-        session.on("function_tools_executed", lambda _: self._owe())
+        session.on("function_tools_executed", self._tools_executed)
 
     def failed(self, error: RealtimeModelError) -> None:
         """The model has reported an error."""
@@ -74,6 +75,10 @@ class ReplyWatch:
             self._session.unsaid = None
             if isinstance(agent := self._agent, CallAgent):
                 agent.model_answered(MODEL)
+
+    def _tools_executed(self, event: FunctionToolsExecutedEvent) -> None:
+        if event.has_tool_reply:
+            self._owe()
 
     def _speech_created(self, event: SpeechCreatedEvent) -> None:
         if event.source != "generate_reply" or not event.user_initiated:
