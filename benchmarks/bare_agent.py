@@ -22,6 +22,8 @@ GREETING = "Welcome back! How can I help you today?"
 OPTIONS = RoomOptions(delete_room_on_close=os.environ["BENCH_DELETE_ROOM"] == "yes")
 
 scripted: Any = importlib.import_module("agent.models.scripted")
+# "module:class" of another voice than the scripted one
+VOICE = os.environ.get("BENCH_VOICE", "agent.models.scripted:ScriptedTTS").split(":")
 log = logging.getLogger("bench")
 server = AgentServer(port=int(os.environ["AGENT_PORT"]), load_threshold=math.inf)
 
@@ -36,7 +38,8 @@ async def bare(ctx: JobContext) -> None:
     # only to log when the agent could know of the hang-up
     ctx.room.on("participant_disconnected", left)
     models = scripted.build(None)
-    session = AgentSession[None](llm=models.llm, tts=models.tts, turn_handling=models.turn_handling)
+    voice = getattr(importlib.import_module(VOICE[0]), VOICE[1])()
+    session = AgentSession[None](llm=models.llm, tts=voice, turn_handling=models.turn_handling)
     await session.start(
         Agent(instructions="You are friendly."), room=ctx.room, room_options=OPTIONS
     )

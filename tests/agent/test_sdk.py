@@ -287,6 +287,14 @@ def test_livekit_cloud_is_told_from_other_machines_as_we_think(
     assert is_hosted(), changed("LiveKit Cloud is told by another variable", look)
 
 
+def test_a_voice_has_its_options_and_an_adapter_its_voice() -> None:
+    look = "voice_of in agent/conversation/sounds.py, or sounds are kept of no voice"
+    voice = inference.TTS("cartesia/sonic-3", voice="ann", api_key="key", api_secret="secret" * 6)
+    assert "voice='ann'" in repr(voice._opts), changed("a voice has no such options", look)
+    adapter = tts.StreamAdapter(tts=ScriptedTTS())
+    assert isinstance(adapter._wrapped_tts, ScriptedTTS), changed("an adapter hides it", look)
+
+
 # ---------------------------------------------------------------------- the worker and its jobs
 
 

@@ -196,6 +196,19 @@ class Settings(BaseSettings):
         description="A pause that ends one that seems unfinished; 0: 2.5 (3 with vad or stt).",
     )
 
+    # a realtime model, which hears, thinks and speaks
+    realtime_model: str = Field(
+        default="gpt-realtime", description="Realtime model, as its server names it."
+    )
+    realtime_voice: str = Field(default="marin", description="Voice of the model above.")
+    realtime_url: str = Field(
+        default="",
+        description="The /v1 URL of a server with OpenAI's realtime protocol; empty: OpenAI's.",
+    )
+    realtime_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server; for OpenAI also OPENAI_API_KEY."
+    )
+
     # what documents are found by, beside their words
     embeddings: str = Field(
         default="none",
@@ -335,6 +348,15 @@ class Settings(BaseSettings):
     def _server_is_an_address(cls, value: str) -> str:
         if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
             raise ValueError("write an address such as http://localhost:8000/v1")
+        return value.rstrip("/")
+
+    @field_validator("realtime_url")
+    @classmethod
+    def _realtime_url_is_one(cls, value: str) -> str:
+        if value and not (
+            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).netloc
+        ):
+            raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
 
     @field_validator("memory_url")

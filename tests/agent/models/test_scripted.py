@@ -223,8 +223,10 @@ async def test_a_reply_that_nobody_asked_for_is_a_greeting(session: AgentSession
 
 async def test_words_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     models = chosen(monkeypatch, AGENT_MODELS="scripted")
-    assert isinstance(models.llm, ScriptedLLM)
-    async with session_of(models) as session, models.llm.chat(chat_ctx=session.history) as stream:
+    async with (
+        session_of(models) as session,
+        ScriptedLLM().chat(chat_ctx=session.history) as stream,
+    ):
         chunks = [chunk.delta.content async for chunk in stream if chunk.delta]
 
     assert chunks == ["Hello! ", "How ", "can ", "I ", "help ", "you?"]

@@ -37,7 +37,9 @@ from agent.conversation.fallback import (
     with_substitutes,
 )
 from agent.conversation.options import SessionOptions
-from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
+from agent.conversation.sounds import Recording, known_sentence
+from agent.conversation.speech import realtime_model, say_known
+from agent.conversation.tools import ToolGuard, search_tool, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
@@ -85,6 +87,8 @@ class CallAgent(Agent):
 
     # until when it knows what was said; None for an agent that was not written as a CallAgent
     _since: float | None = None
+    # for a realtime model: `llm_node` is not run, so nothing can be looked up before its replies
+    _search: Tool | None = None
 
     def __init__(
         self,
@@ -101,6 +105,8 @@ class CallAgent(Agent):
         given = [tool for tool in tools_of(call) if tool.id not in own]
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
+        if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
+            self._search = search_tool(call)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
 
     @classmethod
@@ -153,7 +159,10 @@ class CallAgent(Agent):
     @property
     def tools(self) -> list[Tool | Toolset]:
         """The agent's tools, each with its deadline."""
-        return self._guard.guard(super().tools)
+        tools = super().tools
+        if self._search is not None and realtime_model(self.call.session, self) is not None:
+            tools = [*tools, self._search]
+        return self._guard.guard(tools)
 
     @property
     def _persona(self) -> CallAgent:
@@ -248,7 +257,7 @@ class CallAgent(Agent):
             await self.update_chat_ctx(self._informed(self.chat_ctx))
         resumed = profile is not None and profile.resumed
         first = self.resuming(profile) if profile and resumed else self.greeting(profile)
-        said = self.session.say(first)
+        said = say_known(self.session, first)
         with suppress(TimeoutError):
             async with asyncio.timeout(GREETING_SECONDS):
                 await said.wait_for_playout()
@@ -300,7 +309,17 @@ class CallAgent(Agent):
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncGenerator[rtc.AudioFrame, None]:
-        """The voice, or what there is of it and three tones that need none."""
+        """The voice, or what there is of it and three tones that need none.
+
+        A known sentence that has been said before, by this voice, is not made again.
+        """
+        model = self.tts if is_given(self.tts) else self.session.tts
+        sentence, text = await known_sentence(text)
+        recording = Recording(model, sentence)
+        if (sound := await recording.made_before()) is not None:
+            for frame in sound.frames():
+                yield frame
+            return
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
         known: list[str] = []  # for the voice that is asked next
 
@@ -313,18 +332,20 @@ class CallAgent(Agent):
             # until now the voice may have waited for its next words
             timeout.begin()
 
-        def voice() -> AsyncGenerator[rtc.AudioFrame, None]:
+        def spoken() -> AsyncGenerator[rtc.AudioFrame, None]:
             return Agent.default.tts_node(self, words(), model_settings)
 
-        model = self.tts if is_given(self.tts) else self.session.tts
         try:
-            async for frame in with_substitutes(model, voice, timeout, self.call.journal.fields()):
+            async for frame in with_substitutes(model, spoken, timeout, self.call.journal.fields()):
+                recording.add(frame)
                 yield frame
             self.model_answered("text-to-speech")
         except Exception as error:
             self.model_failed("text-to-speech", error)
             for frame in busy_tones():
                 yield frame
+        else:
+            await recording.keep(shared=not _is_personal(self.call.profile))
 
     async def _with_passages(self, chat_ctx: ChatContext, knowledge: CallKnowledge) -> ChatContext:
         """The conversation with what the documents say before the caller's last words.
@@ -454,6 +475,11 @@ def _known_items(profile: Profile | None) -> list[ChatItem]:
     return items
 
 
+def _is_personal(profile: Profile | None) -> bool:
+    """Whether what is said to this caller may be meant for nobody else."""
+    return profile is not None and bool(profile.name or profile.facts)
+
+
 def _what_is_known(profile: Profile) -> str:
     """The caller's name, facts and earlier calls, for the model."""
     # the call that is resumed is not an earlier one
@@ -524,7 +550,7 @@ class Greeting:
 async def _say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
     """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
     try:
-        said = session.say(sentence, allow_interruptions=False)
+        said = say_known(session, sentence, allow_interruptions=False)
     except RuntimeError as error:  # the session can no longer speak
         log.warning("the last sentence was not said: %s", error)
         return
