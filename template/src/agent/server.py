@@ -175,6 +175,8 @@ def prewarm(settings: Settings, process: JobProcess) -> None:
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
     with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
         models_of(settings)
+        if settings.models == "local":
+            importlib.import_module("agent.models.local").load()
         memory.load(settings)
         knowledge.load(settings)
 

@@ -92,8 +92,9 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="Dispatch name: rooms ask for this agent by it.",
     )
-    models: Literal["livekit", "scripted"] = Field(
-        default="livekit", description="livekit, or scripted: keyless and deterministic."
+    models: Literal["livekit", "scripted", "local"] = Field(
+        default="livekit",
+        description="livekit; or without keys: scripted, which hums, or local, which speaks.",
     )
     knowledge: Literal["sqlite", "pgvector", "none"] = Field(
         default="sqlite", description="Where documents are looked up: sqlite, pgvector or none."

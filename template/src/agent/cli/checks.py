@@ -106,7 +106,15 @@ def _is_address(url: str) -> bool:
 
 
 def check_models(settings: Settings) -> list[Finding]:
-    """Whether the models are where the keys are from: only LiveKit Cloud has LiveKit Inference."""
+    """Whether the models are where the keys are from, or here, if they are this machine's."""
+    if settings.models == "local":
+        with busy("loading LiveKit's SDK"):
+            models = import_module("agent.models")
+        try:
+            models.models_of(settings)
+        except models.ModelsUnavailable as error:
+            return [fail("models", str(error))]
+    # only LiveKit Cloud has LiveKit Inference
     host = urlsplit(settings.livekit_url).hostname or ""
     on_cloud = host.endswith((".livekit.cloud", ".livekit.run"))
     if settings.models != "livekit" or not settings.livekit_url or on_cloud:

@@ -94,7 +94,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     if not any(finding.level == "fail" for finding in found):
         yield check_server(settings)
     models = check_models(settings)
-    no_keys = ", no keys needed" if settings.models == "scripted" else ""
+    no_keys = ", no keys needed" if settings.models in {"scripted", "local"} else ""
     if not models and (no_keys or not settings.keyless):  # missing keys have been reported
         models = [Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")]
     yield from models

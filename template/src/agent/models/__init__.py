@@ -11,7 +11,11 @@ from livekit.agents import TurnHandlingOptions, llm, stt, tts, vad
 from agent.settings import Settings
 
 # "module:factory"; a module that was not chosen is not rendered
-MODELS = {"livekit": "agent.models.livekit:build", "scripted": "agent.models.scripted:build"}
+MODELS = {
+    "livekit": "agent.models.livekit:build",
+    "local": "agent.models.local:build",
+    "scripted": "agent.models.scripted:build",
+}
 
 
 @dataclass(frozen=True)
