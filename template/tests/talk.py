@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from livekit.agents import Agent, AgentSession
 from livekit.agents.llm import FunctionCallOutput
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent.entrypoint import prewarm_persona, run_call
 from agent.lifecycle import Call, Step
@@ -54,7 +55,9 @@ class FakeTransport:
     async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         await session.start(agent)
 
     async def early_texts(self) -> list[str]:

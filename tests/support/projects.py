@@ -23,27 +23,33 @@ class Answers:
     knowledge: str = "sqlite"
     memory: str = "sqlite"
     license: str = "Apache-2.0"
+    models: str = "livekit"
 
     def __str__(self) -> str:
         """A name for a test's parameter."""
-        return f"{self.knowledge}-{self.memory}-{self.license}"
+        return f"{self.knowledge}-{self.memory}-{self.license}-{self.models}"
 
     def data(self) -> dict[str, str]:
         """As Copier takes them."""
-        return {"knowledge": self.knowledge, "memory": self.memory, "license": self.license}
+        return {
+            "models": self.models,
+            "knowledge": self.knowledge,
+            "memory": self.memory,
+            "license": self.license,
+        }
 
 
 # every pair of values of two questions is here
 PAIRS = [
-    Answers("sqlite", "sqlite", "Apache-2.0"),
-    Answers("sqlite", "redis", "MIT"),
-    Answers("sqlite", "none", "proprietary"),
-    Answers("none", "sqlite", "MIT"),
-    Answers("none", "redis", "proprietary"),
-    Answers("none", "none", "Apache-2.0"),
-    Answers("pgvector", "sqlite", "proprietary"),
-    Answers("pgvector", "redis", "Apache-2.0"),
-    Answers("pgvector", "none", "MIT"),
+    Answers("sqlite", "sqlite", "Apache-2.0", "livekit"),
+    Answers("sqlite", "redis", "MIT", "selfhosted"),
+    Answers("sqlite", "none", "proprietary", "providers"),
+    Answers("none", "sqlite", "MIT", "providers"),
+    Answers("none", "redis", "proprietary", "livekit"),
+    Answers("none", "none", "Apache-2.0", "selfhosted"),
+    Answers("pgvector", "sqlite", "proprietary", "selfhosted"),
+    Answers("pgvector", "redis", "Apache-2.0", "providers"),
+    Answers("pgvector", "none", "MIT", "livekit"),
 ]
 # and every combination of stores
 CALLED = PAIRS

@@ -19,12 +19,12 @@ from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 
 from agent import knowledge, memory, one_line, telemetry
-from agent.entrypoint import prewarm_persona, run_call
+from agent.entrypoint import models_for, prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
-from agent.models import ModelsUnavailable, models_of
+from agent.models import ModelsUnavailable
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -170,13 +170,14 @@ def prewarm(settings: Settings, process: JobProcess) -> None:
             importlib.import_module(name)
     try:
         prewarm_persona(settings)
+        with suppress(ModelsUnavailable):
+            models_for(settings)
+            if settings.models == "local":
+                importlib.import_module("agent.models.local").load()
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
-    with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
-        models_of(settings)
-        if settings.models == "local":
-            importlib.import_module("agent.models.local").load()
+    with suppress(MemoryUnavailable, KnowledgeUnavailable):
         memory.load(settings)
         knowledge.load(settings)
 

@@ -54,7 +54,7 @@ def test_without_the_group_one_sentence_says_what_to_do(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         local, "find_spec", lambda name: None if name in local.GROUP else there(name)
     )
-    sentence = r"`speech`, and faster_whisper is not installed: run `uv sync --group speech`"
+    sentence = r"`speech`, and faster_whisper is not installed; run `uv sync --group speech`"
     with pytest.raises(ModelsUnavailable, match=sentence):
         models_of(LOCAL)
     (found,) = check_models(LOCAL)

@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from agent import one_line, telemetry
-from agent.cli.checks import check_models, load_calls, prepare_documents, require
+from agent.cli.checks import load_calls, prepare_documents, require
 from agent.cli.terminal import interactive, make_console, read_line, report, unless
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.settings import Settings, load_settings
@@ -24,6 +24,7 @@ from agent.transport import Caller
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession, ConversationItemAddedEvent
+    from livekit.agents.voice.room_io import RoomOptions
 
     from agent.lifecycle import Call
     from agent.transport import CallEvents
@@ -52,15 +53,28 @@ def chat(
     Piped input: an answer for each line, as one line; everything else goes to standard error.
     """
     settings = load_settings()
-    if settings.models == "livekit" and settings.keyless:
-        source = "" if settings.knowledge == "none" else " from your documents"
-        report(f"No keys in the environment, so a script answers{source} (AGENT_MODELS=scripted).")
-        settings = settings.model_copy(update={"models": "scripted"})
-    require(check_models(settings))
-    prepare_documents(settings)
     load_calls()
+    settings = with_models(settings)
+    prepare_documents(settings)
     telemetry.log_to(sys.stderr, level="INFO" if verbose else "WARNING")
     return converse(Chat(settings, Caller(caller_identity(caller), caller or ""), metadata))
+
+
+def with_models(settings: Settings) -> Settings:
+    """The settings; with the scripted models where the chosen ones lack a key or a server."""
+    from agent.cli.models import build, inference_elsewhere
+    from agent.models import ModelsUnavailable
+
+    try:
+        build(settings)
+    except ModelsUnavailable as error:
+        keyless = settings.models == "livekit" and settings.keyless
+        why = "No keys in the environment" if keyless else str(error)
+        source = "" if settings.knowledge == "none" else " from your documents"
+        report(f"{why}, so a script answers{source} (AGENT_MODELS=scripted).")
+        return settings.model_copy(update={"models": "scripted"})
+    require(inference_elsewhere(settings))
+    return settings
 
 
 def caller_identity(name: str | None) -> str:
@@ -203,7 +217,9 @@ class TerminalTransport:
     async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return self._caller
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.on("conversation_item_added", self._on_item)
         await session.start(agent)
 

@@ -1,5 +1,6 @@
 """The agent's side of a conversation; `CallAgent` is the base of every persona."""
 
 from agent.conversation.agent import CallAgent, CallTask
+from agent.conversation.options import SessionOptions
 
-__all__ = ["CallAgent", "CallTask"]
+__all__ = ["CallAgent", "CallTask", "SessionOptions"]

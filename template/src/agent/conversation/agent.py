@@ -26,13 +26,16 @@ from livekit.agents.llm import (
 )
 from livekit.agents.types import FlushSentinel
 from livekit.agents.utils import is_given
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import one_line
 from agent.conversation.fallback import StreamTimeout, busy_tones, with_substitutes
+from agent.conversation.options import SessionOptions
 from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
+from agent.models import Models, models_of
 from agent.settings import Settings
 from agent.transport import Caller, can_publish
 
@@ -53,7 +56,8 @@ class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
     Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear`,
-    `remembered_as` and `prewarm`, and add tools with `@function_tool`. Every tool, also of a
+    `remembered_as` and `prewarm`; `models`, `session_options`, `room_options` and `before_start`
+    for what LiveKit offers; and add tools with `@function_tool`. Every tool, also of a
     toolset, gets a deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call
     ends; those named in `patient_tools` may take as long as the call and end with it, those named
     in `must_finish_tools` keep their deadline after its end. A tool set that cannot connect is left
@@ -98,6 +102,34 @@ class CallAgent(Agent):
         """Load what every call of a process needs, such as a model in memory; it may take long.
 
         It runs in the call's process, before there is a call, and once.
+        """
+
+    # what LiveKit offers; docs/agent/models.md has an example of each. Asked of the first agent.
+
+    @classmethod
+    def models(cls, settings: Settings) -> Models:
+        """What calls listen, think and speak with; by default what the settings choose.
+
+        A call asks when it builds its session, and so do `start` and `doctor`, to try them; not
+        with AGENT_MODELS=scripted or local. Raise ModelsUnavailable for what is missing.
+        """
+        return models_of(settings)
+
+    def session_options(self) -> SessionOptions:
+        """More options for the session, such as `max_tool_steps`."""
+        return {}
+
+    def room_options(self) -> RoomOptions:
+        """How the room is heard and seen, and spoken into: noise cancellation, video, text output.
+
+        The caller is known. Whom the session listens to, and when it closes, is the call's.
+        """
+        return RoomOptions()
+
+    async def before_start(self, session: AgentSession[None]) -> None:
+        """The place for what needs a session that has not started, such as an avatar.
+
+        The caller is known and the room connected; `self.call.open` closes what is opened.
         """
 
     def _join(self, call: Call) -> None:

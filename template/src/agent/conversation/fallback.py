@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from livekit import rtc
-from livekit.agents import llm, tts
+from livekit.agents import llm, stt, tts
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
@@ -108,7 +108,19 @@ async def with_substitutes(
             log.warning(sentence, share, extra=extra)
 
 
-# What these two read is private; the template's canary tells when it changes.
+# What these three read is private; the template's canary tells when it changes.
+
+
+def alternatives(model: object) -> list[Any]:
+    """The models of a fallback adapter; of any other model itself, of none nothing."""
+    match model:
+        case llm.FallbackAdapter():
+            return list(model._llm_instances)
+        case stt.FallbackAdapter():
+            return list(model._stt_instances)
+        case tts.FallbackAdapter():
+            return list(model._tts_instances)
+    return [] if model is None else [model]
 
 
 def _asked(model: object) -> Any | None:

@@ -53,7 +53,7 @@ class CallSession(AgentSession[None]):
 
 
 def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
-    """The session of one call, not started yet.
+    """The session of one call, not started yet; raises what the agent's `session_options` does.
 
     It has the models that the agent brings, where it brings any, also for agents that take over:
     the SDK connects to a session's models, whether they are used or not.
@@ -67,6 +67,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         vad=agent.vad if is_given(agent.vad) else models.vad,
         turn_handling=models.turn_handling,
         user_away_timeout=silence,
+        **(agent.session_options() if isinstance(agent, CallAgent) else {}),
     )
 
     has_asked = False  # an AgentTask, something, since it began
@@ -167,7 +168,8 @@ async def conversation(
     call.session = session
     try:
         try:
-            await call.transport.start(session, agent, caller)
+            await agent.before_start(session)
+            await call.transport.start(session, agent, caller, agent.room_options())
         except Exception as error:
             call.fail(error)  # before the agent, which closes now, reports another cause
             raise

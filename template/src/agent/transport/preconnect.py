@@ -13,14 +13,14 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
 from livekit.agents import AgentSession
-from livekit.agents.types import TOPIC_CHAT
+from livekit.agents.types import TOPIC_CHAT, NotGivenOr
 from livekit.agents.utils.codecs import AudioStreamDecoder
 from livekit.agents.voice.io import AudioInput
 from livekit.agents.voice.room_io import AudioInputOptions
@@ -63,6 +63,18 @@ LAP_SECONDS = 0.25
 MORE_SECONDS = 0.15
 # a microphone that is on gives a frame every 50 ms, also in silence
 FRAME_SECONDS = 1.0
+
+
+def heard_as(options: NotGivenOr[AudioInputOptions | bool]) -> AudioInputOptions | bool:
+    """An owner's audio input, such as one with noise cancellation, in the form of `AUDIO`."""
+    if not isinstance(options, AudioInputOptions):
+        return AUDIO if options is not False else False
+    return replace(
+        options,
+        sample_rate=AUDIO.sample_rate,
+        num_channels=AUDIO.num_channels,
+        pre_connect_audio=False,
+    )
 
 
 @dataclass

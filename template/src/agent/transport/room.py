@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from livekit import api, rtc
@@ -18,7 +19,7 @@ from livekit.protocol import models
 
 from agent.reasons import CALLER_IS_GONE
 from agent.transport import Caller, CallEvents
-from agent.transport.preconnect import AUDIO, PreConnectBuffer
+from agent.transport.preconnect import PreConnectBuffer, heard_as
 
 log = logging.getLogger("agent.call")
 
@@ -60,6 +61,7 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
+        self._reads_texts = True
         # texts that came while the session was being started
         self._texts: list[str] = []
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
@@ -167,7 +169,13 @@ class RoomTransport:
             self._events.caller_gone(on_purpose=True)
         return self._caller
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self,
+        session: AgentSession[None],
+        agent: Agent,
+        caller: Caller,
+        options: room_io.RoomOptions,
+    ) -> None:
         if self._early is None:
             await session.start(agent)
             return
@@ -179,12 +187,17 @@ class RoomTransport:
             else:  # not as the SDK does, which cuts off what is being said
                 await self._events.answer(event.text)
 
-        options = room_io.RoomOptions(
+        if options.text_input is False:
+            self._reads_texts = False
+        elif not isinstance(options.text_input, room_io.TextInputOptions):
+            options = replace(options, text_input=room_io.TextInputOptions(text_input_cb=read))
+        options = replace(
+            options,
             participant_identity=caller.identity,
-            audio_input=AUDIO,
-            text_input=room_io.TextInputOptions(text_input_cb=read),
+            audio_input=heard_as(options.audio_input),
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
+            delete_room_on_close=False,
         )
         with self._early.handed_over(session, caller.identity):
             await session.start(agent, room=self._room, room_options=options)
@@ -192,7 +205,7 @@ class RoomTransport:
         await self._early.settled(caller.identity)
 
     async def early_texts(self) -> list[str]:
-        if self._early is None or self._caller is None:
+        if self._early is None or self._caller is None or not self._reads_texts:
             return []
         return await self._early.texts(self._caller.identity) + self._texts
 

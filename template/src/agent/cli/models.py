@@ -1,0 +1,180 @@
+"""Whether the models that calls use are there: each is built, and asked one cheap question."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from livekit import rtc
+from livekit.agents import APIConnectOptions, APIError, APIStatusError, llm, stt, tts
+from livekit.agents.utils import http_context
+
+from agent import one_line
+from agent.cli.checks import Finding, Level, fail, location
+from agent.conversation import CallAgent
+from agent.conversation.fallback import alternatives
+from agent.entrypoint import models_for, persona_class
+from agent.models import KEYLESS, Models, ModelsUnavailable
+from agent.settings import Settings, SettingsError, inference_has_own_keys
+
+ANSWER_SECONDS = 10.0  # for one answer; the models are asked at the same time
+REFUSES_KEY = {401, 403}
+ONCE = APIConnectOptions(max_retry=0, timeout=ANSWER_SECONDS)
+
+
+class Mute(Exception):
+    """A model that answers, and says nothing."""
+
+
+def model_findings(settings: Settings, unreachable: Level) -> list[Finding]:
+    """What is wrong with the models; nothing if all answer.
+
+    `unreachable` is the level of a model that may answer at another time.
+    """
+    try:
+        models = build(settings)
+    except ModelsUnavailable as error:
+        return [fail("models", ": ".join(str(error).rsplit("; ", 1)))]
+    except SettingsError as error:
+        return [fail("models", error.problems[0])]
+    if settings.models in KEYLESS:
+        return []
+    return inference_elsewhere(settings) or asyncio.run(ask(settings, models, unreachable))
+
+
+def build(settings: Settings) -> Models:
+    """The models of a call; raises ModelsUnavailable, SettingsError for an owner's error."""
+    try:
+        return models_for(settings)
+    except ModelsUnavailable:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            [f"your persona's models cannot be built: {location(error)}"]
+        ) from error
+
+
+def has_own_models() -> bool:
+    """Whether the persona brings models other than those that the settings choose."""
+    return persona_class().models.__func__ is not CallAgent.models.__func__  # type: ignore[attr-defined]
+
+
+def inference_elsewhere(settings: Settings) -> list[Finding]:
+    """Whether LiveKit Inference is to be used where it is not: only LiveKit Cloud has it."""
+    host = urlsplit(settings.livekit_url).hostname or ""
+    on_cloud = host.endswith((".livekit.cloud", ".livekit.run"))
+    fitting = on_cloud or inference_has_own_keys() or has_own_models()
+    if settings.models != "livekit" or not host or fitting:
+        return []
+    what = "AGENT_MODELS=livekit needs LiveKit Cloud, and LIVEKIT_URL is another server"
+    scripted = "set AGENT_MODELS=scripted to try the agent without a model"
+    own = "let your persona bring its own models"
+    return [Finding("warn", "models", what, f"use a LiveKit Cloud project, {own}, or {scripted}")]
+
+
+async def ask(settings: Settings, models: Models, unreachable: Level) -> list[Finding]:
+    """Ask every model, also those that stand in; what is wrong with those that do not answer."""
+    questions = [
+        *(Question("LLM", one, ask_llm) for one in alternatives(models.llm)),
+        *(Question("STT", one, ask_stt) for one in alternatives(models.stt)),
+        *(Question("TTS", one, ask_tts) for one in alternatives(models.tts)),
+    ]
+    async with http_context.open(), silent_sdk():
+        found = [question.finding(settings, unreachable) for question in questions]
+        return [finding for finding in await asyncio.gather(*found) if finding is not None]
+
+
+@asynccontextmanager
+async def silent_sdk() -> AsyncIterator[None]:
+    """Without the SDK's own records of what goes wrong."""
+    sdk = logging.getLogger("livekit")
+    level = sdk.level
+    sdk.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        sdk.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A model, and what it is asked."""
+
+    kind: str
+    model: Any
+    ask: Callable[[Any], Awaitable[None]]
+
+    async def finding(self, settings: Settings, unreachable: Level) -> Finding | None:
+        """What is wrong with the model; None if it answers."""
+        name = f"{self.kind} {self.model.model} of {self.model.provider}"
+        # the variables that are to be corrected; a persona's own models have none
+        model, key, url = "its model's name", "its key", "its address"
+        if not has_own_models():
+            model = f"AGENT_{self.kind}_MODEL"
+            if settings.models == "selfhosted":
+                key, url = f"AGENT_{self.kind}_KEY", f"AGENT_{self.kind}_URL"
+                model += f" or {url}"
+        level: Level = "fail"
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self.ask(self.model)
+            return None
+        except TimeoutError:
+            level, what = unreachable, f"does not answer within {ANSWER_SECONDS:g} s"
+            cure = f"look at its server, or correct {url}"
+        except Mute as error:
+            what, cure = str(error), f"correct {model}"
+        except APIStatusError as error:
+            if error.status_code in REFUSES_KEY:  # whose answer may repeat the key
+                what, cure = f"refuses the key ({error.status_code})", f"correct {key}"
+            elif error.retryable:
+                level, what = unreachable, f"cannot answer now ({error.message})"
+                cure = "try again later, or look at its quota"
+            else:
+                what, cure = f"refuses ({error.message})", f"correct {model}"
+        except Exception as error:
+            level, what = unreachable, f"cannot be asked ({one_line(error.__cause__ or error)})"
+            cure = f"start its server, or correct {url}"
+        return Finding(level, "models", f"{name} {what}", cure)
+
+
+async def ask_llm(model: llm.LLM[Any]) -> None:
+    """A few words, of which the first is enough."""
+    chat = llm.ChatContext.empty()
+    chat.add_message(role="user", content="Say yes.")
+    async with model.chat(chat_ctx=chat, conn_options=ONCE) as stream:
+        async for _ in stream:
+            return
+    raise Mute("answers nothing")
+
+
+async def ask_stt(model: stt.STT[Any]) -> None:
+    """Half a second of silence, which nobody has to understand."""
+    rate = 16_000
+    silence = rtc.AudioFrame(bytes(rate), rate, 1, rate // 2)
+    if not model.capabilities.streaming:
+        await model.recognize(silence, conn_options=ONCE)
+        return
+    async with model.stream(conn_options=ONCE) as stream:
+        stream.push_frame(silence)
+        stream.end_input()
+        async for _ in stream:
+            pass
+
+
+async def ask_tts(model: tts.TTS[Any]) -> None:
+    """One word, of which the first sound is enough."""
+    try:
+        async with model.synthesize("Yes.", conn_options=ONCE) as stream:
+            async for _ in stream:
+                return
+    except APIError as error:
+        if type(error) is not APIError:
+            raise
+        raise Mute(f"gives no sound ({error.message})") from error
+    raise Mute("gives no sound")
