@@ -87,7 +87,7 @@ def plain(text: str) -> list[str]:
 
 def wrong_words(said: str, understood: str) -> int:
     """How many words have to be put in, left out or replaced."""
-    row = [*range(len(plain(understood)) + 1)]
+    row: list[int] = [*range(len(plain(understood)) + 1)]
     for number, word in enumerate(plain(said), 1):
         before, row[0] = row[0], number
         for at, other in enumerate(plain(understood), 1):
