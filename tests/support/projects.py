@@ -90,12 +90,13 @@ class Project(templates.Project):
             )
         return done
 
-    def install(self) -> None:
+    def install(self, *options: str) -> None:
         """`uv sync`; the project's lock has the canary's version, so that `uv run` keeps it."""
         self.run(
             "uv",
             "sync",
             "--quiet",
+            *options,
             *(["--upgrade-package", f"livekit-agents=={SDK}"] if SDK else []),
         )
         if SDK and self.sdk() != SDK:

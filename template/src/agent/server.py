@@ -177,6 +177,8 @@ def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | No
         prewarm_persona(settings)
         with suppress(ModelsUnavailable):
             models_for(settings)
+            if settings.models == "local":
+                importlib.import_module("agent.models.local").load()
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
