@@ -261,7 +261,7 @@ def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
 
 
 def test_a_fallback_adapter_knows_its_recognisers() -> None:
-    recogniser = inference.STT(api_key="key", api_secret="secret")
+    recogniser = inference.STT("deepgram/nova-3", api_key="key", api_secret="secret")
     adapter = stt.FallbackAdapter([recogniser])
     look = "alternatives in agent/conversation/fallback.py"
     assert adapter._stt_instances == [recogniser], changed("its recognisers are elsewhere", look)
