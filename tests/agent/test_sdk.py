@@ -271,7 +271,7 @@ def test_speech_to_text_of_whole_utterances_is_one_method_of_every_plugin() -> N
 
 
 def test_a_fallback_adapter_knows_its_recognisers() -> None:
-    recogniser = inference.STT(api_key="key", api_secret="secret")
+    recogniser = inference.STT("deepgram/nova-3", api_key="key", api_secret="secret")
     adapter = stt.FallbackAdapter([recogniser])
     look = "alternatives in agent/conversation/fallback.py"
     assert adapter._stt_instances == [recogniser], changed("its recognisers are elsewhere", look)

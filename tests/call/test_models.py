@@ -59,7 +59,7 @@ async def called(stage: Scene) -> None:
     await stage.running.ended(room)
 
 
-@pytest.mark.parametrize(("family", "models"), ASKED, ids="-".join)
+@pytest.mark.parametrize(("family", "models"), ASKED, ids=["-".join(pair) for pair in ASKED])
 async def test_nobody_is_asked_who_was_not_chosen(
     projects: dict[Answers, Project], livekit: LiveKit, tmp_path: Path, family: str, models: str
 ) -> None:
