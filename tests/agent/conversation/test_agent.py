@@ -280,10 +280,12 @@ async def test_what_was_written_early_is_answered_after_the_greeting() -> None:
     await call.start(entrypoint.run_call)
     assert await call.wait_greeted()
     assert call.session is not None
-    spoken = call.session.current_speech
-    if spoken is not None:
-        await spoken.wait_for_playout()
-    texts = [message.text_content for message in call.session.history.messages()]
+    history, added = call.session.history, asyncio.Event()
+    call.session.on("conversation_item_added", lambda _: added.set())
+    async with asyncio.timeout(60):
+        while "hello" not in (texts := [one.text_content for one in history.messages()]):
+            await added.wait()
+            added.clear()
     assert texts.index("hello") > 0
     line.leave()
     await call.wait_closed()

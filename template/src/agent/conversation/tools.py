@@ -25,7 +25,7 @@ from livekit.agents.llm import (
     Toolset,
 )
 from livekit.agents.llm.async_toolset import AsyncToolset
-from pydantic_core import to_json
+from pydantic import ConfigDict, TypeAdapter
 
 from agent import one_line
 from agent.lifecycle import Call, Step, timeouts
@@ -34,6 +34,12 @@ from agent.memory import Note
 
 log = logging.getLogger("agent.call")
 
+MODES: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
+# of models, dataclasses and what they hold, too; bytes are text, or else base64
+JSON = [
+    TypeAdapter[Any](Any, config=ConfigDict(ser_json_bytes=mode, ser_json_inf_nan="null"))
+    for mode in MODES
+]
 # what a model is given of a result; more costs money and time, and hides what matters
 MOST_RESULT_CHARACTERS = 20_000
 
@@ -178,12 +184,10 @@ def as_json(result: Any) -> str:
     it. A result that cannot be read at all is said to be so: the tool has acted, and the model must
     not take it for failed.
     """
-    modes: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
-    for mode in modes:
+    for any_value in JSON:
         # an owner's `__str__`, too, may raise anything
         with suppress(Exception):
-            plain = to_json(result, fallback=_plain, bytes_mode=mode, inf_nan_mode="null")
-            return plain.decode()
+            return any_value.dump_json(result, fallback=_plain).decode()
     return "It is done, but its result cannot be read."
 
 
