@@ -176,7 +176,7 @@ class RoomTransport:
         options = room_io.RoomOptions(
             participant_identity=caller.identity,
             audio_input=AUDIO,
-            text_input=False,
+            text_input=False,  # the PreConnectBuffer's, to the end
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
         )
