@@ -279,7 +279,7 @@ def real_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.timeout(3600)
 @given(*MACHINES[:-1])
 @settings(ANY, max_examples=10)
-def test_nor_with_the_template_itself(
+def test_with_the_template_itself_nothing_of_the_owners_is_lost(
     real_versions: dict[str, Path],
     layout: str,
     spoiled: str,

@@ -137,13 +137,13 @@ def answers_file(home: Path) -> str:
 
     Where there were answers to another template, Copier was told another name (`--answers-file`).
     """
-    found: dict[str, int] = {}
+    answered: dict[str, int] = {}
     for path in (home / ANSWERS, *sorted(home.glob(".*.y*ml"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = "\n" + path.read_text(encoding="utf-8")
             if f"\n{QUESTIONS[0]}:" in text:
-                found.setdefault(path.name, sum(f"\n{name}:" in text for name in QUESTIONS))
-    return max(found, key=lambda name: found[name], default=ANSWERS)
+                answered[path.name] = sum(f"\n{name}:" in text for name in QUESTIONS)
+    return max(answered, key=lambda name: answered[name], default=ANSWERS)
 
 
 def made_with(ownership: dict[str, Any]) -> dict[str, str]:

@@ -258,6 +258,18 @@ async def test_quick_texts_come_in_the_order_in_which_they_were_sent(
     assert await words.texts("caller") == ["an early one"]
 
 
+async def test_of_what_the_caller_types_in_the_call_nothing_is_cut_off(
+    room: Room, words: PreConnectBuffer
+) -> None:
+    listening(words)
+    sent = ["x" * 2 * preconnect.MAX_CHARACTERS, *map(str, range(2 * preconnect.MAX_TEXTS))]
+    for text in sent:
+        room.types(text)
+    typed = words.typed("caller")
+
+    assert [await anext(typed) for _ in sent] == sent
+
+
 async def test_a_text_that_never_ends_does_not_hold_up_the_next(
     room: Room, words: PreConnectBuffer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,13 +87,13 @@ def answers_of(home: Path) -> Path | None:
     The file with the usual name may have those to another template, with which Copier began here.
     """
     files = [home / ANSWERS, *sorted(home.glob(".*.y*ml"))]
-    asked = {
-        path: [f"\n{name}:" in f"\n{read(path)}" for name in QUESTIONS]
-        for path in files
-        if path.is_file()
+    texts = {path: f"\n{read(path)}" for path in files if path.is_file()}
+    answered = {
+        path: sum(f"\n{name}:" in text for name in QUESTIONS)
+        for path, text in texts.items()
+        if f"\n{QUESTIONS[0]}:" in text
     }
-    ours = [path for path, answered in asked.items() if answered[0]]
-    return max(ours, key=lambda path: sum(asked[path]), default=None)
+    return max(answered, key=lambda path: answered[path], default=None)
 
 
 def read(path: Path) -> str:

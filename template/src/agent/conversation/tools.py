@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 from livekit.agents import Agent, AgentTask, RunContext, StopResponse, function_tool
 from livekit.agents.llm import (
@@ -34,12 +34,8 @@ from agent.memory import Note
 
 log = logging.getLogger("agent.call")
 
-MODES: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
 # of models, dataclasses and what they hold, too; bytes are text, or else base64
-JSON = [
-    TypeAdapter[Any](Any, config=ConfigDict(ser_json_bytes=mode, ser_json_inf_nan="null"))
-    for mode in MODES
-]
+JSON = TypeAdapter[Any](Any), TypeAdapter[Any](Any, config=ConfigDict(ser_json_bytes="base64"))
 # what a model is given of a result; more costs money and time, and hides what matters
 MOST_RESULT_CHARACTERS = 20_000
 

@@ -39,7 +39,7 @@ RAW = {"", "application/octet-stream", "audio/pcm", "audio/raw", "audio/l16"}
 
 # more than any front end sends; what is beyond is not kept
 MAX_PEOPLE = 10
-MAX_TEXTS = 20  # of one person, unanswered
+MAX_TEXTS = 20  # of one person
 MAX_CHARACTERS = 4_000  # of one text
 MAX_TRACKS = 2  # of one person
 MAX_RECEIVED = 2_000_000  # bytes of one recording, as it was sent
@@ -220,10 +220,10 @@ class PreConnectBuffer:
 
     def _on_text(self, reader: rtc.TextStreamReader, identity: str) -> None:
         person = self._person(identity)
-        if person and self._session_listens and person.typed.qsize() < MAX_TEXTS:
+        if person and self._session_listens:
             person.typed.put_nowait(self._spawn(_read_text(reader)))
-        elif person and not self._session_listens and len(person.texts) < MAX_TEXTS:
-            person.texts.append(self._spawn(_read_text(reader)))
+        elif person and len(person.texts) < MAX_TEXTS:
+            person.texts.append(self._spawn(_read_text(reader, MAX_CHARACTERS)))
         else:
             reader.close()
 
@@ -392,18 +392,18 @@ def _edges(pcm: bytes) -> Samples:
     return np.diff(np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float64))
 
 
-async def _read_text(reader: rtc.TextStreamReader) -> str:
+async def _read_text(reader: rtc.TextStreamReader, most: int | None = None) -> str:
     text = ""
     try:
         async for chunk in reader:
             text += chunk
-            if len(text) > MAX_CHARACTERS:
+            if most is not None and len(text) > most:
                 break
     except rtc.StreamError:
         log.info("a text was broken off by its sender")
     finally:
         reader.close()
-    return text[:MAX_CHARACTERS].strip()
+    return text[:most].strip()
 
 
 async def _read_recording(reader: rtc.ByteStreamReader, recording: asyncio.Future[bytes]) -> None:

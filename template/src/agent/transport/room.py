@@ -188,6 +188,7 @@ class RoomTransport:
             options,
             participant_identity=caller.identity,
             audio_input=heard_as(options.audio_input),
+            # without an owner's it is the PreConnectBuffer's, to the end
             text_input=options.text_input if own else False,
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
