@@ -48,7 +48,8 @@ class RedisServer:
 
     def __init__(self, engine: str, *options: str, keeps: bool = True) -> None:
         self._program = engine_binary(engine)
-        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-", dir=memory))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self._options = [
@@ -56,6 +57,10 @@ class RedisServer:
             PASSWORD,
             "--appendonly",
             "yes" if keeps else "no",
+            # or, while a disk is slow, what it has acknowledged dies with the process:
+            # findings/valkey_loses_acknowledged_writes.sh
+            "--appendfsync",
+            "always",
             *options,
         ]
         self._process: subprocess.Popen[bytes] | None = None

@@ -21,6 +21,7 @@ from livekit.agents.llm.mcp import MCPServer, MCPServerHTTP, MCPServerStdio, MCP
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, Step, timeouts
+from agent.settings import load_settings
 from template.tests.talk import FakeTransport, Talk, talk
 from tests.agent.conversation.test_greeting import ended_call
 
@@ -305,3 +306,32 @@ async def test_a_call_that_ends_while_a_tool_set_connects_does_not_wait_for_it(
         assert talking.call.tools.connecting
     assert ("session", "ok") in talking.call.closed
     assert not talking.call.tools.connecting
+
+
+async def test_a_caller_who_leaves_while_a_needed_tool_set_connects_ends_the_call_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connecting = asyncio.Event()
+
+    class NeverThere(Slow):
+        async def setup(self) -> Slow:
+            connecting.set()
+            return await super().setup()
+
+    class Persona(CallAgent):
+        must_have_tools = frozenset({"slow"})
+
+    monkeypatch.setattr(
+        entrypoint,
+        "build_persona",
+        lambda call: Persona(call, instructions="", tools=[NeverThere()]),
+    )
+    transport = FakeTransport()
+    call = Call(transport, load_settings())
+    transport.arrive()
+    await call.start(entrypoint.run_call)
+    async with asyncio.timeout(PATIENCE / 2):
+        await connecting.wait()
+        call.caller_gone(on_purpose=True)
+        await call.wait_closed()
+    assert not call.tools.connecting

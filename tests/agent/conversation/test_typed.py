@@ -12,6 +12,7 @@ from livekit.agents.llm import ChatContext
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call, timeouts
+from agent.memory import Profile
 from agent.models.scripted import ScriptedLLM
 from agent.settings import load_settings
 from tests.agent.conversation.test_greeting import SpokenTransport
@@ -101,6 +102,32 @@ async def test_a_line_typed_while_an_answer_is_spoken_does_not_cut_it_off(scene:
         ("user", "hello", False),
         ("assistant", "Hello! What would you like to know?", False),
     ]
+    await scene.end()
+
+
+async def test_a_line_typed_while_the_callers_data_is_loaded_is_answered_after_the_greeting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, go_on = asyncio.Event(), asyncio.Event()
+
+    async def welcome(self: Desk, profile: Profile | None) -> None:
+        entered.set()
+        await go_on.wait()
+        await CallAgent.welcome(self, profile)
+
+    monkeypatch.setattr(Desk, "welcome", welcome)
+    scene = Scene(monkeypatch)
+    scene.transport.arrive()
+    scene.voice.is_over.set()
+    await scene.call.start(entrypoint.run_call)
+    async with asyncio.timeout(PATIENCE):
+        await entered.wait()
+        scene.type("Thank you.")
+        # time in which it could get ahead
+        await asyncio.wait(scene.lines, timeout=0.5)
+        go_on.set()
+        assert await scene.call.wait_greeted()
+    assert await scene.texts() == ["Thank you.", "You are welcome."]
     await scene.end()
 
 
