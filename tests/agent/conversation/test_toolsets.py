@@ -314,9 +314,10 @@ async def test_a_caller_who_leaves_while_a_needed_tool_set_connects_ends_the_cal
     connecting = asyncio.Event()
 
     class NeverThere(Slow):
-        async def setup(self) -> Slow:
+        async def setup(self) -> NeverThere:
             connecting.set()
-            return await super().setup()
+            await super().setup()
+            return self
 
     class Persona(CallAgent):
         must_have_tools = frozenset({"slow"})
