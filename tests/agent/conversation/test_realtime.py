@@ -15,6 +15,7 @@ from livekit import rtc
 from livekit.agents import Agent, AgentSession, function_tool
 from livekit.agents.llm import RealtimeModel
 from livekit.agents.voice import io
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import entrypoint
 from agent.conversation import CallAgent, CallTask
@@ -86,11 +87,13 @@ class VoiceTransport(FakeTransport):
         super().__init__()
         self.ears, self.mouth = Ears(), Mouth()
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.output.audio, session.input.audio = self.ears, self.mouth
         # or it hears nothing during the first three seconds in which it speaks
         session._aec_warmup_remaining = 0
-        await super().start(session, agent, caller)
+        await super().start(session, agent, caller, options)
 
 
 class Voiced(Talk):

@@ -13,6 +13,7 @@ from livekit import rtc
 from livekit.agents import Agent, AgentSession, APIConnectionError, tts
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, APIConnectOptions
 from livekit.agents.voice import io
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import entrypoint
 from agent.conversation import CallAgent, sounds
@@ -81,9 +82,11 @@ class VoiceTransport(FakeTransport):
         super().__init__(limited=False)
         self.ears = Ears()
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.output.audio = self.ears
-        await super().start(session, agent, caller)
+        await super().start(session, agent, caller, options)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from livekit.agents import NOT_GIVEN, AgentSession, JobContext
+from livekit.agents.types import TOPIC_CHAT
 from livekit.agents.voice.room_io import AudioInputOptions, RoomOptions, TextInputOptions
 
 from agent.transport import Caller
@@ -35,7 +36,8 @@ async def test_without_a_choice_the_room_is_the_calls() -> None:
 
     assert used.participant_identity == "ann"
     assert used.audio_input is AUDIO
-    assert isinstance(used.text_input, TextInputOptions)
+    # typed lines are read from before the session begins, and not by it
+    assert used.text_input is False
     assert (used.close_on_disconnect, used.delete_room_on_close) == (False, False)
     assert used.get_video_input_options() is None
 
@@ -62,13 +64,22 @@ async def test_a_choice_is_kept_but_for_whom_the_session_is_with_and_when_it_clo
 async def test_who_reads_what_is_typed_may_be_the_owners() -> None:
     mine = TextInputOptions()
 
-    assert (await started(RoomOptions(text_input=mine)))[1].text_input is mine
+    transport, used = await started(RoomOptions(text_input=mine))
+    assert used.text_input is mine
+    assert TOPIC_CHAT not in transport._room._text_stream_handlers
+
+
+async def test_nobody_need_read_what_is_typed() -> None:
     transport, used = await started(RoomOptions(text_input=False))
     assert used.text_input is False
-    # nor is read what was typed before
-    transport._texts.append("hello")
+    # nor what was typed before
+    transport._early = cast(Any, SimpleNamespace(texts=_early_texts))
     transport._caller = Caller("ann")
     assert await transport.early_texts() == []
+
+
+async def _early_texts(caller: str) -> list[str]:
+    return ["hello"]
 
 
 @pytest.mark.parametrize("given", [NOT_GIVEN, True])
