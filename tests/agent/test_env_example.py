@@ -20,6 +20,7 @@ DESCRIPTIONS = {
 }
 # what the plugins of the default providers read
 PROVIDERS = ["OPENAI_API_KEY", "DEEPGRAM_API_KEY", "CARTESIA_API_KEY"]
+KEYS = {"providers": PROVIDERS, "realtime": ["OPENAI_API_KEY"]}
 
 
 @cache
@@ -53,18 +54,26 @@ def test_every_setting_is_shown_with_its_description() -> None:
 
 
 def test_a_setting_is_shown_where_it_has_an_effect() -> None:
+    # a realtime model hears, takes turns, thinks and speaks by itself
+    three = {
+        *("AGENT_LLM_MODEL", "AGENT_STT_MODEL", "AGENT_STT_LANGUAGE"),
+        *("AGENT_TTS_MODEL", "AGENT_TTS_VOICE", "AGENT_TURN_DETECTION", "AGENT_INTERRUPTIONS"),
+        *("AGENT_MIN_ENDPOINTING_SECONDS", "AGENT_MAX_ENDPOINTING_SECONDS"),
+        "AGENT_KNOWLEDGE_LOOKUP",
+    }
     only = {
-        "livekit": [],
-        "providers": ["AGENT_LLM_FALLBACK", "AGENT_STT_FALLBACK", "AGENT_TTS_FALLBACK"],
-        "selfhosted": [
-            *("AGENT_LLM_URL", "AGENT_LLM_KEY", "AGENT_STT_URL"),
-            *("AGENT_STT_KEY", "AGENT_TTS_URL", "AGENT_TTS_KEY"),
-        ],
+        "livekit": three,
+        "providers": three | {"AGENT_LLM_FALLBACK", "AGENT_STT_FALLBACK", "AGENT_TTS_FALLBACK"},
+        "selfhosted": three
+        | {"AGENT_LLM_URL", "AGENT_LLM_KEY", "AGENT_STT_URL"}
+        | {"AGENT_STT_KEY", "AGENT_TTS_URL", "AGENT_TTS_KEY"},
+        "realtime": {
+            *("AGENT_REALTIME_MODEL", "AGENT_REALTIME_VOICE"),
+            *("AGENT_REALTIME_URL", "AGENT_REALTIME_KEY"),
+        },
     }
     everywhere = set.intersection(*(set(shown(models)) for models in FAMILIES))
-    assert {
-        models: [name for name in shown(models) if name not in everywhere] for models in FAMILIES
-    } == only
+    assert {models: set(shown(models)) - everywhere for models in FAMILIES} == only
 
 
 @pytest.mark.parametrize("models", FAMILIES)
@@ -109,9 +118,7 @@ def test_the_values_shown_are_the_defaults(
 @pytest.mark.parametrize("models", FAMILIES)
 def test_keys_come_first_and_are_the_only_lines_to_fill_in(models: str) -> None:
     keys = ["LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"]
-    more = PROVIDERS if models == "providers" else []
-
     assert re.findall(r"^[A-Z].*$", example(models), re.MULTILINE) == [
-        f"{key}=" for key in [*keys, *more]
+        f"{key}=" for key in [*keys, *KEYS.get(models, [])]
     ]
     assert [*shown(models)][:3] == keys

@@ -111,4 +111,6 @@ def test_the_page_is_about_the_chosen_models_and_every_setting_on_it_is_one(mode
     assert named <= set(variables().values())
     assert ("AGENT_LLM_URL" in named) == (models == "selfhosted")
     assert ("AGENT_LLM_FALLBACK" in named) == (models == "providers")
+    assert ("AGENT_REALTIME_URL" in named) == (models == "realtime")
+    assert ("AGENT_LLM_MODEL" in named) == (models != "realtime")
     assert not re.search(r"# %|\{%|\{\{", text)

@@ -58,6 +58,7 @@ FAMILIES = {
     "livekit": ["models/livekit.py"],
     "providers": ["models/providers.py"],
     "selfhosted": ["models/selfhosted.py"],
+    "realtime": ["models/realtime.py"],
 }
 MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory/redis_errors.py"]}
 
@@ -195,12 +196,14 @@ def test_a_project_has_only_the_plugins_of_its_models(
         "livekit": set(),
         "providers": {"openai", "deepgram", "cartesia"},
         "selfhosted": {"openai"},
+        "realtime": {"openai"},
     }
     found = set(re.findall(r'"livekit-plugins-(\w+)', project.read("pyproject.toml")))
     assert found == plugins[case["models"]]
     keys = set(re.findall(r"^([A-Z]+)_API_KEY=$", project.read(".env.example"), re.M))
-    named = {name.upper() for name in plugins["providers"]} if case["models"] == "providers" else {}
-    assert keys == {"LIVEKIT", *named}
+    # own servers have keys of their own
+    named = plugins[case["models"]] if case["models"] in ("providers", "realtime") else set()
+    assert keys == {"LIVEKIT", *(name.upper() for name in named)}
 
 
 def test_an_option_takes_its_settings_away(project: Project, case: dict[str, str]) -> None:

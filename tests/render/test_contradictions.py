@@ -39,6 +39,7 @@ MADE = {
     "memory.db",
     "uv.lock",
     ".env.local",
+    "provider/model",  # how models are named
 }
 COMMANDS: dict[str, click.Command] = get_command(build_app()).commands  # type: ignore[attr-defined]
 

@@ -50,6 +50,9 @@ PAIRS = [
     Answers("pgvector", "sqlite", "proprietary", "selfhosted"),
     Answers("pgvector", "redis", "Apache-2.0", "providers"),
     Answers("pgvector", "none", "MIT", "livekit"),
+    Answers("sqlite", "sqlite", "MIT", "realtime"),
+    Answers("none", "redis", "Apache-2.0", "realtime"),
+    Answers("pgvector", "none", "proprietary", "realtime"),
 ]
 # and every combination of stores
 CALLED = PAIRS

@@ -469,6 +469,11 @@ def inference_has_own_keys() -> bool:
     return "LIVEKIT_INFERENCE_API_KEY" in os.environ
 
 
+def openai_key() -> str:
+    """The key in OpenAI's own variable, which its clients read; empty if there is none."""
+    return os.environ.get("OPENAI_API_KEY", "")
+
+
 def says_whether_traces_are_private() -> bool:
     """Whether the SDK's own variable decides if traces have the conversation."""
     return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ

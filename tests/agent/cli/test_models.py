@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ def shared_server() -> Iterator[OpenAIServer]:
 def server(shared_server: OpenAIServer) -> Iterator[OpenAIServer]:
     shared_server.asked.clear()
     yield shared_server
+    shared_server.refuses_by_event = False
     for endpoint in ENDPOINTS:
         shared_server.mend(endpoint)
 
@@ -224,35 +226,92 @@ def test_a_personas_models_are_asked_and_no_others(
     assert (chosen, server.asked) == (["livekit"], [])
 
 
+def realtime(server: OpenAIServer, **changes: Any) -> Settings:
+    """Settings of a project whose realtime model is on this server."""
+    settings = {"models": "realtime", "realtime_url": server.url, "realtime_key": "sk-secret-key"}
+    return Settings.model_validate({**settings, **changes})
+
+
+def test_a_realtime_model_that_answers_is_asked_for_a_word(server: OpenAIServer) -> None:
+    assert model_findings(realtime(server), "fail") == []
+
+    assert len(server.requests("realtime", "connect")) == 1
+    assert len(server.requests("realtime", "response.create")) == 1
+    assert {one.key for one in server.asked} == {"sk-secret-key"}
+
+
+@pytest.mark.parametrize("by_event", [True, False], ids=["as OpenAI", "as other servers"])
 @pytest.mark.parametrize(
     ("kind", "model", "said"),
     [
-        (None, MODELS["realtime"], None),
-        ("401", MODELS["realtime"], "refuses the key (401): correct its key"),
-        (None, "nobody", "correct its model's name"),
+        ("401", MODELS["realtime"], r"refuses the key \(401\): correct AGENT_REALTIME_KEY"),
+        (None, "nobody", r"refuses \(.+\): correct AGENT_REALTIME_MODEL or AGENT_REALTIME_URL"),
     ],
 )
-def test_a_model_that_speaks_itself_is_asked_too(
-    server: OpenAIServer,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: Kind | None,
-    model: str,
-    said: str | None,
+def test_a_realtime_server_that_refuses_is_found(
+    server: OpenAIServer, kind: Kind | None, model: str, said: str, by_event: bool
+) -> None:
+    server.refuses_by_event = by_event
+    if kind is not None:
+        server.fault("realtime", kind)
+
+    [found] = model_findings(realtime(server, realtime_model=model), "warn")
+
+    assert found.level == "fail"
+    assert found.what.startswith(f"REALTIME {model} of 127.0.0.1:")
+    assert re.search(f"{said}$", found.sentence)
+    assert "secret" not in found.sentence
+    assert ("The model `nobody` does not exist" in found.what) == (by_event and kind is None)
+
+
+@pytest.mark.parametrize("kind", ["429", "500", "hang", "silent", "cut", "garbage"])
+def test_a_realtime_server_that_may_answer_later_is_a_warning_at_start(
+    server: OpenAIServer, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind in ("hang", "silent"):
+        monkeypatch.setattr(asked, "ANSWER_SECONDS", 1.0)
+    server.fault("realtime", kind)
+
+    assert [found.level for found in check_models(realtime(server))] == ["fail"]
+    assert [found.level for found in check_models(realtime(server), unreachable="warn")] == ["warn"]
+
+
+@pytest.mark.parametrize("kind", ["401", "429", "500", "silent"])
+def test_a_realtime_model_that_fails_its_reply_is_found(
+    server: OpenAIServer, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "silent":
+        monkeypatch.setattr(asked, "ANSWER_SECONDS", 1.0)
+    # that is, once the connection is there
+    server.fault("realtime", kind, after=1)
+
+    [found] = model_findings(realtime(server), "warn")
+
+    assert found.level == ("fail" if kind == "401" else "warn")
+
+
+def test_a_realtime_server_that_is_not_there_is_named(server: OpenAIServer) -> None:
+    there = realtime(server, realtime_url="http://127.0.0.1:1/v1")
+    [found] = model_findings(there, "fail")
+
+    assert found.sentence.startswith("REALTIME gpt-realtime of 127.0.0.1:1 cannot be asked (")
+    assert found.cure == "start its server, or correct AGENT_REALTIME_URL"
+
+
+def test_a_personas_realtime_model_is_asked_too(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Persona(CallAgent):
         @classmethod
         def models(cls, settings: Settings) -> Models:
-            speaks = openai.realtime.RealtimeModel(model=model, base_url=server.url, api_key="key")
-            return Models(speaks, None, None, None, {"turn_detection": "realtime_llm"})
+            return models_of(realtime(server))
 
     owners(monkeypatch, Persona)
-    if kind is not None:
-        server.fault("realtime", kind)
+    server.fault("realtime", "401")
 
-    found = model_findings(Settings(models="livekit"), "warn")
+    [found] = model_findings(Settings(models="livekit"), "warn")
 
-    assert [one.level for one in found] == ([] if said is None else ["fail"])
-    assert all(one.sentence.endswith(said or "") for one in found)
+    assert found.sentence.endswith("refuses the key (401): correct its key")
 
 
 def test_an_error_of_a_personas_is_reported_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:

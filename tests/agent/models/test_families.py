@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
-from livekit.agents import AgentSession, inference, llm, stt, tts
+from livekit.agents import NOT_GIVEN, AgentSession, inference, llm, stt, tts
 from livekit.plugins import cartesia, deepgram, openai
 
 from agent.models import KEYLESS, MODELS, Models, ModelsUnavailable, models_of
@@ -52,11 +52,12 @@ async def test_a_session_of_each_family_warns_of_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = built(models, **SERVERS)
-        assert made.stt is not None
-        assert made.tts is not None
         # without the language model, to whose server the session would connect at once
         session = AgentSession[None](
-            stt=made.stt, tts=made.tts, vad=made.vad, turn_handling=made.turn_handling
+            stt=made.stt or NOT_GIVEN,
+            tts=made.tts or NOT_GIVEN,
+            vad=made.vad,
+            turn_handling=made.turn_handling,
         )
     await session.aclose()
 
@@ -193,6 +194,44 @@ def test_a_missing_server_is_named(missing: str) -> None:
         built("selfhosted", **{**SERVERS, missing: ""})
 
 
+# ---------------------------------------------------------------------- realtime
+
+
+def test_a_realtime_model_is_alone_and_takes_turns_by_itself() -> None:
+    made = built("realtime", realtime_model="gpt-realtime-mini", realtime_voice="cedar")
+
+    assert isinstance(made.llm, openai.realtime.RealtimeModel)
+    assert (made.llm.model, made.llm._opts.voice) == ("gpt-realtime-mini", "cedar")
+    assert (made.stt, made.tts, made.vad) == (None, None, None)
+    assert made.turn_handling == {"turn_detection": "realtime_llm"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, "sk-of-openai"),
+        ({"realtime_key": "theirs"}, "theirs"),
+        ({"realtime_url": "http://rt.test/v1", "realtime_key": "theirs"}, "theirs"),
+        # never the key of OpenAI, which is in this environment
+        ({"realtime_url": "http://rt.test/v1"}, "not-needed"),
+    ],
+)
+def test_a_realtime_server_gets_its_own_key(changes: dict[str, str], key: str) -> None:
+    made = built("realtime", **changes).llm
+
+    assert isinstance(made, openai.realtime.RealtimeModel)
+    assert made._opts.api_key == key
+    host = "rt.test" if "realtime_url" in changes else "api.openai.com"
+    assert made.provider == host
+
+
+def test_a_realtime_model_without_a_key_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+
+    with pytest.raises(ModelsUnavailable, match=r"OPENAI_API_KEY.*\.env\.local"):
+        built("realtime")
+
+
 # ---------------------------------------------------------------------- the voice
 
 
@@ -210,7 +249,7 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVEKIT_REMOTE_EOT_URL", "https://eot.test")
 
 
-@pytest.mark.parametrize("models", CHOICES["models"])
+@pytest.mark.parametrize("models", [one for one in CHOICES["models"] if one != "realtime"])
 @pytest.mark.parametrize(
     ("on_cloud", "model", "mode"),
     [(False, "turn-detector-v1-mini", "vad"), (True, "turn-detector-v1", "adaptive")],

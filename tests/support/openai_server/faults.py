@@ -51,11 +51,12 @@ class Refusal(Exception):
 
 @dataclass
 class Fault:
-    """One fault of one endpoint, for the next `times` requests, or all."""
+    """One fault of one endpoint, for `times` requests or all, after those that are still good."""
 
     kind: Kind
     times: int | None = None
     retry_after: int = 1
+    after: int = 0
     # whoever waits for a fault that is over is cut off
     over: asyncio.Event = field(default_factory=asyncio.Event)
 

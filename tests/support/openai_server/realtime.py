@@ -285,6 +285,11 @@ class Realtime:
         error = {**refusal.error, "event_id": event.get("event_id")}
         await self._send("error", error=error)
 
+    async def refuse(self, refusal: Refusal) -> None:
+        """Say why, and end the connection."""
+        await self._send_error(refusal, {})
+        await self._socket.close(code=3000, message=refusal.type.encode())
+
     async def send_garbage(self) -> None:
         await self._socket.send_str(GARBAGE)
 

@@ -44,6 +44,8 @@ class OpenAIServer:
         self.words: deque[str] = deque()
         # whether speech comes as server-sent events if asked for, as from OpenAI alone
         self.speech_events = False
+        # whether a realtime connection is refused by an event in it, as by OpenAI, or before it
+        self.refuses_by_event = False
         self._faults: dict[Endpoint, Fault] = {}
         self._noted = asyncio.Condition()
         self._connections: set[Realtime] = set()
@@ -56,11 +58,20 @@ class OpenAIServer:
     # ------------------------------------------------------------------ for the test
 
     def fault(
-        self, endpoint: Endpoint, kind: Kind, *, times: int | None = None, retry_after: int = 1
+        self,
+        endpoint: Endpoint,
+        kind: Kind,
+        *,
+        after: int = 0,
+        times: int | None = None,
+        retry_after: int = 1,
     ) -> None:
-        """Let an endpoint fail from now on, or `times` times; an open realtime connection too."""
+        """Let an endpoint fail from now on, or `times` times, or `after` so many requests.
+
+        Of realtime a connection is one request, and each response in it another.
+        """
         self.mend(endpoint)
-        self._faults[endpoint] = Fault(kind, times, retry_after)
+        self._faults[endpoint] = Fault(kind, times, retry_after, after)
 
     def mend(self, endpoint: Endpoint) -> None:
         """Let an endpoint answer again; requests that hang are cut off."""
@@ -99,6 +110,9 @@ class OpenAIServer:
     def next_fault(self, endpoint: Endpoint) -> Fault | None:
         """The fault that the request has which has just come."""
         fault = self._faults.get(endpoint)
+        if fault is not None and fault.after > 0:
+            fault.after -= 1
+            return None
         if fault is not None and fault.times is not None:
             if fault.times == 0:
                 return None
@@ -174,13 +188,14 @@ class OpenAIServer:
         fault = self.next_fault("realtime")
         asked = await read("realtime", request)
         await self.note(Asked("realtime", asked.key, {**asked.body, "type": "connect"}))
-        if fault and (refusal := fault.refusal):
-            return refusal.response()
         if fault and fault.kind in ("hang", "garbage"):
             return await _send(Answer([]), fault, request)
+        refusal = fault.refusal if fault else None
         try:
             self._know(asked.body.get("model"))
-        except Refusal as refusal:
+        except Refusal as unknown:
+            refusal = refusal or unknown
+        if refusal and not self.refuses_by_event:
             return refusal.response()
         socket = web.WebSocketResponse(max_msg_size=2**24)
         await socket.prepare(request)
@@ -188,7 +203,9 @@ class OpenAIServer:
         connection = Realtime(self, socket, request.transport, asked)
         self._connections.add(connection)
         try:
-            if fault and fault.kind == "cut":
+            if refusal:
+                await connection.refuse(refusal)
+            elif fault and fault.kind == "cut":
                 connection.cut()
             elif fault:
                 await fault.over.wait()

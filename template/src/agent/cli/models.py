@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from livekit import rtc
-from livekit.agents import APIConnectOptions, APIError, APIStatusError, llm, stt, tts
+from livekit.agents import (
+    APIConnectionError,
+    APIConnectOptions,
+    APIError,
+    APIStatusError,
+    llm,
+    stt,
+    tts,
+)
 from livekit.agents.utils import http_context
 
 from agent import one_line
@@ -23,8 +31,17 @@ from agent.entrypoint import models_for, persona_class
 from agent.models import KEYLESS, Models, ModelsUnavailable
 from agent.settings import Settings, SettingsError, inference_has_own_keys
 
+CLOSE_SECONDS = 1.0
 ANSWER_SECONDS = 10.0  # for one answer; the models are asked at the same time
 REFUSES_KEY = {401, 403}
+# what a realtime server says in a connection, as other servers by a status
+STATUS = {
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "server_error": 500,
+}
 ONCE = APIConnectOptions(max_retry=0, timeout=ANSWER_SECONDS)
 
 
@@ -82,7 +99,7 @@ def inference_elsewhere(settings: Settings) -> list[Finding]:
 async def ask(settings: Settings, models: Models, unreachable: Level) -> list[Finding]:
     """Ask every model, also those that stand in; what is wrong with those that do not answer."""
     questions = [
-        *(Question("LLM", one, question_for(one)) for one in alternatives(models.llm)),
+        *(question_for(one) for one in alternatives(models.llm)),
         *(Question("STT", one, ask_stt) for one in alternatives(models.stt)),
         *(Question("TTS", one, ask_tts) for one in alternatives(models.tts)),
     ]
@@ -119,12 +136,16 @@ class Question:
         there = "try again later, and look at this machine's network"
         if not has_own_models():
             model = f"AGENT_{self.kind}_MODEL"
-            if settings.models == "livekit":
-                key = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
-            if settings.models == "selfhosted":
-                key, url = f"AGENT_{self.kind}_KEY", f"AGENT_{self.kind}_URL"
-                model += f" or {url}"
-                there = f"start its server, or correct {url}"
+            match settings.models:
+                case "livekit":
+                    key = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
+                case "realtime" if not settings.realtime_url:
+                    own = settings.realtime_key.get_secret_value()
+                    key = "AGENT_REALTIME_KEY" if own else "OPENAI_API_KEY"
+                case "selfhosted" | "realtime":
+                    key, url = f"AGENT_{self.kind}_KEY", f"AGENT_{self.kind}_URL"
+                    model += f" or {url}"
+                    there = f"start its server, or correct {url}"
         level: Level = "fail"
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -149,33 +170,68 @@ class Question:
         return Finding(level, "models", f"{name} {what}", cure)
 
 
-def question_for(model: llm.LLM[Any] | llm.RealtimeModel) -> Callable[[Any], Awaitable[None]]:
+def question_for(model: llm.LLM[Any] | llm.RealtimeModel) -> Question:
     """What a language model is asked, which may be one that listens and speaks itself."""
-    return ask_realtime if isinstance(model, llm.RealtimeModel) else ask_llm
+    if isinstance(model, llm.RealtimeModel):
+        return Question("REALTIME", model, ask_realtime)
+    return Question("LLM", model, ask_llm)
 
 
 async def ask_realtime(model: llm.RealtimeModel) -> None:
-    """To take note of a word, for which it has to be connected."""
-    session, chat = model.session(), llm.ChatContext.empty()
-    chat.add_message(role="user", content="Yes.")
-    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    """A word, of which the first part is enough."""
+    session = model.session()
+    said: list[APIError] = []
+    lost = asyncio.Event()
 
     def fails(event: llm.RealtimeModelError) -> None:
-        error = event.error
-        if isinstance(answer := error.__cause__, aiohttp.ClientResponseError):
-            # the plugins take a refusal for a broken connection
-            error = APIStatusError(answer.message, status_code=answer.status)
-        if not failed.done():
-            failed.set_exception(error)
+        unconnected = isinstance(event.error, APIConnectionError)
+        # what a server says before it ends the connection is why it does
+        if isinstance(event.error, APIError) and not (unconnected and said):
+            said.append(_with_status(event.error))
+        # other errors need not keep the model from answering
+        if unconnected or not event.recoverable:
+            lost.set()
 
     session.on("error", fails)
-    noted = asyncio.ensure_future(session.update_chat_ctx(chat))
+    answered = asyncio.ensure_future(_first_part(session, sound=model.capabilities.audio_output))
+    ended = asyncio.ensure_future(lost.wait())
     try:
-        await asyncio.wait([failed, noted], return_when=asyncio.FIRST_COMPLETED)
-        await (failed if failed.done() else noted)
+        await asyncio.wait([answered, ended], return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done() or answered.exception() is not None:
+            if said:
+                raise said[-1]
+            await answered
     finally:
-        noted.cancel()
-        await session.aclose()
+        answered.cancel()
+        ended.cancel()
+        with suppress(Exception):  # it raises what has failed, and waits for a connection
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await session.aclose()
+
+
+async def _first_part(session: llm.RealtimeSession[Any], *, sound: bool) -> None:
+    """Wait for the first part of an answer; raises Mute if there is none."""
+    answer = await session.generate_reply(instructions='Say "Yes."', tool_choice="none")
+    async for message in answer.message_stream:
+        parts: AsyncIterable[object] = message.audio_stream if sound else message.text_stream
+        async for _ in parts:
+            return
+    raise Mute("answers nothing")
+
+
+def _with_status(error: APIError) -> APIError:
+    """The error with a status, if the server has said why.
+
+    The plugins take a refusal for a broken connection.
+    """
+    if isinstance(answer := error.__cause__, aiohttp.ClientResponseError):
+        return APIStatusError(answer.message, status_code=answer.status)
+    said = [str(getattr(error.body, name, None) or "") for name in ("message", "code", "type")]
+    if not any(said):
+        return error
+    _, code, kind = said
+    what = next(filter(None, said))
+    return APIStatusError(what, status_code=STATUS.get(code, STATUS.get(kind, 400)))
 
 
 async def ask_llm(model: llm.LLM[Any]) -> None:

@@ -10,28 +10,26 @@ from livekit.agents.types import NOT_GIVEN
 from livekit.plugins import openai
 
 from agent.models import Models, ModelsUnavailable
-from agent.settings import Settings
+from agent.settings import Settings, openai_key
 
 
 def build(settings: Settings) -> Models:
-    """Build the model without connecting; raises ModelsUnavailable, such as for a missing key.
-
-    The key is AGENT_REALTIME_KEY, or OPENAI_API_KEY where the server is OpenAI's.
-    """
-    key = settings.realtime_key.get_secret_value() or None
-    if settings.realtime_url and key is None:
-        key = "none"  # or the plugin would send OpenAI's key to another server
-    try:
-        model = openai.realtime.RealtimeModel(
-            model=settings.realtime_model,
-            voice=settings.realtime_voice,
-            api_key=key,
-            base_url=settings.realtime_url or NOT_GIVEN,
-        )
-    except ValueError as error:
+    """Build the model without connecting; raises ModelsUnavailable without a key for OpenAI."""
+    key = settings.realtime_key.get_secret_value()
+    if not key:
+        # OpenAI's key is never sent to another server, as the plugin would do
+        key = "not-needed" if settings.realtime_url else openai_key()
+    if not key:
         raise ModelsUnavailable(
-            f"OpenAI Realtime: {error}; set AGENT_REALTIME_KEY, or AGENT_MODELS=scripted"
-        ) from error
+            "OpenAI Realtime needs a key; put OPENAI_API_KEY into .env.local, name another server"
+            " (AGENT_REALTIME_URL), or set AGENT_MODELS=scripted"
+        )
+    model = openai.realtime.RealtimeModel(
+        model=settings.realtime_model,
+        voice=settings.realtime_voice,
+        api_key=key,
+        base_url=settings.realtime_url or NOT_GIVEN,
+    )
     return Models(
         llm=model, stt=None, tts=None, vad=None, turn_handling={"turn_detection": "realtime_llm"}
     )
