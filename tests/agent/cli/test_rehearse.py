@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from livekit.agents import llm
+from livekit.agents import function_tool, llm
 
 from agent.__main__ import main
 from agent.cli.scenarios import CRITERIA, scenarios_in
+from agent.conversation import CallAgent
+from agent.lifecycle import Call
+from agent.persona import Persona
 from agent.settings import SettingsError, load_settings
 from tests.support.openai_server import MODELS, OpenAIServer, in_background
 from tests.support.openai_server.script import scripted
@@ -158,6 +161,41 @@ def test_a_call_that_an_error_ends_is_wrong_whatever_is_expected(
     ended = rehearse('[[scenario]]\nname = "a"\nsays = ["Hello."]\nexpect = {}\n')
     assert "the call ended: error in step 6 (load the caller's data and greet)" in ended.out
     assert ended.code == 1
+
+
+class Orders(CallAgent):
+    def __init__(self, call: Call) -> None:
+        super().__init__(call, instructions="")
+
+    @function_tool
+    async def cancel_order(self, order: int) -> str:
+        """Cancel an order."""
+        raise AssertionError("a rehearsal has acted")
+
+
+class Reception(Persona):
+    @function_tool
+    async def to_the_order_desk(self) -> CallAgent:
+        """Hand over."""
+        return Orders(self.call)
+
+
+def test_a_tool_of_who_takes_over_has_its_stand_in(
+    rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.persona.Persona", Reception)
+    ended = rehearse("""
+[[scenario]]
+name = "an order is cancelled"
+says = ["/tool to_the_order_desk {}", '/tool cancel_order {"order": 7}', "Goodbye."]
+tools = { cancel_order = "It is cancelled." }
+
+[scenario.expect]
+reason = "agent hung up"
+said = ["It is cancelled."]
+tools = [{ name = "cancel_order", arguments = { order = 7 } }]
+""")
+    assert ended.lines[0] == "ok   an order is cancelled", ended.out
 
 
 def test_what_takes_a_language_model_is_not_played_or_not_judged_without_one(
