@@ -198,6 +198,15 @@ tools = [{ name = "cancel_order", arguments = { order = 7 } }]
     assert ended.lines[0] == "ok   an order is cancelled", ended.out
 
 
+def test_a_project_without_a_memory_keeps_nothing_of_a_caller(
+    rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", "none")
+    ended = rehearse(SCENARIO + 'expect = { remembers = { name = "Ada" } }')
+    assert "nothing was kept of the caller: this project remembers nobody" in ended.out
+    assert rehearse(SCENARIO + "expect = {}").code == 0
+
+
 def test_what_takes_a_language_model_is_not_played_or_not_judged_without_one(
     rehearse: Rehearse,
 ) -> None:

@@ -279,7 +279,11 @@ class Stage(Chat):
     def _forgotten(self) -> Iterator[str]:
         """What had to be written of the caller in this call, and was not."""
         expected = self._scenario.expect.remembers
-        kept = {} if self._memory is None else self._memory.callers
+        if self._memory is None:
+            if expected.name or expected.facts:
+                yield "nothing was kept of the caller: this project remembers nobody"
+            return
+        kept = self._memory.callers
         callers = [caller for key, caller in kept.items() if key]
         names = [caller.name[1] for caller in callers if caller.name]
         facts = [fact for caller in callers for fact in caller.facts]
