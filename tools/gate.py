@@ -99,6 +99,8 @@ PUBLIC = {
     ),
     "agent.conversation.CallTask": (),
     "agent.conversation.SessionOptions": (),
+    "agent.conversation.per_call": (),
+    "agent.conversation.ConfigError": (),
     "agent.models.Models": ("llm", "stt", "tts", "vad", "turn_handling"),
     "agent.models.models_of": (),
     "agent.models.ModelsUnavailable": (),

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import pytest
 from livekit.agents import AgentServer, __version__, inference, llm, stt, tts
 from livekit.agents import worker as sdk_worker
+from livekit.agents.evals.judge import _LLMJudge
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
 from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
@@ -381,3 +382,12 @@ def test_a_worker_lists_its_jobs_with_their_rooms_and_the_moment_they_began() ->
         field.name for field in fields(RunningJobInfo)
     }
     assert not missing, changed(f"a running job has no {sorted(missing)}", WATCH)
+
+
+# ---------------------------------------------------------------------- rehearsals
+
+
+def test_the_judge_takes_a_criterion_in_words() -> None:
+    taken = inspect.signature(_LLMJudge).parameters.keys()
+    look = "_judged in agent/cli/rehearse.py"
+    assert taken >= {"llm", "instructions", "name"}, changed("_LLMJudge takes others", look)

@@ -34,6 +34,7 @@ MADE = {
     "data/",
     "src/agent/tools/",
     "scripts/",
+    "tests/yours/conftest.py",
     "knowledge.db",
     "memory.db",
     "uv.lock",

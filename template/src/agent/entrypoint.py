@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from agent import telemetry
 from agent.conversation import CallAgent
 from agent.conversation.agent import Greeting
+from agent.conversation.config import read_all
 from agent.conversation.session import build_session, conversation
 from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
@@ -43,6 +44,7 @@ async def run_call(call: Call) -> None:
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
+        read_all(persona, call)
         await greeting.say(await profile)
     async with call.step(Step.STAY):
         await call.wait_ended()

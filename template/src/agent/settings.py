@@ -362,7 +362,8 @@ class Settings(BaseSettings):
     @field_validator("memory_url")
     @classmethod
     def _memory_is_known(cls, value: str) -> str:
-        if value not in {"sqlite", "none"} and _parts(value).scheme not in {"redis", "rediss"}:
+        schemes = {"redis", "rediss", "scratch"}
+        if value not in {"sqlite", "none"} and _parts(value).scheme not in schemes:
             raise ValueError("write sqlite, none, or an address such as redis://localhost:6379/0")
         return value
 
@@ -390,8 +391,10 @@ class Settings(BaseSettings):
 
     @property
     def memory(self) -> str:
-        """Which memory module: none, sqlite or redis."""
-        return self.memory_url if self.memory_url in {"sqlite", "none"} else "redis"
+        """Which memory module: none, sqlite, redis or scratch."""
+        if self.memory_url in {"sqlite", "none"}:
+            return self.memory_url
+        return "scratch" if _parts(self.memory_url).scheme == "scratch" else "redis"
 
     @property
     def voice(self) -> str:

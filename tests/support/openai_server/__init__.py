@@ -6,7 +6,7 @@ speech, embeddings, and realtime over WebSocket. It speaks the protocol; models 
 
 from tests.support.openai_server.faults import ENDPOINTS, KINDS, Endpoint, Kind
 from tests.support.openai_server.requests import MODELS, Asked
-from tests.support.openai_server.server import OpenAIServer, openai_server
+from tests.support.openai_server.server import OpenAIServer, in_background, openai_server
 
 __all__ = [
     "ENDPOINTS",
@@ -16,5 +16,6 @@ __all__ = [
     "Endpoint",
     "Kind",
     "OpenAIServer",
+    "in_background",
     "openai_server",
 ]

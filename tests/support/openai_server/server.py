@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +21,8 @@ from tests.support.openai_server.faults import GARBAGE, Endpoint, Fault, Kind, R
 from tests.support.openai_server.realtime import Realtime
 from tests.support.openai_server.requests import MODELS, Answer, Asked, as_json, read
 from tests.support.openai_server.script import Script, scripted
+
+T = TypeVar("T")
 
 # seconds; long enough for a busy machine
 PATIENCE = 120.0
@@ -259,3 +262,26 @@ async def openai_server() -> AsyncIterator[OpenAIServer]:
     finally:
         server.over()
         await runner.cleanup()
+
+
+@contextmanager
+def in_background() -> Iterator[OpenAIServer]:
+    """The same in a thread, for code that has an event loop of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="openai_server")
+    thread.start()
+
+    def done(work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
+
+    serving = openai_server()
+    try:
+        server = done(serving.__aenter__())
+        try:
+            yield server
+        finally:
+            done(serving.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

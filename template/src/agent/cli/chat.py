@@ -139,7 +139,7 @@ class Chat(Conversation):
         super().__init__()
         self._settings = settings
         self._transport = TerminalTransport(caller, metadata, self.ended, self._item_added)
-        self._call: Call | None = None
+        self.call: Call | None = None
         self._stack = AsyncExitStack()
 
     async def _start(self) -> None:
@@ -158,36 +158,36 @@ class Chat(Conversation):
             settings = await self._stack.enter_async_context(embedder)
         except KnowledgeUnavailable as error:
             report(str(error))
-        self._call = Call(self._transport, settings)
-        await self._call.start(run_call)
-        await self._unless_ended(self._call.wait_for_turn())
+        self.call = Call(self._transport, settings)
+        await self.call.start(run_call)
+        await self._unless_ended(self.call.wait_for_turn())
 
     async def _say(self, text: str) -> None:
         await self._unless_ended(self._turn(text))
 
     async def close(self) -> str:
         """End the call as a caller does who hangs up."""
-        if self._call is not None:
+        if self.call is not None:
             self._transport.hang_up()
-            await self._call.wait_closed()
+            await self.call.wait_closed()
         await self._stack.aclose()
-        reason = (self._call and self._call.reason) or ""
+        reason = (self.call and self.call.reason) or ""
         return reason if reason.startswith("error") else ""
 
     async def _turn(self, text: str) -> None:
-        assert self._call is not None
-        assert self._call.session is not None
-        await self._call.tools.wait_connected()
+        assert self.call is not None
+        assert self.call.session is not None
+        await self.call.tools.wait_connected()
         try:
-            await self._call.session.run(user_input=text)
+            await self.call.session.run(user_input=text)
         except Exception as error:
             report(f"no answer: {one_line(error)}")
 
     async def _unless_ended(self, work: Coroutine[Any, Any, object]) -> None:
         """Wait for `work`, or for the end of the call and what is still said and closed in it."""
         await unless(self.ended, work)
-        if self.ended.is_set() and self._call is not None:
-            await self._call.wait_closed()
+        if self.ended.is_set() and self.call is not None:
+            await self.call.wait_closed()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item

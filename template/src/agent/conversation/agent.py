@@ -105,9 +105,10 @@ class CallAgent(Agent):
         given = [tool for tool in tools_of(call) if tool.id not in own]
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
+        super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+        # after it, because the SDK takes every tool that is an attribute by then
         if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
             self._search = search_tool(call)
-        super().__init__(instructions=instructions, tools=[*given, *tools], **options)
 
     @classmethod
     def prewarm(cls, settings: Settings) -> None:
