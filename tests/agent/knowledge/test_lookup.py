@@ -196,6 +196,16 @@ async def test_an_index_of_this_machine_that_was_late_is_asked_again_at_once(
         assert "ten" in await call.say("When do you open on Saturday?")
 
 
+async def test_where_documents_are_looked_up_before_the_model_has_no_tool_for_it(
+    shelf: Shelf,
+) -> None:
+    async with talk() as call:
+        assert "ten" in await call.say("When do you open on Saturday?")
+        with pytest.raises(IndexError):
+            call.tool_output("search_knowledge")
+    assert shelf.asked == ["When do you open on Saturday?"]
+
+
 async def test_where_the_model_asks_itself_it_has_a_tool(shelf: Shelf) -> None:
     async with talk(knowledge_lookup="tool") as call:
         assert "ten" in await call.say("When do you open on Saturday?")

@@ -105,9 +105,10 @@ class CallAgent(Agent):
         given = [tool for tool in tools_of(call) if tool.id not in own]
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
-        if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
-            self._search = search_tool(call)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+        if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
+            # afterwards: the SDK takes every tool among an agent's attributes for one of its own
+            self._search = search_tool(call)
 
     @classmethod
     def prewarm(cls, settings: Settings) -> None:
