@@ -75,12 +75,16 @@ class Side:
     async def settled(self) -> None:
         """Wait until no job runs and the process for the next one is ready."""
         await self.running.free(seconds=40)
+        await self.another_process()
+
+    async def another_process(self) -> None:
+        """Wait until the next call's process is ready: while it loads, it uses a core."""
 
         def said(message: str) -> int:
             return sum(record.get("message") == message for record in self.running.records)
 
         await self.running.wait_for(
-            lambda _: said("process initialized") >= said("initializing process")
+            lambda _: said("process initialized") >= said("initializing process"), seconds=60
         )
 
 

@@ -88,8 +88,7 @@ class CallAgent(Agent):
     # until when it knows what was said; None for an agent that was not written as a CallAgent
     _since: float | None = None
     # for a realtime model: `llm_node` is not run, so nothing can be looked up before its replies
-    # (in a tuple, because the SDK takes every tool that is an attribute for one of the agent's)
-    _search: tuple[Tool, ...] = ()
+    _search: Tool | None = None
 
     def __init__(
         self,
@@ -107,10 +106,9 @@ class CallAgent(Agent):
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
-        # after it, because the SDK takes every tool that is an attribute by then
         if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
-            search = search_tool(call)
-            self._search = (search,) if search is not None else ()
+            # afterwards: the SDK takes every tool among an agent's attributes for one of its own
+            self._search = search_tool(call)
 
     @classmethod
     def prewarm(cls, settings: Settings) -> None:
@@ -163,8 +161,8 @@ class CallAgent(Agent):
     def tools(self) -> list[Tool | Toolset]:
         """The agent's tools, each with its deadline."""
         tools = super().tools
-        if realtime_model(self.call.session, self) is not None:
-            tools = [*tools, *self._search]
+        if self._search is not None and realtime_model(self.call.session, self) is not None:
+            tools = [*tools, self._search]
         return self._guard.guard(tools)
 
     @property
