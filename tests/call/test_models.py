@@ -26,13 +26,17 @@ KEYS = {
     "CARTESIA_API_KEY": "nobodys",
 }
 PROVIDERS = {"api.openai.com", "api.deepgram.com", "api.cartesia.ai"}
-# who may be asked, and nobody else
+# a project's family, its models, whether there is a server of our own: who may be asked, and nobody
+# else
 ASKED = {
-    ("livekit", "livekit"): {"agent-gateway.livekit.cloud"},
-    ("providers", "providers"): PROVIDERS,
-    ("selfhosted", "selfhosted"): set(),
-    ("providers", "scripted"): set(),
-    ("livekit", "scripted"): set(),
+    ("livekit", "livekit", False): {"agent-gateway.livekit.cloud"},
+    ("providers", "providers", False): PROVIDERS,
+    ("selfhosted", "selfhosted", True): set(),
+    ("realtime", "realtime", False): {"api.openai.com"},
+    ("realtime", "realtime", True): set(),
+    ("livekit", "scripted", False): set(),
+    ("providers", "scripted", False): set(),
+    ("realtime", "scripted", False): set(),
 }
 
 
@@ -43,11 +47,12 @@ def of(models: str) -> Answers:
 
 
 def servers(server: OpenAIServer) -> dict[str, str]:
-    """The settings of a project whose models are all on this server."""
+    """The settings of projects whose models are all on this server."""
     parts = {"LLM": "chat", "STT": "transcriptions", "TTS": "speech"}
     return {
         **{f"AGENT_{part}_URL": server.url for part in parts},
         **{f"AGENT_{part}_MODEL": MODELS[endpoint] for part, endpoint in parts.items()},  # type: ignore[index]
+        "AGENT_REALTIME_URL": server.url,
     }
 
 
@@ -59,16 +64,25 @@ async def called(stage: Scene) -> None:
     await stage.running.ended(room)
 
 
-@pytest.mark.parametrize(("family", "models"), ASKED, ids=["-".join(pair) for pair in ASKED])
+@pytest.mark.parametrize(
+    ("family", "models", "own"),
+    ASKED,
+    ids=[f"{family}-{models}{'-own' if own else ''}" for family, models, own in ASKED],
+)
 async def test_nobody_is_asked_who_was_not_chosen(
-    projects: dict[Answers, Project], livekit: LiveKit, tmp_path: Path, family: str, models: str
+    projects: dict[Answers, Project],
+    livekit: LiveKit,
+    tmp_path: Path,
+    family: str,
+    models: str,
+    own: bool,
 ) -> None:
     project, log = projects[of(family)], tmp_path / "names.txt"
     log.touch()
     async with openai_server() as server:
         environment: dict[str, Any] = {
             **KEYS,
-            **(servers(server) if family == "selfhosted" else {}),
+            **(servers(server) if own else {}),
             "AGENT_MODELS": models,
             "AGENT_MEMORY_URL": "none",
             "PYTHONPATH": str(NAMES),
@@ -76,13 +90,14 @@ async def test_nobody_is_asked_who_was_not_chosen(
         }
         async with scene(project, livekit, **environment) as stage:
             await called(stage)
-        asked = server.requests("chat")
     names = set(log.read_text(encoding="utf-8").split())
 
-    assert names <= ASKED[family, models]
+    assert names <= ASKED[family, models, own]
     # the record is one: who was chosen is asked
-    assert names or not ASKED[family, models]
-    assert bool(asked) == (family == "selfhosted")
+    assert names or not ASKED[family, models, own]
+    assert bool(server.asked) == own
+    # no key of a provider goes to a server of our own
+    assert {one.key for one in server.asked} <= {"not-needed"}
 
 
 async def test_own_servers_answer_a_call(

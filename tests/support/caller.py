@@ -164,7 +164,8 @@ class Caller:
     async def heard_more(self) -> None:
         """Wait until more sound has been heard."""
         self.sound.clear()
-        await self.sound.wait()
+        async with asyncio.timeout(PATIENCE):
+            await self.sound.wait()
 
     async def speak_early(self, source: rtc.AudioSource, recording: bytes) -> None:
         """Switch a microphone on, and send what it recorded as soon as the agent is in the room.

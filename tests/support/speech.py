@@ -102,15 +102,22 @@ class SpeakingCaller(Caller):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._microphone = rtc.AudioSource(RATE, 1, queue_size_ms=1000 * LONGEST_SECONDS)
+        # the agent's sound, without its longer pauses
         self._heard = bytearray()
-        self._quiet_seconds = 0.0
+        self._quiet_seconds = QUIET_SECONDS
+        # of the agent's sound, from where the caller's last words began: all, and to its last word
+        self.seconds_since = self.loud_until = 0.0
         # comes every few milliseconds while the agent is in the room
         self._frame = asyncio.Event()
 
     def _has_heard(self, frame: rtc.AudioFrame) -> bool:
-        self._heard += bytes(frame.data)
         loud = super()._has_heard(frame)
         self._quiet_seconds = 0.0 if loud else self._quiet_seconds + frame.duration
+        self.seconds_since += frame.duration
+        if loud:
+            self.loud_until = self.seconds_since
+        if not self.is_quiet:
+            self._heard += bytes(frame.data)
         self._frame.set()
         return loud
 
@@ -135,9 +142,10 @@ class SpeakingCaller(Caller):
                     self._frame.clear()
                     await self._frame.wait()
         except TimeoutError:
+            heard = await asyncio.to_thread(local.transcribe, self.taken())
             raise AssertionError(
                 f"it never happened: the agent is {self.agent_state!r} and has understood"
-                f" {self.understood[-1:]}; it has been heard to say {await self.heard()!r}"
+                f" {self.understood[-1:]}; it has been heard to say {heard!r}"
             ) from None
 
     async def switch_on(self, agent: str, recording: Samples) -> None:
@@ -153,24 +161,25 @@ class SpeakingCaller(Caller):
     async def make(self, *sounds: Samples) -> None:
         """Make these sounds, one after another; returns when the last one has been made."""
         samples = np.concatenate(sounds)
+        self.seconds_since = self.loud_until = 0.0
         await self._microphone.capture_frame(
             rtc.AudioFrame(samples.tobytes(), RATE, 1, len(samples))
         )
         await self._microphone.wait_for_playout()
 
     async def begin_to_hear(self) -> None:
-        """Forget what has been heard, and wait until the agent is speaking."""
-        self._heard.clear()
+        """Wait until the agent is speaking."""
         await self.until(lambda: self.agent_state == "speaking" and not self.is_quiet)
 
-    async def answer(self, sentences: int = 1) -> str:
+    async def answer(self, sentences: int = 1) -> Samples:
         """What is heard until the agent has said so much more, and listens."""
         for _ in range(sentences):
             await self.hear_text()
         await self.until(lambda: self.agent_state == "listening" and self.is_quiet)
-        return await self.heard()
+        return self.taken()
 
-    async def heard(self) -> str:
-        """What has been heard and not forgotten, in words."""
+    def taken(self) -> Samples:
+        """What has been heard since this was last asked for, without longer pauses."""
         samples = np.frombuffer(bytes(self._heard), np.int16)
-        return await asyncio.to_thread(local.transcribe, samples)
+        self._heard.clear()
+        return samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import re
 import sys
@@ -17,13 +18,14 @@ from livekit.agents import APIConnectOptions, llm
 from livekit.plugins import openai
 
 from agent.cli import models as asked
-from agent.cli.chat import with_models
+from agent.cli.chat import Chat, with_models
 from agent.cli.checks import Finding, check_models
 from agent.cli.models import ask_stt, model_findings
 from agent.conversation import CallAgent
 from agent.conversation.fallback import alternatives
 from agent.models import Models, models_of
 from agent.settings import Settings
+from agent.transport import Caller
 from tests.support.openai_server import (
     ENDPOINTS,
     MODELS,
@@ -348,6 +350,20 @@ async def test_a_streaming_recogniser_is_asked_and_let_go(server: OpenAIServer) 
 
     async with asyncio.timeout(60):
         await ask_stt(streaming)
+
+
+async def test_a_chat_with_a_realtime_model_leaves_no_connection_open(
+    server: OpenAIServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = realtime(server, knowledge="none", memory_url="none")
+    chat = Chat(settings, Caller("ann"), "")
+
+    assert await chat.start()
+    assert await chat.say("Thank you.") == "You are welcome."
+    assert await chat.close() == ""
+
+    gc.collect()
+    assert [one for one in caplog.messages if "Unclosed" in one] == []
 
 
 def test_chat_answers_by_a_script_where_the_models_lack_something(

@@ -144,9 +144,13 @@ class Chat(Conversation):
 
     async def _start(self) -> None:
         # the SDK, which `chat` has loaded
+        from livekit.agents.utils import http_context
+
         from agent.entrypoint import prewarm_persona, run_call
         from agent.lifecycle import Call
 
+        # what a job has, too: the models' connections, closed after the call
+        await self._stack.enter_async_context(http_context.open())
         settings = self._settings
         await asyncio.to_thread(prewarm_persona, settings)
         try:

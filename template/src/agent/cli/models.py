@@ -225,7 +225,7 @@ def _with_status(error: APIError) -> APIError:
     The plugins take a refusal for a broken connection.
     """
     if isinstance(answer := error.__cause__, aiohttp.ClientResponseError):
-        return APIStatusError(answer.message, status_code=answer.status)
+        return APIStatusError(f"status {answer.status}", status_code=answer.status)
     said = [str(getattr(error.body, name, None) or "") for name in ("message", "code", "type")]
     if not any(said):
         return error

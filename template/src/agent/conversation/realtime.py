@@ -12,6 +12,7 @@ from livekit.agents import (
     Agent,
     AgentStateChangedEvent,
     APIConnectionError,
+    APIError,
     FunctionToolsExecutedEvent,
     SpeechCreatedEvent,
     UserStateChangedEvent,
@@ -51,13 +52,13 @@ class ReplyWatch:
         if not error.recoverable:
             # the SDK closes the session now
             self._session.voice_is_lost = True
-            self._call.fail(RuntimeError(f"the {MODEL} failed: {one_line(cause)}"))
+            self._call.fail(RuntimeError(f"the {MODEL} failed: {one_line(_named(cause))}"))
         elif isinstance(cause, APIConnectionError):
             # what it was asked to say fails when it is connected again, and can be asked for then
             if self._session.unsaid is None:
                 self._not_answered(cause)
         elif RESPONSE_FAILED in str(cause):
-            self._not_answered(cause)
+            self._not_answered(_named(cause))
         # anything else is logged by the SDK, and need not keep the model from answering
 
     def _user_state_changed(self, event: UserStateChangedEvent) -> None:
@@ -127,3 +128,9 @@ class ReplyWatch:
             self._tones = session.say_in_tones(agent.sorry())
             if again is not None:
                 session.say(again)
+
+
+def _named(error: Exception) -> Exception:
+    """The error with the server's name for it, such as rate_limit_exceeded, if it has one."""
+    code = getattr(getattr(error, "body", None), "code", None)
+    return APIError(f"{error}: {code}") if code else error

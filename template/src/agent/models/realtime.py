@@ -21,8 +21,8 @@ def build(settings: Settings) -> Models:
         key = "not-needed" if settings.realtime_url else openai_key()
     if not key:
         raise ModelsUnavailable(
-            "OpenAI Realtime needs a key; put OPENAI_API_KEY into .env.local, name another server"
-            " (AGENT_REALTIME_URL), or set AGENT_MODELS=scripted"
+            "OpenAI Realtime needs a key; put OPENAI_API_KEY into .env.local, or name another"
+            " server (AGENT_REALTIME_URL)"
         )
     model = openai.realtime.RealtimeModel(
         model=settings.realtime_model,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
-from livekit.agents import AgentSession
+from livekit.agents import AgentSession, AgentStateChangedEvent
 from livekit.agents.types import TOPIC_CHAT, NotGivenOr
 from livekit.agents.utils.codecs import AudioStreamDecoder
 from livekit.agents.voice.io import AudioInput
@@ -66,6 +66,10 @@ LAP_SECONDS = 0.25
 MORE_SECONDS = 0.15
 # a microphone that is on gives a frame every 50 ms, also in silence
 FRAME_SECONDS = 1.0
+# what an announced recording waits for: the greeting's first sound, and then its end; the SDK
+# hears nothing but silence in the first three seconds of what the agent says, for fear of an echo
+GREETING_BEGINS_SECONDS = 3.0
+ECHO_SECONDS = 3.0
 
 
 def heard_as(options: NotGivenOr[AudioInputOptions | bool]) -> AudioInputOptions | bool:
@@ -92,8 +96,6 @@ class Person:
     microphone: asyncio.Future[rtc.RemoteTrackPublication] = field(default_factory=asyncio.Future)
     # made here, from when the front end stops recording until the session listens
     live: Live | None = None
-    # both, once the session has been started
-    spoken: asyncio.Task[bytes] | None = None
 
     @property
     def announced(self) -> bool:
@@ -140,10 +142,11 @@ class PreConnectBuffer:
                 self._spawn(somebody_else.live.stop())
         self._people = {caller: person}
         live = self._spawn(person.live.stop(after=LAP_SECONDS)) if person.live else None
+        greeted = self._spawn(_greeted(session))
         yield
         if session.input.audio:
-            person.spoken = self._spawn(self._spoken(person, live, session.input.audio))
-            session.input.audio = PreConnectAudio(session.input.audio, person.spoken)
+            spoken = self._spawn(self._spoken(person, live, greeted, session.input.audio))
+            session.input.audio = PreConnectAudio(session.input.audio, spoken)
 
     async def texts(self, caller: str, within: float = 2.0) -> list[str]:
         """What the caller typed before the session listened, in order.
@@ -172,16 +175,6 @@ class PreConnectBuffer:
                 log.warning("a typed text did not arrive within %g s and is lost", TEXT_SECONDS)
             elif not text.cancelled() and (words := text.result()):
                 yield words
-
-    async def settled(self, caller: str, within: float = 1.0) -> None:
-        """Wait, before greeting, for a recording that the caller's front end announced, if it did.
-
-        The SDK puts silence in the place of what a caller says during the agent's first three
-        seconds of speech.
-        """
-        person = self._people.get(caller)
-        if person and person.spoken and person.announced:
-            await asyncio.wait([person.spoken], timeout=within)
 
     async def close(self) -> None:
         """Stop listening; what was not taken is forgotten."""
@@ -252,11 +245,16 @@ class PreConnectBuffer:
                 person.live = Live(track)
 
     async def _spoken(
-        self, person: Person, live: asyncio.Task[tuple[bytes, int]] | None, source: AudioInput
+        self,
+        person: Person,
+        live: asyncio.Task[tuple[bytes, int]] | None,
+        greeted: asyncio.Task[None],
+        source: AudioInput,
     ) -> bytes:
         """What the caller said early: first what their front end recorded, then what we did.
 
         With it comes what was taken from the session's own audio, to find what these three share.
+        A recording is heard after the greeting, and answered: not instead of it, nor as its echo.
         """
         try:
             async with asyncio.timeout(MICROPHONE_SECONDS):
@@ -292,6 +290,7 @@ class PreConnectBuffer:
         beginning = bytes(heard[: int(SHARED_SECONDS * BYTES_A_SECOND)])
         twice = await asyncio.to_thread(shared, recording, beginning) or 0
         await _take(source, heard, twice / BYTES_A_SECOND)
+        await asyncio.wait([greeted])
         return recording + bytes(heard[twice:])
 
 
@@ -339,6 +338,28 @@ class PreConnectAudio(AudioInput):
             said = b"" if self._early.cancelled() else self._early.result()
             self._frames = deque(_frames(said))
         return self._frames.popleft() if self._frames else await super().__anext__()
+
+
+async def _greeted(session: AgentSession[Any]) -> None:
+    """Wait until the agent has said something, or has taken long to begin or to finish it."""
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    def changed(event: AgentStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            begun.set()
+        elif begun.is_set():
+            over.set()
+
+    session.on("agent_state_changed", changed)
+    try:
+        async with asyncio.timeout(GREETING_BEGINS_SECONDS):
+            await begun.wait()
+        async with asyncio.timeout(ECHO_SECONDS):
+            await over.wait()
+    except TimeoutError:
+        pass
+    finally:
+        session.off("agent_state_changed", changed)
 
 
 async def _take(source: AudioInput, heard: bytearray, seconds: float) -> None:

@@ -198,7 +198,6 @@ class RoomTransport:
             await session.start(agent, room=self._room, room_options=options)
         if self._reads_texts and not own:
             self._typing = asyncio.create_task(self._answer(self._early.typed(caller.identity)))
-        await self._early.settled(caller.identity)
 
     async def _answer(self, texts: AsyncIterator[str]) -> None:
         async for text in texts:
