@@ -136,10 +136,10 @@ async def _play(
         async with asyncio.timeout(settings.max_call_seconds) as deadline:
             await stage.play(model)
     except Exception as error:
-        why = f"it took longer than {settings.max_call_seconds:g} s"
+        problem = f"it took longer than {settings.max_call_seconds:g} s"
         if not deadline.expired():
-            why = f"it could not be played to its end: {one_line(error)}"
-        result.problems.append(why)
+            problem = f"it could not be played to its end: {one_line(error)}"
+        result.problems.append(problem)
     finally:
         await stage.close()
     result.conversation = stage.conversation()
