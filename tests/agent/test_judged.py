@@ -56,6 +56,10 @@ def test_they_are_skipped_with_a_reason_until_they_are_asked_for(tmp_path: Path)
     [
         ({}, "set the keys of a LiveKit Cloud project"),
         ({"AGENT_MODELS": "scripted"}, "is a script, which judges nothing"),
+        (
+            {"AGENT_MODELS": "realtime", "AGENT_REALTIME_KEY": "sk-own"},
+            "a realtime model reads nothing: override `judge`",
+        ),
     ],
 )
 def test_without_a_key_they_are_skipped_with_a_reason(

@@ -158,7 +158,7 @@ def test_help_names_every_command(agent: Agent) -> None:
     ended = agent("--help")
 
     assert ended.code == 0
-    always = ["chat", "start", "dev", "console", "call"]
+    always = ["chat", "start", "dev", "console", "call", "rehearse"]
     asked_for = ["ingest", "evaluate", "download-files", "forget"]
     assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
 
@@ -171,7 +171,7 @@ def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
     )
 
     assert commands_of(agent("--help").out) == [
-        *("chat", "start", "dev", "console", "call", "doctor", "update")
+        *("chat", "start", "dev", "console", "call", "rehearse", "doctor", "update")
     ]
     assert agent("ingest").code == 2
 

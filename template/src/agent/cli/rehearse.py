@@ -133,12 +133,13 @@ async def _play(
         return result
     stage = Stage(scenario, number, settings)
     try:
-        async with asyncio.timeout(settings.max_call_seconds):
+        async with asyncio.timeout(settings.max_call_seconds) as deadline:
             await stage.play(model)
-    except TimeoutError:
-        result.problems.append(f"it took longer than {settings.max_call_seconds:g} s")
     except Exception as error:
-        result.problems.append(f"it could not be played to its end: {one_line(error)}")
+        problem = f"it took longer than {settings.max_call_seconds:g} s"
+        if not deadline.expired():
+            problem = f"it could not be played to its end: {one_line(error)}"
+        result.problems.append(problem)
     finally:
         await stage.close()
     result.conversation = stage.conversation()
