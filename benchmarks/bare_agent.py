@@ -11,19 +11,40 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from livekit import rtc
-from livekit.agents import Agent, AgentServer, AgentSession, JobContext
+from livekit.agents import Agent, AgentServer, AgentSession, JobContext, JobProcess
+from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice.room_io import RoomOptions
+
+from agent.models import models_of
+from agent.settings import load_settings
 
 # A rendered agent greets a known caller with these words.
 GREETING = "Welcome back! How can I help you today?"
 OPTIONS = RoomOptions(delete_room_on_close=os.environ["BENCH_DELETE_ROOM"] == "yes")
 
-scripted: Any = importlib.import_module("agent.models.scripted")
+SETTINGS = load_settings()
+# "module:class" of another language model or voice than the project's
+PARTS = {"llm": os.environ.get("BENCH_LLM"), "tts": os.environ.get("BENCH_VOICE")}
 log = logging.getLogger("bench")
-server = AgentServer(port=int(os.environ["AGENT_PORT"]), load_threshold=math.inf)
+
+
+def prewarm(process: JobProcess) -> None:
+    """Load what is in this process, as ours does."""
+    if SETTINGS.models == "local":
+        importlib.import_module("agent.models.local").load()
+
+
+server = AgentServer(port=int(os.environ["AGENT_PORT"]), load_threshold=math.inf, setup_fnc=prewarm)
+
+
+def made(name: str) -> Any:
+    """What this "module:class" makes without arguments."""
+    module, _, kind = name.partition(":")
+    return getattr(importlib.import_module(module), kind)()
 
 
 @server.rtc_session(agent_name=os.environ["BENCH_AGENT_NAME"])
@@ -35,8 +56,14 @@ async def bare(ctx: JobContext) -> None:
 
     # only to log when the agent could know of the hang-up
     ctx.room.on("participant_disconnected", left)
-    models = scripted.build(None)
-    session = AgentSession[None](llm=models.llm, tts=models.tts, turn_handling=models.turn_handling)
+    models = replace(models_of(SETTINGS), **{part: made(of) for part, of in PARTS.items() if of})
+    session = AgentSession[None](
+        llm=models.llm,
+        stt=models.stt or NOT_GIVEN,
+        tts=models.tts or NOT_GIVEN,
+        vad=models.vad,
+        turn_handling=models.turn_handling,
+    )
     await session.start(
         Agent(instructions="You are friendly."), room=ctx.room, room_options=OPTIONS
     )

@@ -75,18 +75,22 @@ class Side:
     async def settled(self) -> None:
         """Wait until no job runs and the process for the next one is ready."""
         await self.running.free(seconds=40)
+        await self.another_process()
+
+    async def another_process(self) -> None:
+        """Wait until the next call's process is ready: while it loads, it uses a core."""
 
         def said(message: str) -> int:
             return sum(record.get("message") == message for record in self.running.records)
 
         await self.running.wait_for(
-            lambda _: said("process initialized") >= said("initializing process")
+            lambda _: said("process initialized") >= said("initializing process"), seconds=60
         )
 
 
 @asynccontextmanager
 async def sides(
-    project: Project, server: LiveKit, names: list[str]
+    project: Project, server: LiveKit, names: list[str], **environment: str
 ) -> AsyncIterator[dict[str, Side]]:
     """Workers of these kinds, all running at the same time; ended on exit."""
     async with AsyncExitStack() as stack:
@@ -95,7 +99,7 @@ async def sides(
             if name == OURS:
                 agent_name = project.answers()["agent_name"]
                 running = await stack.enter_async_context(
-                    worker(project.path, [str(UV), "run", "agent"], server)
+                    worker(project.path, [str(UV), "run", "agent"], server, **environment)
                 )
             else:
                 agent_name = f"bare-{len(started)}"
@@ -108,6 +112,7 @@ async def sides(
                         verb=str(BARE),
                         BENCH_AGENT_NAME=agent_name,
                         BENCH_DELETE_ROOM="yes" if name == DELETING else "no",
+                        **environment,
                     )
                 )
             started[name] = Side(agent_name, running, server)
@@ -146,11 +151,11 @@ async def first_audio(side: Side) -> Sample:
 
 
 async def measure_first_audio(
-    project: Project, server: LiveKit, pairs: int
+    project: Project, server: LiveKit, pairs: int, **environment: str
 ) -> dict[str, list[Sample]]:
     """Pairs of calls; who is called first alternates."""
     samples: dict[str, list[Sample]] = {OURS: [], BARE_NAME: []}
-    async with sides(project, server, list(samples)) as workers:
+    async with sides(project, server, list(samples), **environment) as workers:
         for pair in range(pairs):
             for name in sorted(workers, reverse=bool(pair % 2)):
                 samples[name].append(await first_audio(workers[name]))

@@ -198,13 +198,6 @@ class Desk(Side):
                 with suppress(api.TwirpError):
                     await client.room.delete_room(api.DeleteRoomRequest(room=caller.room_name))
 
-    async def another_process(self) -> None:
-        """Wait until the next call's process is ready: while it loads, it uses a core."""
-        await self.running.wait_for(
-            lambda _: self._said("process initialized") >= self._said("initializing process"),
-            seconds=60,
-        )
-
     async def between_calls(self) -> None:
         """Wait until the worker is idle, and forget failures of the last call."""
         await self.settled()

@@ -24,6 +24,12 @@ pytest.register_assert_rewrite("tests.call.scene")
 LONGEST_FIRST = ("call", "update", "build", "stores")
 
 
+# files whose worker takes longer to make than its calls last; others make theirs in each process
+ONE_WORKER = {"test_heard", "test_realtime"}
+
+
+# before pytest-xdist's own, which reads the groups
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests of one project, worker or image in one process: these are expensive to make."""
     folders = dict.fromkeys([*LONGEST_FIRST, *(item.path.parent.name for item in items)])
@@ -40,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 if parameters
                 else None
             )
-            item.add_marker(pytest.mark.xdist_group(str(chosen or item.path.stem)))
+            if chosen or item.path.stem in ONE_WORKER:
+                item.add_marker(pytest.mark.xdist_group(str(chosen or item.path.stem)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from livekit.agents import Agent, AgentSession
-from livekit.agents.llm import FunctionCallOutput
+import pytest
+from livekit.agents import Agent, AgentSession, RunResult
+from livekit.agents.llm import LLM, FunctionCallOutput
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent.entrypoint import prewarm_persona, run_call
+from agent.knowledge import KnowledgeUnavailable
 from agent.lifecycle import Call, Step
 from agent.settings import load_settings
 from agent.transport import Caller, CallEvents
+
+# a language model that grades: a test that takes one as `judge` runs with `pytest -m judged`
+Judge: TypeAlias = LLM[Any]
 
 
 class FakeTransport:
@@ -54,7 +61,9 @@ class FakeTransport:
     async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         await session.start(agent)
 
     async def early_texts(self) -> list[str]:
@@ -124,14 +133,20 @@ class Talk:
 
     async def say(self, text: str) -> str:
         """Say something; what the agent answered, if it did before the call ended."""
+        before = len(self.said)
+        await self.run(text)
+        return " ".join(self.said[before:])
+
+    async def run(self, text: str) -> RunResult[None]:
+        """Say something; what came of it, whose `expect` has the SDK's own assertions."""
         assert self.call.session is not None
         await self.call.tools.wait_connected()
-        before = len(self.said)
-        run = asyncio.ensure_future(_finish(self.call.session.run(user_input=text)))
+        run: RunResult[None] = self.call.session.run(user_input=text)
+        done = asyncio.ensure_future(_finish(run))
         ended = asyncio.create_task(self.call.wait_ended())
-        await asyncio.wait([run, ended], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([done, ended], return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
-        return " ".join(self.said[before:])
+        return run
 
     def tool_output(self, name: str) -> str:
         """What the last use of a tool gave back to the model."""
@@ -152,9 +167,30 @@ class Talk:
         return self.transport
 
 
-async def _finish(run: object) -> None:
+async def _finish(run: RunResult[None]) -> None:
     with suppress(RuntimeError):  # the call ended before the answer did
-        await run  # type: ignore[misc]
+        await run
+
+
+async def index(*documents: str) -> None:
+    """Have calls look things up in these documents alone; without any, in the project's own.
+
+    Skips the test where nothing is looked up, or where the index is shared with others.
+    """
+    settings = load_settings()
+    if settings.knowledge == "none":
+        pytest.skip("this agent looks nothing up")
+    if settings.knowledge != "sqlite":
+        pytest.skip("a test does not write into an index that is shared")
+    folder = settings.data / "documents"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, document in enumerate(documents):
+        (folder / f"{number}.md").write_text(document, encoding="utf-8")
+    ingest = importlib.import_module("agent.knowledge.ingest").ingest
+    try:
+        await ingest(settings, [folder] if documents else [])
+    except KnowledgeUnavailable as error:  # such as an embedder that is not on this machine
+        pytest.skip(str(error))
 
 
 @asynccontextmanager

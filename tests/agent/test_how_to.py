@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
@@ -16,7 +19,9 @@ from livekit.agents import function_tool
 from livekit.agents.llm import Toolset
 from markdown_it import MarkdownIt
 
+import template.tests.talk
 from agent import persona
+from agent.cli.scenarios import Expected, Scenario, scenarios_in
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
 from agent.memory import Profile
@@ -32,7 +37,11 @@ YOURS = ROOT / "template" / "tests" / "yours"
 
 def blocks(page: str, section: str, language: str) -> list[str]:
     """The code of a section of a page, in that language."""
-    text = quick.render(page, agent_name="front-desk")[page].split(f"\n## {section}\n")[1]
+    if page in quick.TEMPLATES:
+        whole = quick.render(page, agent_name="front-desk")[page]
+    else:
+        whole = (ROOT / "template" / page).read_text(encoding="utf-8")
+    text = whole.split(f"\n## {section}\n")[1]
     tokens = MarkdownIt().parse(text.split("\n## ")[0])
     return [token.content for token in tokens if token.type == "fence" and token.info == language]
 
@@ -147,6 +156,30 @@ async def test_the_mcp_server_that_is_shown_is_one(monkeypatch: pytest.MonkeyPat
     call = Call(FakeTransport(), load_settings())
     tools = {tool.id for tool in shown(call).tools if isinstance(tool, Toolset)}
     assert tools == shown.must_have_tools == {"orders"}
+
+
+async def test_the_tests_of_behaviour_that_are_shown_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("docs/agent/behaviour.md", "Tests without a model", "python")
+    # this repository has a package `tests` of its own
+    monkeypatch.setitem(sys.modules, "tests.talk", template.tests.talk)
+    tests = [test for name, test in run(code).items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for test in tests:
+        await test()
+
+
+def test_the_scenario_that_is_shown_is_one_and_every_key_has_its_row(tmp_path: Path) -> None:
+    (shown,) = blocks("docs/agent/behaviour.md", "Scenarios", "toml")
+    file = tmp_path / "shown.toml"
+    file.write_text(shown, encoding="utf-8")
+    (scenario,) = scenarios_in(file)
+    assert scenario.expect.tools[0].arguments == {"order": 1042}
+    page = (ROOT / "template/docs/agent/behaviour.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.split("| key |")[1], re.MULTILINE)
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    keys = [*Scenario.model_fields, *Expected.model_fields]
+    keys.remove("expect")
+    assert sorted(told) == sorted(keys)
 
 
 def test_the_token_that_is_shown_sends_the_agent_into_the_room(

@@ -15,14 +15,16 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
-from livekit.agents import AgentServer, __version__, llm, tts
+from livekit.agents import AgentServer, __version__, inference, llm, stt, tts
 from livekit.agents import worker as sdk_worker
+from livekit.agents.evals.judge import _LLMJudge
 from livekit.agents.ipc import job_proc_lazy_main as sdk_job
 from livekit.agents.ipc import proc_pool as sdk_pool
 from livekit.agents.ipc.job_proc_executor import ProcJobExecutor
 from livekit.agents.ipc.supervised_proc import SupervisedProc
 from livekit.agents.job import RunningJobInfo
-from livekit.agents.utils import EventEmitter
+from livekit.agents.stt.stream_adapter import StreamAdapterWrapper
+from livekit.agents.utils import EventEmitter, is_hosted
 from livekit.agents.worker import ServerOptions
 
 from agent.lifecycle import timeouts
@@ -260,6 +262,40 @@ def test_a_fallback_adapter_asks_the_first_of_its_models_that_is_available(
     )
 
 
+def test_speech_to_text_of_whole_utterances_is_one_method_of_every_plugin() -> None:
+    look = "limit_recognition in agent/conversation/fallback.py"
+    assert "_recognize_impl" in stt.STT.__abstractmethods__, changed("no such method", look)
+    assert calls(code(stt.STT.recognize), "self._recognize_impl"), changed("it is not asked", look)
+    assert calls(code(StreamAdapterWrapper), "self._wrapped_stt.recognize"), changed(
+        "an utterance is recognised in another way", look
+    )
+
+
+def test_a_fallback_adapter_knows_its_recognisers() -> None:
+    recogniser = inference.STT("deepgram/nova-3", api_key="key", api_secret="secret")
+    adapter = stt.FallbackAdapter([recogniser])
+    look = "alternatives in agent/conversation/fallback.py"
+    assert adapter._stt_instances == [recogniser], changed("its recognisers are elsewhere", look)
+
+
+def test_livekit_cloud_is_told_from_other_machines_as_we_think(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    look = "agent/models/turns.py"
+    monkeypatch.delenv("LIVEKIT_REMOTE_EOT_URL", raising=False)
+    assert not is_hosted(), changed("any machine is taken for LiveKit Cloud's", look)
+    monkeypatch.setenv("LIVEKIT_REMOTE_EOT_URL", "https://eot.test")
+    assert is_hosted(), changed("LiveKit Cloud is told by another variable", look)
+
+
+def test_a_voice_has_its_options_and_an_adapter_its_voice() -> None:
+    look = "voice_of in agent/conversation/sounds.py, or sounds are kept of no voice"
+    voice = inference.TTS("cartesia/sonic-3", voice="ann", api_key="key", api_secret="secret" * 6)
+    assert "voice='ann'" in repr(voice._opts), changed("a voice has no such options", look)
+    adapter = tts.StreamAdapter(tts=ScriptedTTS())
+    assert isinstance(adapter._wrapped_tts, ScriptedTTS), changed("an adapter hides it", look)
+
+
 # ---------------------------------------------------------------------- the worker and its jobs
 
 
@@ -346,3 +382,12 @@ def test_a_worker_lists_its_jobs_with_their_rooms_and_the_moment_they_began() ->
         field.name for field in fields(RunningJobInfo)
     }
     assert not missing, changed(f"a running job has no {sorted(missing)}", WATCH)
+
+
+# ---------------------------------------------------------------------- rehearsals
+
+
+def test_the_judge_takes_a_criterion_in_words() -> None:
+    taken = inspect.signature(_LLMJudge).parameters.keys()
+    look = "_judged in agent/cli/rehearse.py"
+    assert taken >= {"llm", "instructions", "name"}, changed("_LLMJudge takes others", look)

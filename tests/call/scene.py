@@ -40,7 +40,7 @@ MEASURED = os.environ.get("ENDS_MEASURED")
 
 def troubled(template: Template, folder: Path) -> Project:
     """A project, with knowledge and memory, whose owner has made every mistake."""
-    (chosen,) = [one for one in PAIRS if f"{one.knowledge}-{one.memory}" == STORES]
+    chosen = next(one for one in PAIRS if f"{one.knowledge}-{one.memory}" == STORES)
     project = render(template, folder / "front-desk", chosen)
     for name in ("persona.py", "resources.py"):
         shutil.copy(

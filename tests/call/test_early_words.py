@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import math
 import uuid
 from collections.abc import AsyncIterator
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit import rtc
 
-from tests.support.caller import PATIENCE, Caller
+from tests.support.caller import Caller
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit
 from tests.support.templates import Template
@@ -138,31 +137,13 @@ async def test_text_sent_while_the_session_starts_is_not_lost(
 
 
 async def speak_early(caller: Caller) -> None:
-    """Record a tone until the agent joins, then send it and silence, like LiveKit's front ends."""
-    active = asyncio.Event()
-    caller.room.on("participant_active", lambda _: active.set())
-    source = rtc.AudioSource(RATE, 1)
-    track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
-    options = rtc.TrackPublishOptions(
-        source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True
-    )
-    publication = await caller.room.local_participant.publish_track(track, options)
-    async with asyncio.timeout(PATIENCE):
-        await active.wait()
+    """Say a tone before the agent is there, and nothing from then on."""
     count = int(RATE * RECORDED_SECONDS)
     tone = array.array(
         "h", (int(9000 * math.sin(2 * math.pi * 440 * n / RATE)) for n in range(count))
     )
-    agents = [p.identity for p in caller.room.remote_participants.values()]
-    writer = await caller.room.local_participant.stream_bytes(
-        "preconnect-buffer",
-        topic="lk.agent.pre-connect-audio-buffer",
-        mime_type="application/octet-stream",
-        destination_identities=agents,
-        attributes={"trackId": publication.sid, "sampleRate": str(RATE), "channels": "1"},
-    )
-    await writer.write(tone.tobytes())
-    await writer.aclose()
+    source = rtc.AudioSource(RATE, 1)
+    await caller.speak_early(source, tone.tobytes())
     silence = rtc.AudioFrame(bytes(RATE // 50 * 2), RATE, 1, RATE // 50)
     caller.keep(feed(source, silence))
 

@@ -21,14 +21,13 @@ from tests.support.worker import SDK_WARNINGS, Worker, worker
 
 FACT_QUESTION, FACT = "Where can I park my bicycle?", "bicycle"
 
-# Together with sqlite and sqlite, which test_owned_projects.py tests after an update, these have
+# Together with the default project, which test_owned_projects.py tests after an update, these have
 # every choice. `make test-all` runs the same tests in the other projects.
-DIAGONAL = {("pgvector", "redis"), ("none", "none")}
+DIAGONAL = {"pgvector-redis-providers", "none-none-selfhosted", "sqlite-sqlite-realtime"}
 TESTED = [
-    pytest.param(
-        answers, marks=() if (answers.knowledge, answers.memory) in DIAGONAL else pytest.mark.slow
-    )
+    pytest.param(answers, marks=() if chosen in DIAGONAL else pytest.mark.slow)
     for answers in CALLED
+    for chosen in [f"{answers.knowledge}-{answers.memory}-{answers.models}"]
 ]
 
 

@@ -247,8 +247,9 @@ def given_answers(tmp_path: Path) -> dict[str, object]:
         "project_slug": "front-desk",
         "agent_name": "desk",
         "description": "Answers.",
+        "author_name": "Ann",
     }
-    chosen = {"author_name": "Ann", "knowledge": "none", "memory": "redis", "license": "MIT"}
+    chosen = {"models": "livekit", "knowledge": "none", "memory": "redis", "license": "MIT"}
     return (
         answers
         | chosen

@@ -54,6 +54,12 @@ STORES = {
     "sqlite": ["knowledge/sqlite.py", "knowledge/bm25.py"],
     "pgvector": ["knowledge/pgvector/"],
 }
+FAMILIES = {
+    "livekit": ["models/livekit.py"],
+    "providers": ["models/providers.py"],
+    "selfhosted": ["models/selfhosted.py"],
+    "realtime": ["models/realtime.py"],
+}
 MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory/redis_errors.py"]}
 
 
@@ -61,7 +67,7 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
     """Whether an option leaves a file out: repeated here, not read from copier.yml."""
     knowledge, memory = case["knowledge"], case["memory"]
     module = name.removeprefix("src/agent/")
-    for chosen, every in (knowledge, STORES), (memory, MEMORIES):
+    for chosen, every in (knowledge, STORES), (memory, MEMORIES), (case["models"], FAMILIES):
         left_out = tuple(path for store in every.keys() - {chosen} for path in every[store])
         if module.startswith(left_out):
             return True
@@ -183,6 +189,23 @@ def test_a_project_without_pgvector_has_no_trace_of_it(
         assert with_postgres == ({".env.example"} if case["knowledge"] == "sqlite" else set())
 
 
+def test_a_project_has_only_the_plugins_of_its_models(
+    project: Project, case: dict[str, str]
+) -> None:
+    plugins = {
+        "livekit": set(),
+        "providers": {"openai", "deepgram", "cartesia"},
+        "selfhosted": {"openai"},
+        "realtime": {"openai"},
+    }
+    found = set(re.findall(r'"livekit-plugins-(\w+)', project.read("pyproject.toml")))
+    assert found == plugins[case["models"]]
+    keys = set(re.findall(r"^([A-Z]+)_API_KEY=$", project.read(".env.example"), re.M))
+    # own servers have keys of their own
+    named = plugins[case["models"]] if case["models"] in ("providers", "realtime") else set()
+    assert keys == {"LIVEKIT", *(name.upper() for name in named)}
+
+
 def test_an_option_takes_its_settings_away(project: Project, case: dict[str, str]) -> None:
     settings = {
         "knowledge": r"AGENT_(KNOWLEDGE|EMBEDDINGS)",
@@ -205,8 +228,13 @@ def test_values_reach_the_package(project: Project, case: dict[str, str]) -> Non
     defaults = tomllib.loads(project.read("src/agent/defaults.toml"))
     knowledge_url = {"knowledge_url": "postgresql://postgres:postgres@localhost:5432/postgres"}
     with_url = knowledge_url if case["knowledge"] == "pgvector" else {}
+    servers = {name for name in defaults if name.startswith(("llm_", "stt_", "tts_"))}
+    assert bool(servers) == (case["models"] == "selfhosted")
+    for name in servers:
+        assert defaults.pop(name)
     assert defaults == {
         "name": "my-agent",
+        "models": case["models"],
         "knowledge": case["knowledge"],
         **with_url,
         "memory_url": memory_url,
@@ -301,7 +329,9 @@ def test_no_python_file_of_the_template_is_rendered(template: Template) -> None:
 
 
 def test_a_project_cannot_be_named_like_what_it_installs(both_tools: BothTools) -> None:
-    project = both_tools.copied({"knowledge": "pgvector", "memory": "redis", "license": "MIT"})
+    project = both_tools.copied(
+        {"models": "providers", "knowledge": "pgvector", "memory": "redis", "license": "MIT"}
+    )
     metadata = tomllib.loads(project.read("pyproject.toml"))
     required = metadata["project"]["dependencies"] + metadata["dependency-groups"]["dev"]
     taken = CONFIG["taken_names"]["default"].split()

@@ -34,10 +34,12 @@ MADE = {
     "data/",
     "src/agent/tools/",
     "scripts/",
+    "tests/yours/conftest.py",
     "knowledge.db",
     "memory.db",
     "uv.lock",
     ".env.local",
+    "provider/model",  # how models are named
 }
 COMMANDS: dict[str, click.Command] = get_command(build_app()).commands  # type: ignore[attr-defined]
 

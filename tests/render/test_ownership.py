@@ -68,6 +68,8 @@ def test_what_comes_once_is_the_owners(both_tools: BothTools) -> None:
     assert once == [
         "/knowledge{% endif %}",
         "/README.md{% endif %}",
+        "/tests/yours/scenarios.toml{% endif %}",
+        "/tests/yours/test_behaviour.py{% endif %}",
         "/tests/yours/test_knowledge.py{% endif %}",
     ]
     assert {"knowledge/**", "README.md", "tests/yours/**"} <= set(owners["owner"])

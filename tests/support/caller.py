@@ -17,6 +17,8 @@ from tests.support.server import LiveKit
 
 # seconds; long enough for a busy machine
 PATIENCE = 60.0
+# samples a second of what is heard
+HEARD_RATE = 16_000
 
 
 def somebody() -> str:
@@ -42,6 +44,8 @@ class Caller:
         self.room = rtc.Room()
         # the agent's words, a segment each
         self.sentences: asyncio.Queue[str] = asyncio.Queue()
+        # the caller's own, as the agent has understood them
+        self.understood: list[str] = []
         self.agent_here = asyncio.Event()
         self.agent_gone = asyncio.Event()
         # the server ended this connection
@@ -97,9 +101,12 @@ class Caller:
 
     def _read(self, reader: rtc.TextStreamReader, identity: str) -> None:
         async def read() -> None:
-            text = await reader.read_all()
-            if identity != self.identity and text.strip():
-                self.sentences.put_nowait(text.strip())
+            if not (text := (await reader.read_all()).strip()):
+                return
+            if identity != self.identity:
+                self.sentences.put_nowait(text)
+            elif (reader.info.attributes or {}).get("lk.transcription_final") == "true":
+                self.understood.append(text)
 
         self._spawn(asyncio.create_task(read()))
 
@@ -116,17 +123,22 @@ class Caller:
             return
 
         async def listen() -> None:
-            stream = rtc.AudioStream(track)
+            stream = rtc.AudioStream(track, sample_rate=HEARD_RATE, num_channels=1)
             async for event in stream:
-                samples = array.array("h", bytes(event.frame.data))
-                if samples and max(map(abs, samples)) > 500:
-                    now = time.monotonic()
-                    self.first_sound_at = self.first_sound_at or now
-                    self.last_sound_at = now
-                    self.loud_seconds += event.frame.samples_per_channel / event.frame.sample_rate
-                    self.sound.set()
+                self._has_heard(event.frame)
 
         self._spawn(asyncio.create_task(listen()))
+
+    def _has_heard(self, frame: rtc.AudioFrame) -> bool:
+        """Note a piece of the agent's sound; whether it is not silence."""
+        loud = max(map(abs, array.array("h", bytes(frame.data))), default=0) > 500
+        if loud:
+            now = time.monotonic()
+            self.first_sound_at = self.first_sound_at or now
+            self.last_sound_at = now
+            self.loud_seconds += frame.samples_per_channel / frame.sample_rate
+            self.sound.set()
+        return loud
 
     async def hear_text(self) -> str:
         """The agent's next sentences, from `lk.transcription`."""
@@ -152,7 +164,34 @@ class Caller:
     async def heard_more(self) -> None:
         """Wait until more sound has been heard."""
         self.sound.clear()
-        await self.sound.wait()
+        async with asyncio.timeout(PATIENCE):
+            await self.sound.wait()
+
+    async def speak_early(self, source: rtc.AudioSource, recording: bytes) -> None:
+        """Switch a microphone on, and send what it recorded as soon as the agent is in the room.
+
+        LiveKit's front ends do the same: they record until then.
+        """
+        active = asyncio.Event()
+        self.room.on("participant_active", lambda _: active.set())
+        track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
+        options = rtc.TrackPublishOptions(
+            source=rtc.TrackSource.SOURCE_MICROPHONE, preconnect_buffer=True
+        )
+        publication = await self.room.local_participant.publish_track(track, options)
+        async with asyncio.timeout(PATIENCE):
+            await active.wait()
+        agents = [person.identity for person in self.room.remote_participants.values()]
+        rate, channels = str(source.sample_rate), str(source.num_channels)
+        writer = await self.room.local_participant.stream_bytes(
+            "preconnect-buffer",
+            topic="lk.agent.pre-connect-audio-buffer",
+            mime_type="application/octet-stream",
+            destination_identities=agents,
+            attributes={"trackId": publication.sid, "sampleRate": rate, "channels": channels},
+        )
+        await writer.write(recording)
+        await writer.aclose()
 
     async def write(self, text: str) -> None:
         """Write to the agent, like a front end's chat box."""

@@ -23,27 +23,36 @@ class Answers:
     knowledge: str = "sqlite"
     memory: str = "sqlite"
     license: str = "Apache-2.0"
+    models: str = "livekit"
 
     def __str__(self) -> str:
         """A name for a test's parameter."""
-        return f"{self.knowledge}-{self.memory}-{self.license}"
+        return f"{self.knowledge}-{self.memory}-{self.license}-{self.models}"
 
     def data(self) -> dict[str, str]:
         """As Copier takes them."""
-        return {"knowledge": self.knowledge, "memory": self.memory, "license": self.license}
+        return {
+            "models": self.models,
+            "knowledge": self.knowledge,
+            "memory": self.memory,
+            "license": self.license,
+        }
 
 
 # every pair of values of two questions is here
 PAIRS = [
-    Answers("sqlite", "sqlite", "Apache-2.0"),
-    Answers("sqlite", "redis", "MIT"),
-    Answers("sqlite", "none", "proprietary"),
-    Answers("none", "sqlite", "MIT"),
-    Answers("none", "redis", "proprietary"),
-    Answers("none", "none", "Apache-2.0"),
-    Answers("pgvector", "sqlite", "proprietary"),
-    Answers("pgvector", "redis", "Apache-2.0"),
-    Answers("pgvector", "none", "MIT"),
+    Answers("sqlite", "sqlite", "Apache-2.0", "livekit"),
+    Answers("sqlite", "redis", "MIT", "selfhosted"),
+    Answers("sqlite", "none", "proprietary", "providers"),
+    Answers("none", "sqlite", "MIT", "providers"),
+    Answers("none", "redis", "proprietary", "livekit"),
+    Answers("none", "none", "Apache-2.0", "selfhosted"),
+    Answers("pgvector", "sqlite", "proprietary", "selfhosted"),
+    Answers("pgvector", "redis", "Apache-2.0", "providers"),
+    Answers("pgvector", "none", "MIT", "livekit"),
+    Answers("sqlite", "sqlite", "MIT", "realtime"),
+    Answers("none", "redis", "Apache-2.0", "realtime"),
+    Answers("pgvector", "none", "proprietary", "realtime"),
 ]
 # and every combination of stores
 CALLED = PAIRS
@@ -84,12 +93,13 @@ class Project(templates.Project):
             )
         return done
 
-    def install(self) -> None:
+    def install(self, *options: str) -> None:
         """`uv sync`; the project's lock has the canary's version, so that `uv run` keeps it."""
         self.run(
             "uv",
             "sync",
             "--quiet",
+            *options,
             *(["--upgrade-package", f"livekit-agents=={SDK}"] if SDK else []),
         )
         if SDK and self.sdk() != SDK:

@@ -69,13 +69,33 @@ def assert_a_round_trip(template: Template, folder: Path, stops: list[dict[str, 
         expected = owned(template, folder / str(number), answers).files()
         after = project.files()
         # documents and their test come with the first copy only, and are never taken away
-        once = ("data/", "knowledge/", "tests/yours/test_knowledge.py")
+        once = (
+            *("data/", "knowledge/", "tests/yours/scenarios.toml"),
+            *("tests/yours/test_behaviour.py", "tests/yours/test_knowledge.py"),
+        )
         theirs = {name for name in before if name.startswith(once)}
         rest = {name for name in after.keys() | expected.keys() if not name.startswith(once)}
         assert {name for name in rest if after.get(name) != expected.get(name)} == set()
         assert {name for name in theirs if after.get(name) != before[name]} == set()
         project.commit()
     assert project.files() == before
+
+
+@pytest.mark.parametrize("models", [None, *CHOICES["models"]])
+def test_a_project_from_before_the_question_keeps_livekits_models_or_gets_others(
+    template: Template, models: str | None, tmp_path: Path
+) -> None:
+    def modules(project: Project) -> set[str]:
+        return {name for name in project.files() if name.startswith("src/agent/models/")}
+
+    project = template.copy(tmp_path / "project", "v0.5.0")
+    project.commit()
+    project.update(WORK_TREE, **({"models": models} if models else {}))
+
+    chosen = models or "livekit"
+    assert (project.conflicts(), project.answers()["models"]) == ([], chosen)
+    assert modules(project) == modules(template.copy(tmp_path / "fresh", models=chosen))
+    assert f"src/agent/models/{chosen}.py" in modules(project)
 
 
 def test_documents_outlive_an_agent_that_looks_nothing_up(

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from agent import telemetry
 from agent.conversation import CallAgent
 from agent.conversation.agent import Greeting
+from agent.conversation.config import read_all
 from agent.conversation.session import build_session, conversation
 from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
 from agent.lifecycle.resource import OpenFailed
 from agent.memory import Profile, open_memory
-from agent.models import models_of
+from agent.models import KEYLESS, Models, models_of
 from agent.settings import Settings
 
 log = logging.getLogger("agent.call")
@@ -34,7 +35,7 @@ async def run_call(call: Call) -> None:
     async with call.step(Step.BUILD):
         persona = build_persona(call)
         greeting = Greeting(persona)
-        session = build_session(call, models_of(call.settings), persona)
+        session = build_session(call, models_for(call.settings), persona)
     async with call.step(Step.WAIT_FOR_CALLER):
         caller = await call.wait_for_caller(persona.is_caller)
         if call.memory is not None:
@@ -43,6 +44,7 @@ async def run_call(call: Call) -> None:
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
+        read_all(persona, call)
         await greeting.say(await profile)
     async with call.step(Step.STAY):
         await call.wait_ended()
@@ -85,9 +87,25 @@ def build_persona(call: Call) -> CallAgent:
     return CallAgent(call, instructions="You are a friendly voice assistant. Be brief.")
 
 
+def persona_class() -> type[CallAgent]:
+    """The owner's persona; a plain one if there is no persona.py."""
+    persona: type[CallAgent] = getattr(owners_module("agent.persona"), "Persona", CallAgent)
+    return persona
+
+
+def models_for(settings: Settings) -> Models:
+    """What a call listens, thinks and speaks with: the persona's, or the keyless ones if chosen.
+
+    Raises ModelsUnavailable, and what the owner's code raises.
+    """
+    if settings.models in KEYLESS:
+        return models_of(settings)
+    return persona_class().models(settings)
+
+
 def prewarm_persona(settings: Settings) -> None:
     """Let the owner's persona load what it needs, once in a process; raises what it raises."""
-    persona = getattr(owners_module("agent.persona"), "Persona", CallAgent)
+    persona = persona_class()
     if persona not in _prewarmed:
         _prewarmed.add(persona)
         persona.prewarm(settings)

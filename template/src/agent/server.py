@@ -12,6 +12,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
@@ -19,12 +20,13 @@ from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 
 from agent import knowledge, memory, one_line, telemetry
-from agent.entrypoint import prewarm_persona, run_call
+from agent.conversation import sounds
+from agent.entrypoint import models_for, prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
-from agent.models import ModelsUnavailable, models_of
+from agent.models import ModelsUnavailable
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -64,6 +66,7 @@ class Server(AgentServer):
             ),
             load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=threshold),
         )
+        self.sounds: Path | None = None
         self.configure(settings)
         # a call that asks for a worker before is never given to this one, so the health check
         # fails until then; private, and the template's canary tells when it changes
@@ -80,7 +83,7 @@ class Server(AgentServer):
     def configure(self, settings: Settings) -> None:
         """Hand these settings to the jobs; the worker's own (ports, load) stay as they are."""
         self.settings = settings
-        self.setup_fnc = partial(prewarm, settings)
+        self.setup_fnc = partial(prewarm, settings, sounds_folder=self.sounds)
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         settings = self.settings
@@ -96,10 +99,11 @@ class Server(AgentServer):
         readable = devmode if settings.log_format == "auto" else settings.log_format == "readable"
         telemetry.format_root(readable=readable, level=settings.log_level)
         try:
-            # before there is a job, which learns from its settings where it is
-            async with local_embedder(settings) as inside:
-                self.configure(inside)
-                await super().run(devmode=devmode, unregistered=unregistered)
+            # before there is a job, which learns where they are
+            with sounds.shared_folder() as self.sounds:
+                async with local_embedder(settings) as inside:
+                    self.configure(inside)
+                    await super().run(devmode=devmode, unregistered=unregistered)
         except Exception:
             self.failed = True
             raise
@@ -158,11 +162,12 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
     log.error("call ended: %s", Reason.JOB_DIED, extra={"fields": fields})
 
 
-def prewarm(settings: Settings, process: JobProcess) -> None:
+def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | None = None) -> None:
     """Give an idle process the settings, and load what its call would otherwise wait for."""
     if process.executor_type is JobExecutorType.PROCESS:
         dump_stacks_when_killed()
     process.userdata["settings"] = settings
+    sounds.kept.share(sounds_folder)
     telemetry.export_spans()
     for name in PREWARMED:
         # `agent start` has reported it before, and the call that needs it will
@@ -170,11 +175,14 @@ def prewarm(settings: Settings, process: JobProcess) -> None:
             importlib.import_module(name)
     try:
         prewarm_persona(settings)
+        with suppress(ModelsUnavailable):
+            models_for(settings)
+            if settings.models == "local":
+                importlib.import_module("agent.models.local").load()
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
-    with suppress(ModelsUnavailable, MemoryUnavailable, KnowledgeUnavailable):
-        models_of(settings)
+    with suppress(MemoryUnavailable, KnowledgeUnavailable):
         memory.load(settings)
         knowledge.load(settings)
 

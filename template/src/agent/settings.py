@@ -92,8 +92,9 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
         description="Dispatch name: rooms ask for this agent by it.",
     )
-    models: Literal["livekit", "scripted"] = Field(
-        default="livekit", description="livekit, or scripted: keyless and deterministic."
+    models: Literal["livekit", "providers", "selfhosted", "realtime", "scripted", "local"] = Field(
+        default="livekit",
+        description="Which models; scripted and local need no keys, and win over your persona's.",
     )
     knowledge: Literal["sqlite", "pgvector", "none"] = Field(
         default="sqlite", description="Where documents are looked up: sqlite, pgvector or none."
@@ -135,21 +136,77 @@ class Settings(BaseSettings):
         description="Expert: processes kept ready, about 100 MB each; 0: one a core, 4 at most.",
     )
 
-    # the models of LiveKit Inference
+    # the models; docs/agent/models.md
     llm_model: str = Field(
-        default="openai/gpt-4.1-mini", description="Language model, as LiveKit Inference names it."
+        default="openai/gpt-4.1-mini",
+        description="Language model: provider/model, or as your own server calls it.",
+    )
+    llm_fallback: str = Field(
+        default="", description="Language model that stands in for it: provider/model."
+    )
+    llm_url: str = Field(default="", description="The /v1 URL of the server of the language model.")
+    llm_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server, if it wants one."
     )
     stt_model: str = Field(
-        default="deepgram/nova-3", description="Speech to text, as LiveKit Inference names it."
+        default="deepgram/nova-3",
+        description="Speech to text: provider/model, or as your own server calls it.",
     )
     stt_language: str = Field(
         default="multi", description="Language of the callers, such as en; multi detects it."
     )
+    stt_fallback: str = Field(
+        default="", description="Speech to text that stands in for it: provider/model."
+    )
+    stt_url: str = Field(default="", description="The /v1 URL of the server of speech to text.")
+    stt_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server, if it wants one."
+    )
     tts_model: str = Field(
-        default="cartesia/sonic-3", description="Text to speech, as LiveKit Inference names it."
+        default="cartesia/sonic-3",
+        description="Text to speech: provider/model, or as your own server calls it.",
     )
     tts_voice: str = Field(
-        default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc", description="Voice of the model above."
+        default="9626c31c-bec5-4cca-baa8-f8ba9e84c8bc",
+        description="Voice of the model above; another provider's has its own unless you name one.",
+    )
+    tts_fallback: str = Field(
+        default="", description="Voice that stands in for it: provider/model:voice."
+    )
+    tts_url: str = Field(default="", description="The /v1 URL of the server of text to speech.")
+    tts_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server, if it wants one."
+    )
+
+    # turn taking
+    turn_detection: Literal["auto", "cloud", "local", "vad", "stt"] = Field(
+        default="auto",
+        description="What ends a caller's turn; auto: cloud on LiveKit Cloud, else local.",
+    )
+    interruptions: Literal["auto", "adaptive", "vad", "off"] = Field(
+        default="auto",
+        description="What may cut the agent off; auto: adaptive on LiveKit Cloud, else vad.",
+    )
+    min_endpointing_seconds: float = Field(
+        default=0, ge=0, description="A pause that ends a turn; 0: 0.3 (0.5 with vad or stt)."
+    )
+    max_endpointing_seconds: float = Field(
+        default=0,
+        ge=0,
+        description="A pause that ends one that seems unfinished; 0: 2.5 (3 with vad or stt).",
+    )
+
+    # a realtime model, which hears, thinks and speaks
+    realtime_model: str = Field(
+        default="gpt-realtime", description="Realtime model, as its server names it."
+    )
+    realtime_voice: str = Field(default="marin", description="Voice of the model above.")
+    realtime_url: str = Field(
+        default="",
+        description="The /v1 URL of a server with OpenAI's realtime protocol; empty: OpenAI's.",
+    )
+    realtime_key: SecretStr = Field(
+        default=SecretStr(""), description="API key of that server; for OpenAI also OPENAI_API_KEY."
     )
 
     # what documents are found by, beside their words
@@ -286,10 +343,27 @@ class Settings(BaseSettings):
             raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
         return value.rstrip("/")
 
+    @field_validator("llm_url", "stt_url", "tts_url")
+    @classmethod
+    def _server_is_an_address(cls, value: str) -> str:
+        if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
+            raise ValueError("write an address such as http://localhost:8000/v1")
+        return value.rstrip("/")
+
+    @field_validator("realtime_url")
+    @classmethod
+    def _realtime_url_is_one(cls, value: str) -> str:
+        if value and not (
+            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).netloc
+        ):
+            raise ValueError("write an address such as https://api.openai.com/v1")
+        return value.rstrip("/")
+
     @field_validator("memory_url")
     @classmethod
     def _memory_is_known(cls, value: str) -> str:
-        if value not in {"sqlite", "none"} and _parts(value).scheme not in {"redis", "rediss"}:
+        schemes = {"redis", "rediss", "scratch"}
+        if value not in {"sqlite", "none"} and _parts(value).scheme not in schemes:
             raise ValueError("write sqlite, none, or an address such as redis://localhost:6379/0")
         return value
 
@@ -317,8 +391,16 @@ class Settings(BaseSettings):
 
     @property
     def memory(self) -> str:
-        """Which memory module: none, sqlite or redis."""
-        return self.memory_url if self.memory_url in {"sqlite", "none"} else "redis"
+        """Which memory module: none, sqlite, redis or scratch."""
+        if self.memory_url in {"sqlite", "none"}:
+            return self.memory_url
+        return "scratch" if _parts(self.memory_url).scheme == "scratch" else "redis"
+
+    @property
+    def voice(self) -> str:
+        """The voice that was chosen; empty for one of another provider than the default voice's."""
+        chosen = "tts_voice" in self.model_fields_set or self.tts_model.startswith("cartesia/")
+        return self.tts_voice if chosen else ""
 
     @property
     def keyless(self) -> bool:
@@ -380,6 +462,16 @@ def traces_are_exported() -> bool:
     """Whether OpenTelemetry's own variables say where traces go."""
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return any(os.environ.get(name) for name in names)
+
+
+def inference_has_own_keys() -> bool:
+    """Whether the SDK's own variables say which LiveKit Cloud project LiveKit Inference is of."""
+    return "LIVEKIT_INFERENCE_API_KEY" in os.environ
+
+
+def openai_key() -> str:
+    """The key in OpenAI's own variable, which its clients read; empty if there is none."""
+    return os.environ.get("OPENAI_API_KEY", "")
 
 
 def says_whether_traces_are_private() -> bool:

@@ -468,8 +468,32 @@ def test_a_known_mistake_in_own_code_is_found(
 
 
 @pytest.mark.parametrize(
+    ("code", "better"),
+    [
+        ("from livekit.agents import Agent\nclass Orders(Agent): ...", "CallAgent"),
+        ("from livekit.agents.voice import Agent as Base\nclass Orders(Base): ...", "CallAgent"),
+        ("from livekit import agents\nclass Orders(agents.Agent): ...", "CallAgent"),
+        ("from livekit.agents import AgentTask\nclass Orders(AgentTask[str]): ...", "CallTask"),
+    ],
+)
+def test_an_agent_that_is_none_of_the_call_is_named_with_what_it_lacks(
+    doctor: Doctor, home: Path, code: str, better: str
+) -> None:
+    write_own(home, code)
+
+    examined = doctor()
+
+    (line,) = examined.about("code")
+    assert line.startswith("warn src/agent/persona.py:2 Orders lacks the caller, what was said")
+    assert f"derive it from {better}" in line
+    assert examined.code == 0
+
+
+@pytest.mark.parametrize(
     "code",
     [
+        "from agent.conversation import CallAgent\nclass Orders(CallAgent): ...\n",
+        "from other.sdk import Agent\nclass Orders(Agent): ...\n",
         "async def answer():\n    await ctx.delete_room()\n",
         "def wait():\n    time.sleep(1)\n",
         "async def answer():\n    await asyncio.to_thread(lambda: time.sleep(1))\n",

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from livekit import rtc
-from livekit.agents import Agent, AgentSession, APIConnectOptions, APITimeoutError, llm, tts
+from livekit.agents import Agent, AgentSession, APIConnectOptions, APITimeoutError, llm, stt, tts
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice import io
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import entrypoint
 from agent.conversation import CallAgent
+from agent.conversation.fallback import limit_recognition
 from agent.lifecycle import Call
 from agent.models.scripted import ScriptedLLM, ScriptedTTS
 from agent.settings import Settings, load_settings
@@ -109,9 +111,11 @@ class SpeakingTransport(FakeTransport):
         super().__init__(limited=False)
         self.ears = Ears()
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.output.audio = self.ears
-        await super().start(session, agent, caller)
+        await super().start(session, agent, caller, options)
 
 
 def in_a_call(
@@ -203,3 +207,55 @@ def test_a_model_that_is_no_adapter_has_all_of_reply_seconds(
     said, _, times, _ = in_a_call(monkeypatch, {"llm": BadLLM(hangs)}, "hello")
     assert said[1:] == [SORRY]
     assert times[1] == pytest.approx(10, abs=1)
+
+
+async def says_nothing(options: APIConnectOptions) -> None:
+    """A provider whose answer the plugin reads as a reply without a word, such as a web page."""
+
+
+def test_a_reply_without_a_word_is_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, _, _, reason = in_a_call(monkeypatch, {"llm": BadLLM(says_nothing)}, "hello", "hello")
+    assert said[1:] == [SORRY, SORRY]
+    assert reason is None
+
+
+class BadSTT(stt.STT[Any]):
+    """Speech-to-text that takes whole utterances, and never answers."""
+
+    def __init__(self) -> None:
+        super().__init__(capabilities=stt.STTCapabilities(streaming=False, interim_results=False))
+        self.asked = 0
+
+    async def _recognize_impl(self, *args: Any, **options: Any) -> stt.SpeechEvent:
+        self.asked += 1
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_utterance_that_is_not_recognised_in_time_fails_and_is_not_tried_again(
+    wrapped: bool,
+) -> None:
+    ears, errors = BadSTT(), list[stt.STTError]()
+    ears.on("error", errors.append)
+    # every agent of a call limits it once more
+    for _ in range(2):
+        limit_recognition(stt.StreamAdapter(stt=ears, vad=Any) if wrapped else ears, 10)  # type: ignore[arg-type]
+    silence = rtc.AudioFrame(bytes(480), 24_000, 1, 240)
+
+    async def main() -> float:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(APITimeoutError, match="nothing for 10 s"):
+            await ears.recognize([silence])
+        return asyncio.get_running_loop().time() - began
+
+    assert run_virtually(main()) == pytest.approx(10, abs=1)
+    assert ears.asked == 1
+    assert [error.recoverable for error in errors] == [False]
+
+
+def test_what_has_a_deadline_of_its_own_is_left_alone() -> None:
+    adapter = stt.FallbackAdapter([BadSTT()], vad=Any)  # type: ignore[arg-type]
+    for ears in (adapter, None, "deepgram/nova-3"):
+        limit_recognition(ears, 10)
+    assert "_recognize_impl" not in vars(adapter)

@@ -11,6 +11,7 @@ import pytest
 from livekit import rtc
 from livekit.agents import Agent, AgentSession, AgentTask, function_tool
 from livekit.agents.voice.io import AudioOutput, AudioOutputCapabilities
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import entrypoint
 from agent.conversation import CallAgent, CallTask
@@ -263,9 +264,11 @@ class SpokenTransport(FakeTransport):
         super().__init__(limited=limited)
         self.voice = Voice()
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.output.audio = self.voice
-        await super().start(session, agent, caller)
+        await super().start(session, agent, caller, options)
 
 
 class LongWinded(Persona):

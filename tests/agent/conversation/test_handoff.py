@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from agent import entrypoint
 from agent.conversation import CallAgent, CallTask
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile, Turn
+from agent.memory.scratch import store_of
 from agent.models.scripted import ScriptedLLM
-from template.tests.talk import Talk, talk
+from template.tests.talk import Talk, index, talk
 
 EARLIER = Turn("long ago", "1", "user", "My bicycle is red.", 10.0)
 CUT_OFF = [
@@ -205,6 +207,30 @@ async def test_who_takes_over_again_knows_what_was_said_meanwhile(
     for words in ("Likes tea.", "user: My roof leaks.", "user: My cellar is wet."):
         assert told.count(words) == 1, told
     assert told.index("My roof leaks.") < told.index("My cellar is wet.")
+
+
+@pytest.mark.parametrize("way", ["to_cellar", "to_stranger"])
+async def test_who_takes_over_has_the_documents_and_the_memory(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entrypoint, "build_persona", Desk)
+    await index("# Hours\n\nWe open at ten.")
+    kept = f"scratch:{tmp_path}"
+    async with talk(memory_url=kept) as call:
+        await call.say(f"/tool {way} {{}}")
+        # or the tool's words would be looked up, too
+        await call.say("Hello.")
+        run = await call.run("When do you open?")
+        # looked up before the reply, by no tool
+        assert [event.type for event in run.events] == ["message"]
+        await call.say("/tool remember_caller {}")
+        knows_how = "Nothing was kept" in call.said[-1]
+        assert knows_how == (way == "to_cellar")
+        settings = call.call.settings
+    profile = await store_of(settings).recall("ann")
+    assert profile is not None
+    said = [turn.text for turn in profile.turns]
+    assert said[said.index("When do you open?") + 1] == "We open at ten."
 
 
 async def test_who_takes_over_says_goodbye_and_has_the_tools_of_every_agent(

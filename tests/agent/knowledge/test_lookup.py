@@ -196,6 +196,15 @@ async def test_an_index_of_this_machine_that_was_late_is_asked_again_at_once(
         assert "ten" in await call.say("When do you open on Saturday?")
 
 
+async def test_where_it_is_looked_up_before_the_reply_no_tool_costs_another_one(
+    shelf: Shelf,
+) -> None:
+    async with talk(knowledge_lookup="before", knowledge="sqlite") as call:
+        run = await call.run("When do you open on Saturday?")
+        assert [event.type for event in run.events] == ["message"]
+        assert "search_knowledge" not in [tool.id for tool in call.call.persona.tools]
+
+
 async def test_where_the_model_asks_itself_it_has_a_tool(shelf: Shelf) -> None:
     async with talk(knowledge_lookup="tool") as call:
         assert "ten" in await call.say("When do you open on Saturday?")

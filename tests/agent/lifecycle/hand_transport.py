@@ -11,6 +11,7 @@ from agent.transport import Caller, CallEvents
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession
+from livekit.agents.voice.room_io import RoomOptions
 
 
 @asynccontextmanager
@@ -56,7 +57,9 @@ class HandTransport:
     async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return await asyncio.shield(self._arrived)
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         await session.start(agent)
 
     async def early_texts(self) -> list[str]:

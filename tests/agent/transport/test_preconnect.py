@@ -204,7 +204,9 @@ def room() -> Room:
 
 
 @pytest.fixture
-async def words(room: Room) -> AsyncIterator[PreConnectBuffer]:
+async def words(room: Room, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[PreConnectBuffer]:
+    # nobody greets
+    monkeypatch.setattr(preconnect, "GREETING_BEGINS_SECONDS", 0.0)
     words = PreConnectBuffer(cast(rtc.Room, room))
     yield words
     await words.close()
@@ -429,7 +431,6 @@ async def test_a_caller_without_a_recording_is_not_kept_waiting(
 ) -> None:
     room.publishes()
     session = listening(words)
-    await words.settled("caller", within=60)
 
     assert_heard(await heard(session), b"")
     assert not caplog.records
@@ -516,29 +517,31 @@ async def test_of_a_recording_that_is_too_long_the_newest_is_kept(
     assert_heard(await heard(listening(words)), ramp(12)[-preconnect.MAX_KEPT :])
 
 
-async def test_a_greeting_can_wait_for_an_announced_recording(
-    room: Room, words: PreConnectBuffer
+@pytest.mark.parametrize("greeting", ["ends", "goes on", "never begins"])
+async def test_a_recording_is_heard_after_the_greeting(
+    room: Room, words: PreConnectBuffer, monkeypatch: pytest.MonkeyPatch, greeting: str
 ) -> None:
-    slow = room.sends(ramp(0.1))
-    slow.more.clear()
+    if greeting != "ends":
+        monkeypatch.setattr(preconnect, "ECHO_SECONDS", 0.0)
+    monkeypatch.setattr(
+        preconnect, "GREETING_BEGINS_SECONDS", 0.0 if greeting == "never begins" else 60.0
+    )
+    room.sends(ramp(0.1))
     room.publishes(features=ANNOUNCED)
-    listening(words)
-    waiting = asyncio.create_task(words.settled("caller", within=60))
-    too_early, _ = await asyncio.wait([waiting], timeout=0)
-    slow.more.set()
-    await waiting
+    session = listening(words)
+    hearing = asyncio.create_task(heard(session))
+    if greeting != "never begins":
+        # an agent is listening before it begins to speak
+        session._update_agent_state("listening")
+        too_early, _ = await asyncio.wait([hearing], timeout=0.1)
+        session._update_agent_state("speaking")
+        assert not too_early
+    if greeting == "ends":
+        too_early, _ = await asyncio.wait([hearing], timeout=0.1)
+        session._update_agent_state("listening")
+        assert not too_early
 
-    assert not too_early
-
-
-async def test_a_greeting_does_not_wait_for_a_caller_without_a_microphone(
-    words: PreConnectBuffer,
-) -> None:
-    listening(words)
-    greeting = asyncio.create_task(words.settled("caller", within=60))
-    at_once, _ = await asyncio.wait([greeting], timeout=0)
-
-    assert at_once
+    assert_heard(await hearing, ramp(0.1))
 
 
 async def test_closing_leaves_nothing_in_the_room_and_nothing_running(room: Room) -> None:

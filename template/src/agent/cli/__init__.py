@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": ("chat",),
     "run": ("start", "dev", "console"),
     "call": ("call",),
+    "rehearse": ("rehearse",),
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),
     "doctor": ("doctor",),

@@ -16,7 +16,7 @@ import typer
 from rich.text import Text
 
 from agent import one_line, telemetry
-from agent.cli.checks import check_models, load_calls, prepare_documents, require
+from agent.cli.checks import load_calls, prepare_documents, require
 from agent.cli.terminal import interactive, make_console, read_line, report, unless
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.settings import Settings, load_settings
@@ -24,6 +24,7 @@ from agent.transport import Caller
 
 if TYPE_CHECKING:
     from livekit.agents import Agent, AgentSession, ConversationItemAddedEvent
+    from livekit.agents.voice.room_io import RoomOptions
 
     from agent.lifecycle import Call
     from agent.transport import CallEvents
@@ -52,15 +53,28 @@ def chat(
     Piped input: an answer for each line, as one line; everything else goes to standard error.
     """
     settings = load_settings()
-    if settings.models == "livekit" and settings.keyless:
-        source = "" if settings.knowledge == "none" else " from your documents"
-        report(f"No keys in the environment, so a script answers{source} (AGENT_MODELS=scripted).")
-        settings = settings.model_copy(update={"models": "scripted"})
-    require(check_models(settings))
-    prepare_documents(settings)
     load_calls()
+    settings = with_models(settings)
+    prepare_documents(settings)
     telemetry.log_to(sys.stderr, level="INFO" if verbose else "WARNING")
     return converse(Chat(settings, Caller(caller_identity(caller), caller or ""), metadata))
+
+
+def with_models(settings: Settings) -> Settings:
+    """The settings; with the scripted models where the chosen ones lack a key or a server."""
+    from agent.cli.models import build, inference_elsewhere
+    from agent.models import ModelsUnavailable
+
+    try:
+        build(settings)
+    except ModelsUnavailable as error:
+        keyless = settings.models == "livekit" and settings.keyless
+        why = "No keys in the environment" if keyless else str(error)
+        source = "" if settings.knowledge == "none" else " from your documents"
+        report(f"{why}, so a script answers{source} (AGENT_MODELS=scripted).")
+        return settings.model_copy(update={"models": "scripted"})
+    require(inference_elsewhere(settings))
+    return settings
 
 
 def caller_identity(name: str | None) -> str:
@@ -125,14 +139,18 @@ class Chat(Conversation):
         super().__init__()
         self._settings = settings
         self._transport = TerminalTransport(caller, metadata, self.ended, self._item_added)
-        self._call: Call | None = None
+        self.call: Call | None = None
         self._stack = AsyncExitStack()
 
     async def _start(self) -> None:
         # the SDK, which `chat` has loaded
+        from livekit.agents.utils import http_context
+
         from agent.entrypoint import prewarm_persona, run_call
         from agent.lifecycle import Call
 
+        # what a job has, too: the models' connections, closed after the call
+        await self._stack.enter_async_context(http_context.open())
         settings = self._settings
         await asyncio.to_thread(prewarm_persona, settings)
         try:
@@ -140,36 +158,36 @@ class Chat(Conversation):
             settings = await self._stack.enter_async_context(embedder)
         except KnowledgeUnavailable as error:
             report(str(error))
-        self._call = Call(self._transport, settings)
-        await self._call.start(run_call)
-        await self._unless_ended(self._call.wait_for_turn())
+        self.call = Call(self._transport, settings)
+        await self.call.start(run_call)
+        await self._unless_ended(self.call.wait_for_turn())
 
     async def _say(self, text: str) -> None:
         await self._unless_ended(self._turn(text))
 
     async def close(self) -> str:
         """End the call as a caller does who hangs up."""
-        if self._call is not None:
+        if self.call is not None:
             self._transport.hang_up()
-            await self._call.wait_closed()
+            await self.call.wait_closed()
         await self._stack.aclose()
-        reason = (self._call and self._call.reason) or ""
+        reason = (self.call and self.call.reason) or ""
         return reason if reason.startswith("error") else ""
 
     async def _turn(self, text: str) -> None:
-        assert self._call is not None
-        assert self._call.session is not None
-        await self._call.tools.wait_connected()
+        assert self.call is not None
+        assert self.call.session is not None
+        await self.call.tools.wait_connected()
         try:
-            await self._call.session.run(user_input=text)
+            await self.call.session.run(user_input=text)
         except Exception as error:
             report(f"no answer: {one_line(error)}")
 
     async def _unless_ended(self, work: Coroutine[Any, Any, object]) -> None:
         """Wait for `work`, or for the end of the call and what is still said and closed in it."""
         await unless(self.ended, work)
-        if self.ended.is_set() and self._call is not None:
-            await self._call.wait_closed()
+        if self.ended.is_set() and self.call is not None:
+            await self.call.wait_closed()
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         item = event.item
@@ -203,7 +221,9 @@ class TerminalTransport:
     async def wait_for_caller(self, is_caller: Callable[[Caller], bool]) -> Caller:
         return self._caller
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         session.on("conversation_item_added", self._on_item)
         await session.start(agent)
 

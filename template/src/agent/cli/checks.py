@@ -105,16 +105,16 @@ def _is_address(url: str) -> bool:
     return bool(host) and not re.search(r"[\s<>\"']", url)
 
 
-def check_models(settings: Settings) -> list[Finding]:
-    """Whether the models are where the keys are from: only LiveKit Cloud has LiveKit Inference."""
-    host = urlsplit(settings.livekit_url).hostname or ""
-    on_cloud = host.endswith((".livekit.cloud", ".livekit.run"))
-    if settings.models != "livekit" or not settings.livekit_url or on_cloud:
-        return []
-    what = "AGENT_MODELS=livekit needs LiveKit Cloud, and LIVEKIT_URL is another server"
-    scripted = "set AGENT_MODELS=scripted to try the agent without a model"
-    own = "let your persona bring its own models"
-    return [Finding("warn", "models", what, f"use a LiveKit Cloud project, {own}, or {scripted}")]
+def check_models(settings: Settings, *, unreachable: Level = "fail") -> list[Finding]:
+    """What is wrong with the models that calls use, each of which is asked; nothing if all answer.
+
+    `unreachable` is the level of a model that may answer at another time.
+    """
+    with busy("loading LiveKit's SDK"):
+        model_findings = import_module("agent.cli.models").model_findings
+    with busy("asking the models"):
+        found: list[Finding] = model_findings(settings, unreachable)
+        return found
 
 
 def check_port(port: int, name: str) -> list[Finding]:

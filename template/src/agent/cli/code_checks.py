@@ -43,10 +43,32 @@ def own_python(home: Path, template: Set[str] | None) -> Iterator[Path]:
 def mistakes_in(path: Path) -> list[Mistake]:
     """The known mistakes of a file, top to bottom; that it cannot be read is one."""
     try:
-        return list(_mistakes(ast.parse(path.read_bytes())))
+        tree = ast.parse(path.read_bytes())
+        return sorted([*_mistakes(tree), *_agents_without_call(tree)])
     except (SyntaxError, ValueError, RecursionError, OSError) as error:
         line = getattr(error, "lineno", None) or 1
         return [(line, "fail", f"cannot be read ({error})", "correct it")]
+
+
+def _agents_without_call(tree: ast.AST) -> Iterator[Mistake]:
+    """Agents and tasks that are the SDK's, and so lack what a call has."""
+    nodes = list(ast.walk(tree))
+    of_sdk = {
+        alias.asname or alias.name: alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("livekit.agents")
+        for alias in node.names
+    }
+    for node in (node for node in nodes if isinstance(node, ast.ClassDef)):
+        for base in node.bases:
+            name = ast.unparse(base).partition("[")[0]
+            kind = of_sdk.get(name, name.removeprefix("agents.") if "agents." in name else "")
+            if better := {"Agent": "CallAgent", "AgentTask": "CallTask"}.get(kind):
+                what = (
+                    f"{node.name} lacks the caller, what was said before it, and the tools of all"
+                )
+                cure = f"derive it from {better}, and make it with `self.call`"
+                yield node.lineno, "warn", what, cure
 
 
 def _mistakes(tree: ast.AST, *, in_async: bool = False) -> Iterator[Mistake]:

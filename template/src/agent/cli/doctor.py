@@ -93,11 +93,9 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield from found or [Finding("ok", "keys", keys)]
     if not any(finding.level == "fail" for finding in found):
         yield check_server(settings)
-    models = check_models(settings)
-    no_keys = ", no keys needed" if settings.models == "scripted" else ""
-    if not models and (no_keys or not settings.keyless):  # missing keys have been reported
-        models = [Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")]
-    yield from models
+    no_keys = ", no keys needed" if settings.models in {"scripted", "local"} else ", all answer"
+    answer_ = Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")
+    yield from check_models(settings) or [answer_]
     yield from check_data(settings)
     yield from check_documents(settings)
     yield from check_memory(settings)

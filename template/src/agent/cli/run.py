@@ -58,7 +58,7 @@ def console(
     """Speak with the agent at this machine's microphone, without a server; needs LiveKit's `lk`."""
     settings = load_settings()
     found = check_port(settings.port, "AGENT_PORT")
-    if settings.models == "livekit" and settings.keyless:
+    if settings.models == "livekit" and settings.keyless and connect_addr is None:
         cure = "put them into .env.local, or set AGENT_MODELS=scripted"
         found.append(Finding("fail", "keys", "AGENT_MODELS=livekit needs keys", cure))
     if connect_addr is None and shutil.which("lk") is None:
@@ -72,6 +72,7 @@ def console(
         os.chdir(settings.home)
         os.execvp("lk", ["lk", "agent", "console"])
     load_server()
+    require(check_models(settings, unreachable="warn"))
     run_sdk("console", "--connect-addr", connect_addr)
     return 0
 
@@ -84,9 +85,11 @@ def serve(*, dev: bool) -> int:
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT")
     if settings.metrics_port:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
-    require(found + check_models(settings))
+    require(found)
     prepare_documents(settings)
     server = load_server()
+    # a key that is refused now is refused in every call; a server that is away may be back by then
+    require(check_models(settings, unreachable="warn"))
     if dev and "stop_goodbye_seconds" not in settings.model_fields_set:
         # Ctrl-C at a terminal means now
         server.configure(settings.model_copy(update={"stop_goodbye_seconds": 0.5}))

@@ -26,13 +26,24 @@ from livekit.agents.llm import (
 )
 from livekit.agents.types import FlushSentinel
 from livekit.agents.utils import is_given
+from livekit.agents.voice.room_io import RoomOptions
 
 from agent import one_line
-from agent.conversation.fallback import StreamTimeout, busy_tones, with_substitutes
-from agent.conversation.tools import ToolGuard, tools_of, toolsets_of
+from agent.conversation.fallback import (
+    EmptyReply,
+    StreamTimeout,
+    busy_tones,
+    is_reply,
+    with_substitutes,
+)
+from agent.conversation.options import SessionOptions
+from agent.conversation.sounds import Recording, known_sentence
+from agent.conversation.speech import realtime_model, say_known
+from agent.conversation.tools import ToolGuard, search_tool, tools_of, toolsets_of
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
+from agent.models import Models, models_of
 from agent.settings import Settings
 from agent.transport import Caller, can_publish
 
@@ -53,7 +64,8 @@ class CallAgent(Agent):
     """An agent that knows its call: `self.call` has the caller, resources, `spawn` and `hang_up`.
 
     Subclasses override `greeting`, `resuming`, `goodbye`, `still_there`, `sorry`, `cannot_hear`,
-    `remembered_as` and `prewarm`, and add tools with `@function_tool`. Every tool, also of a
+    `remembered_as` and `prewarm`; `models`, `session_options`, `room_options` and `before_start`
+    for what LiveKit offers; and add tools with `@function_tool`. Every tool, also of a
     toolset, gets a deadline (`tool_seconds`), and `tool_finish_seconds` to finish when the call
     ends; those named in `patient_tools` may take as long as the call and end with it, those named
     in `must_finish_tools` keep their deadline after its end. A tool set that cannot connect is left
@@ -75,6 +87,8 @@ class CallAgent(Agent):
 
     # until when it knows what was said; None for an agent that was not written as a CallAgent
     _since: float | None = None
+    # for a realtime model: `llm_node` is not run, so nothing can be looked up before its replies
+    _search: Tool | None = None
 
     def __init__(
         self,
@@ -92,12 +106,43 @@ class CallAgent(Agent):
         self._models = {name: options[name] for name in MODELS if name in options}
         options = _with_models(self._persona._models, options)
         super().__init__(instructions=instructions, tools=[*given, *tools], **options)
+        if call.settings.knowledge_lookup == "before" and "search_knowledge" not in own:
+            # afterwards: the SDK takes every tool among an agent's attributes for one of its own
+            self._search = search_tool(call)
 
     @classmethod
     def prewarm(cls, settings: Settings) -> None:
         """Load what every call of a process needs, such as a model in memory; it may take long.
 
         It runs in the call's process, before there is a call, and once.
+        """
+
+    # what LiveKit offers; docs/agent/models.md has an example of each. Asked of the first agent.
+
+    @classmethod
+    def models(cls, settings: Settings) -> Models:
+        """What calls listen, think and speak with; by default what the settings choose.
+
+        A call asks when it builds its session, and so do `start` and `doctor`, to try them; not
+        with AGENT_MODELS=scripted or local. Raise ModelsUnavailable for what is missing.
+        """
+        return models_of(settings)
+
+    def session_options(self) -> SessionOptions:
+        """More options for the session, such as `max_tool_steps`."""
+        return {}
+
+    def room_options(self) -> RoomOptions:
+        """How the room is heard and seen, and spoken into: noise cancellation, video, text output.
+
+        The caller is known. Whom the session listens to, and when it closes, is the call's.
+        """
+        return RoomOptions()
+
+    async def before_start(self, session: AgentSession[None]) -> None:
+        """The place for what needs a session that has not started, such as an avatar.
+
+        The caller is known and the room connected; `self.call.open` closes what is opened.
         """
 
     def _join(self, call: Call) -> None:
@@ -115,7 +160,10 @@ class CallAgent(Agent):
     @property
     def tools(self) -> list[Tool | Toolset]:
         """The agent's tools, each with its deadline."""
-        return self._guard.guard(super().tools)
+        tools = super().tools
+        if self._search is not None and realtime_model(self.call.session, self) is not None:
+            tools = [*tools, self._search]
+        return self._guard.guard(tools)
 
     @property
     def _persona(self) -> CallAgent:
@@ -210,7 +258,7 @@ class CallAgent(Agent):
             await self.update_chat_ctx(self._informed(self.chat_ctx))
         resumed = profile is not None and profile.resumed
         first = self.resuming(profile) if profile and resumed else self.greeting(profile)
-        said = self.session.say(first)
+        said = say_known(self.session, first)
         with suppress(TimeoutError):
             async with asyncio.timeout(GREETING_SECONDS):
                 await said.wait_for_playout()
@@ -246,9 +294,14 @@ class CallAgent(Agent):
 
         timeout = StreamTimeout(self.call.settings.reply_seconds)
         model = self.llm if is_given(self.llm) else self.session.llm
+        replied = False
         try:
             async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
+                replied = replied or is_reply(chunk)
                 yield chunk
+            if not replied:
+                # as after a web page instead of an answer: for the SDK no error, but silence
+                raise EmptyReply("neither words nor a tool call came")
             self.model_answered("language model")
         except Exception as error:
             if self.model_failed("language model", error):
@@ -257,7 +310,17 @@ class CallAgent(Agent):
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncGenerator[rtc.AudioFrame, None]:
-        """The voice, or what there is of it and three tones that need none."""
+        """The voice, or what there is of it and three tones that need none.
+
+        A known sentence that has been said before, by this voice, is not made again.
+        """
+        model = self.tts if is_given(self.tts) else self.session.tts
+        sentence, text = await known_sentence(text)
+        recording = Recording(model, sentence)
+        if (sound := await recording.made_before()) is not None:
+            for frame in sound.frames():
+                yield frame
+            return
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
         known: list[str] = []  # for the voice that is asked next
 
@@ -270,18 +333,20 @@ class CallAgent(Agent):
             # until now the voice may have waited for its next words
             timeout.begin()
 
-        def voice() -> AsyncGenerator[rtc.AudioFrame, None]:
+        def spoken() -> AsyncGenerator[rtc.AudioFrame, None]:
             return Agent.default.tts_node(self, words(), model_settings)
 
-        model = self.tts if is_given(self.tts) else self.session.tts
         try:
-            async for frame in with_substitutes(model, voice, timeout, self.call.journal.fields()):
+            async for frame in with_substitutes(model, spoken, timeout, self.call.journal.fields()):
+                recording.add(frame)
                 yield frame
             self.model_answered("text-to-speech")
         except Exception as error:
             self.model_failed("text-to-speech", error)
             for frame in busy_tones():
                 yield frame
+        else:
+            await recording.keep(shared=not _is_personal(self.call.profile))
 
     async def _with_passages(self, chat_ctx: ChatContext, knowledge: CallKnowledge) -> ChatContext:
         """The conversation with what the documents say before the caller's last words.
@@ -411,6 +476,11 @@ def _known_items(profile: Profile | None) -> list[ChatItem]:
     return items
 
 
+def _is_personal(profile: Profile | None) -> bool:
+    """Whether what is said to this caller may be meant for nobody else."""
+    return profile is not None and bool(profile.name or profile.facts)
+
+
 def _what_is_known(profile: Profile) -> str:
     """The caller's name, facts and earlier calls, for the model."""
     # the call that is resumed is not an earlier one
@@ -481,7 +551,7 @@ class Greeting:
 async def _say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
     """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
     try:
-        said = session.say(sentence, allow_interruptions=False)
+        said = say_known(session, sentence, allow_interruptions=False)
     except RuntimeError as error:  # the session can no longer speak
         log.warning("the last sentence was not said: %s", error)
         return

@@ -1,4 +1,4 @@
-"""What stands in for a failing model: a deadline for its stream, its substitute, tones."""
+"""What stands in for a failing model: a deadline for what it gives, its substitute, tones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 from livekit import rtc
-from livekit.agents import llm, tts
+from livekit.agents import APITimeoutError, llm, stt, tts
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
+
+
+class EmptyReply(Exception):
+    """A language model has ended its reply, and there was nothing in it."""
+
+
+def is_reply(chunk: object) -> bool:
+    """Whether a part of a reply has words or a tool call; usage and flushes have neither."""
+    if isinstance(chunk, llm.ChatChunk):
+        return chunk.has_response()
+    return isinstance(chunk, str) and bool(chunk.strip())
 
 
 class StreamTimeout:
@@ -108,7 +119,19 @@ async def with_substitutes(
             log.warning(sentence, share, extra=extra)
 
 
-# What these two read is private; the template's canary tells when it changes.
+# What these three read is private; the template's canary tells when it changes.
+
+
+def alternatives(model: object) -> list[Any]:
+    """The models of a fallback adapter; of any other model itself, of none nothing."""
+    match model:
+        case llm.FallbackAdapter():
+            return list(model._llm_instances)
+        case stt.FallbackAdapter():
+            return list(model._stt_instances)
+        case tts.FallbackAdapter():
+            return list(model._tts_instances)
+    return [] if model is None else [model]
 
 
 def _asked(model: object) -> Any | None:
@@ -125,6 +148,35 @@ def _others(model: object) -> int:
     if not isinstance(model, llm.FallbackAdapter | tts.FallbackAdapter):
         return 0
     return max(0, sum(one.available for one in model._status) - 1)
+
+
+def limit_recognition(ears: object, seconds: float) -> None:
+    """Let speech-to-text that takes an utterance as a whole fail if it is late with its words.
+
+    Until then the caller hears nothing, and a plugin may wait for half a minute, four times. An
+    adapter with a substitute has a deadline of its own.
+    """
+    while isinstance(ears, stt.StreamAdapter):
+        ears = ears.wrapped_stt
+    if not isinstance(ears, stt.STT) or isinstance(ears, stt.FallbackAdapter):
+        return
+    # it may be shared by the agents of a call
+    if ears.capabilities.streaming or "_recognize_impl" in vars(ears):
+        return
+    recognize = ears._recognize_impl
+
+    async def in_time(*args: Any, **options: Any) -> stt.SpeechEvent:
+        deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                return await recognize(*args, **options)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise APITimeoutError(f"nothing for {seconds:g} s", retryable=False) from error
+
+    # the method of an object, because there is no other place where all plugins can be reached
+    ears._recognize_impl = in_time  # type: ignore[method-assign]
 
 
 def busy_tones() -> list[rtc.AudioFrame]:

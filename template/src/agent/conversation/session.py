@@ -10,20 +10,23 @@ from typing import Any
 
 from livekit.agents import (
     Agent,
-    AgentSession,
     AgentTask,
     APIError,
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    TurnHandlingOptions,
     UserInputTranscribedEvent,
     UserStateChangedEvent,
 )
-from livekit.agents.llm import AgentHandoff, ChatMessage
+from livekit.agents.llm import AgentHandoff, ChatMessage, RealtimeModel, RealtimeModelError
 from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
+from agent.conversation.fallback import limit_recognition
+from agent.conversation.realtime import ReplyWatch
+from agent.conversation.speech import SpeakingSession, realtime_model, say_known
 from agent.lifecycle import Call, Reason
 from agent.models import Models
 from agent.transport import Caller
@@ -31,7 +34,7 @@ from agent.transport import Caller
 log = logging.getLogger("agent.call")
 
 
-class CallSession(AgentSession[None]):
+class CallSession(SpeakingSession):
     """A session that tells its call who closes it; the SDK's `close` event comes late."""
 
     def __init__(self, call: Call, **options: Any) -> None:
@@ -53,20 +56,25 @@ class CallSession(AgentSession[None]):
 
 
 def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
-    """The session of one call, not started yet.
+    """The session of one call, not started yet; raises what the agent's `session_options` does.
 
     It has the models that the agent brings, where it brings any, also for agents that take over:
     the SDK connects to a session's models, whether they are used or not.
     """
+    if is_given(agent.llm) and isinstance(agent.llm, RealtimeModel):
+        models = _with_realtime(agent.llm, models)
     silence = call.settings.max_silence_seconds if call.transport.limited else None
+    ears = agent.stt if is_given(agent.stt) else models.stt
+    limit_recognition(ears, call.settings.reply_seconds)
     session = CallSession(
         call,
         llm=agent.llm if is_given(agent.llm) else models.llm,
-        stt=agent.stt if is_given(agent.stt) else models.stt,
+        stt=ears,
         tts=agent.tts if is_given(agent.tts) else models.tts,
         vad=agent.vad if is_given(agent.vad) else models.vad,
         turn_handling=models.turn_handling,
         user_away_timeout=silence,
+        **(agent.session_options() if isinstance(agent, CallAgent) else {}),
     )
 
     has_asked = False  # an AgentTask, something, since it began
@@ -82,6 +90,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         if item.role == "assistant":
             nonlocal has_asked
             has_asked = isinstance(session.current_agent, AgentTask)
+            state_changed()  # a realtime model's words are added when it has stopped speaking
 
     # the agent is known and has not started yet
     def agent_changed() -> None:
@@ -91,6 +100,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
             agent._take_over()
         else:
             adopt(call, agent)
+        limit_recognition(agent.stt, call.settings.reply_seconds)
         call.tools.agent_changed(agent, asking=isinstance(agent, AgentTask))
         state_changed()
 
@@ -102,7 +112,9 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         )
 
     def closed(event: CloseEvent) -> None:
-        call.fail(RuntimeError(f"the session closed by itself ({event.reason.value})"))
+        cause = getattr(event.error, "error", None)
+        why = event.reason.value if cause is None else one_line(cause)
+        call.fail(RuntimeError(f"the session closed by itself ({why})"))
 
     def heard(event: UserInputTranscribedEvent) -> None:
         if isinstance(agent := session.current_agent, CallAgent):
@@ -112,16 +124,39 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     session.on("agent_state_changed", state_changed)
     session.on("user_state_changed", state_changed)
     session.on("user_input_transcribed", heard)
-    session.on("error", lambda event: _model_failed(call, session, event))
+    replies = ReplyWatch(call, session)
+    session.on("error", lambda event: _model_failed(call, session, replies, event))
     session.on("close", closed)
     if silence is not None:
         _watch_silence(call, session, silence)
+    before = call.knowledge is not None and call.settings.knowledge_lookup == "before"
+    if before and realtime_model(session, agent) is not None:
+        call.journal.record("documents are looked up by a tool, as with any realtime model")
     return session
 
 
-def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) -> None:
-    """Of the models only speech-to-text is handled here: the others fail inside a reply."""
+def _with_realtime(model: RealtimeModel, others: Models) -> Models:
+    """What a realtime model needs beside it, which hears and most often speaks by itself.
+
+    Another voice would say the greeting, and turns that are taken here switch its own ones off.
+    """
+    able = model.capabilities
+    turns: TurnHandlingOptions = {"turn_detection": "realtime_llm"}
+    return Models(
+        llm=model,
+        stt=None if able.user_transcription else others.stt,
+        tts=None if able.audio_output else others.tts,
+        vad=None if able.turn_detection else others.vad,
+        turn_handling=turns if able.turn_detection else others.turn_handling,
+    )
+
+
+def _model_failed(call: Call, session: CallSession, replies: ReplyWatch, event: ErrorEvent) -> None:
+    """Language models and voices fail inside a reply, and are not handled here."""
     error = event.error
+    if isinstance(error, RealtimeModelError):
+        replies.failed(error)
+        return
     recoverable = getattr(error, "type", "") != "stt_error" or getattr(error, "recoverable", True)
     if recoverable or call.reason is not None:
         return
@@ -130,7 +165,7 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
     if isinstance(agent, CallAgent) and isinstance(cause, APIError):
         # the SDK connects again, for an hour if nobody counts
         if agent.model_failed("speech-to-text", cause):
-            session.say(agent.cannot_hear())
+            say_known(session, agent.cannot_hear())
         return
     sentence = one_line(cause or RuntimeError("unknown"))
     log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
@@ -139,7 +174,7 @@ def _model_failed(call: Call, session: AgentSession[None], event: ErrorEvent) ->
         call.fail(RuntimeError("nobody listens to the caller any more"))
 
 
-def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> None:
+def _watch_silence(call: Call, session: CallSession, seconds: float) -> None:
     """Silence is asked about once, and ends the call when it goes on."""
     timer: asyncio.TimerHandle | None = None
 
@@ -153,7 +188,7 @@ def _watch_silence(call: Call, session: AgentSession[None], seconds: float) -> N
             timer = asyncio.get_running_loop().call_later(seconds, call.end, Reason.TOO_SILENT)
             agent = session.current_agent
             asks = agent.still_there() if isinstance(agent, CallAgent) else "Are you still there?"
-            session.say(asks)
+            say_known(session, asks)
 
     session.on("user_state_changed", state_changed)
 
@@ -167,7 +202,8 @@ async def conversation(
     call.session = session
     try:
         try:
-            await call.transport.start(session, agent, caller)
+            await agent.before_start(session)
+            await call.transport.start(session, agent, caller, agent.room_options())
         except Exception as error:
             call.fail(error)  # before the agent, which closes now, reports another cause
             raise

@@ -351,13 +351,14 @@ class _GuardedToolset(Toolset):
 
 def tools_of(call: Call) -> list[FunctionTool[Any, Any]]:
     """The tools that the template gives an agent: to look up, to remember, to end the call."""
-    return [*_knowledge_tools(call), *_memory_tools(call), _end_call(call)]
+    search = search_tool(call) if call.settings.knowledge_lookup == "tool" else None
+    return [*([search] if search else []), *_memory_tools(call), _end_call(call)]
 
 
-def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
-    knowledge = call.knowledge
-    if knowledge is None or call.settings.knowledge_lookup != "tool":
-        return []
+def search_tool(call: Call) -> FunctionTool[Any, Any] | None:
+    """The tool that looks something up; None if there are no documents."""
+    if (knowledge := call.knowledge) is None:
+        return None
 
     @function_tool
     async def search_knowledge(question: str) -> str:
@@ -370,7 +371,7 @@ def _knowledge_tools(call: Call) -> list[FunctionTool[Any, Any]]:
         """
         return await knowledge.look_up(question)
 
-    return [search_knowledge]
+    return search_knowledge
 
 
 def _memory_tools(call: Call) -> list[FunctionTool[Any, Any]]:

@@ -74,6 +74,7 @@ class Call:
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
         self.persona: Any = None  # the first agent of the call; others may take over
+        self.configs: dict[Any, Any] = {}  # what `per_call` has read
         self._sequence = ClosingSequence(self)
         self.opened = ResourceStack(self._sequence)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None

@@ -18,7 +18,11 @@ from agent.settings import Settings
 from agent.telemetry import Journal
 
 # "module:factory"; a module that the project was made without is not there
-STORES = {"sqlite": "agent.memory.sqlite:open_store", "redis": "agent.memory.redis:open_store"}
+STORES = {
+    "sqlite": "agent.memory.sqlite:open_store",
+    "redis": "agent.memory.redis:open_store",
+    "scratch": "agent.memory.scratch:open_store",
+}
 
 # parts of words in Persian, Hindi and others
 JOINERS = "\u200c\u200d"

@@ -1,14 +1,11 @@
-"""Models of LiveKit Inference: one key pair for all of them, that of the LiveKit Cloud project.
-
-Turn detection runs on this machine, and is set explicitly: by default the SDK asks the cloud in
-`dev`, even where the keys belong to a self-hosted server.
-"""
+"""Models of LiveKit Inference: one key pair for all of them, that of the LiveKit Cloud project."""
 
 from __future__ import annotations
 
-from livekit.agents import inference
+from livekit.agents import NOT_GIVEN, inference
 
 from agent.models import Models, ModelsUnavailable
+from agent.models.turns import turn_handling_of
 from agent.settings import Settings
 
 
@@ -22,15 +19,9 @@ def build(settings: Settings) -> Models:
         return Models(
             llm=inference.LLM(settings.llm_model),
             stt=inference.STT(settings.stt_model, language=settings.stt_language),
-            tts=inference.TTS(settings.tts_model, voice=settings.tts_voice),
+            tts=inference.TTS(settings.tts_model, voice=settings.voice or NOT_GIVEN),
             vad=inference.VAD(model="silero"),
-            turn_handling={
-                "turn_detection": inference.TurnDetector(version="v1-mini"),
-                "interruption": {"mode": "vad"},
-                # the reply is generated once the caller may have finished, and spoken only when
-                # they certainly have
-                "preemptive_generation": {"enabled": True, "preemptive_tts": False},
-            },
+            turn_handling=turn_handling_of(settings),
         )
     except ValueError as error:
         raise ModelsUnavailable(

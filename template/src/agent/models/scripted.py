@@ -198,6 +198,8 @@ def _stems(text: str) -> set[str]:
 class ScriptedTTS(tts.TTS[Any]):
     """Hums a text: a soft tone of 70 ms for every syllable, always the same for the same text."""
 
+    voice = "hum"  # the only one
+
     def __init__(self) -> None:
         super().__init__(
             capabilities=tts.TTSCapabilities(streaming=False),

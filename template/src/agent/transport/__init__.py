@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from livekit import api, rtc
     from livekit.agents import Agent, AgentSession
+    from livekit.agents.voice.room_io import RoomOptions
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Transport(Protocol):
         """The first who is one, a phone before others; raises what `is_caller` raises."""
         ...
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self, session: AgentSession[None], agent: Agent, caller: Caller, options: RoomOptions
+    ) -> None:
         """Start the session with the caller linked; what they said before is not lost."""
         ...
 

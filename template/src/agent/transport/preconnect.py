@@ -14,14 +14,14 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from livekit import rtc
-from livekit.agents import AgentSession
-from livekit.agents.types import TOPIC_CHAT
+from livekit.agents import AgentSession, AgentStateChangedEvent
+from livekit.agents.types import TOPIC_CHAT, NotGivenOr
 from livekit.agents.utils.codecs import AudioStreamDecoder
 from livekit.agents.voice.io import AudioInput
 from livekit.agents.voice.room_io import AudioInputOptions
@@ -66,6 +66,22 @@ LAP_SECONDS = 0.25
 MORE_SECONDS = 0.15
 # a microphone that is on gives a frame every 50 ms, also in silence
 FRAME_SECONDS = 1.0
+# what an announced recording waits for: the greeting's first sound, and then its end; the SDK
+# hears nothing but silence in the first three seconds of what the agent says, for fear of an echo
+GREETING_BEGINS_SECONDS = 3.0
+ECHO_SECONDS = 3.0
+
+
+def heard_as(options: NotGivenOr[AudioInputOptions | bool]) -> AudioInputOptions | bool:
+    """An owner's audio input, such as one with noise cancellation, in the form of `AUDIO`."""
+    if not isinstance(options, AudioInputOptions):
+        return AUDIO if options is not False else False
+    return replace(
+        options,
+        sample_rate=AUDIO.sample_rate,
+        num_channels=AUDIO.num_channels,
+        pre_connect_audio=False,
+    )
 
 
 @dataclass
@@ -80,8 +96,6 @@ class Person:
     microphone: asyncio.Future[rtc.RemoteTrackPublication] = field(default_factory=asyncio.Future)
     # made here, from when the front end stops recording until the session listens
     live: Live | None = None
-    # both, once the session has been started
-    spoken: asyncio.Task[bytes] | None = None
 
     @property
     def announced(self) -> bool:
@@ -104,30 +118,35 @@ class PreConnectBuffer:
         self._room = room
         self._people: dict[str, Person] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._session_listens = False
+        self._session_listens, self._takes_texts = False, True
         room.register_text_stream_handler(TOPIC_CHAT, self._on_text)
         room.register_byte_stream_handler(PRE_CONNECT_TOPIC, self._on_recording)
         room.on("track_subscribed", self._on_track)
 
     @contextmanager
-    def handed_over(self, session: AgentSession[Any], caller: str) -> Iterator[None]:
+    def handed_over(
+        self, session: AgentSession[Any], caller: str, *, texts: bool = True
+    ) -> Iterator[None]:
         """Start the session inside this, with `AUDIO` as RoomIO's audio input.
 
         The session then hears the caller's early words first. Await `session.start` directly, not
         in a task of its own: early audio has to be in front of the live audio
-        before the session takes the first frame.
+        before the session takes the first frame. Without `texts`, these are the session's.
         """
         self._session_listens = True
+        if not texts:
+            self._leave_texts()
         person = self._people.pop(caller, None) or Person()
         for somebody_else in self._people.values():
             if somebody_else.live:
                 self._spawn(somebody_else.live.stop())
         self._people = {caller: person}
         live = self._spawn(person.live.stop(after=LAP_SECONDS)) if person.live else None
+        greeted = self._spawn(_greeted(session))
         yield
         if session.input.audio:
-            person.spoken = self._spawn(self._spoken(person, live, session.input.audio))
-            session.input.audio = PreConnectAudio(session.input.audio, person.spoken)
+            spoken = self._spawn(self._spoken(person, live, greeted, session.input.audio))
+            session.input.audio = PreConnectAudio(session.input.audio, spoken)
 
     async def texts(self, caller: str, within: float = 2.0) -> list[str]:
         """What the caller typed before the session listened, in order.
@@ -157,26 +176,22 @@ class PreConnectBuffer:
             elif not text.cancelled() and (words := text.result()):
                 yield words
 
-    async def settled(self, caller: str, within: float = 1.0) -> None:
-        """Wait, before greeting, for a recording that the caller's front end announced, if it did.
-
-        The SDK puts silence in the place of what a caller says during the agent's first three
-        seconds of speech.
-        """
-        person = self._people.get(caller)
-        if person and person.spoken and person.announced:
-            await asyncio.wait([person.spoken], timeout=within)
-
     async def close(self) -> None:
         """Stop listening; what was not taken is forgotten."""
         self._session_listens = True
-        self._room.unregister_text_stream_handler(TOPIC_CHAT)
+        self._leave_texts()
         self._room.unregister_byte_stream_handler(PRE_CONNECT_TOPIC)
         self._room.off("track_subscribed", self._on_track)
         for task in self._tasks:
             task.cancel()
         stopping = [person.live.stop() for person in self._people.values() if person.live]
         await asyncio.gather(*self._tasks, *stopping, return_exceptions=True)
+
+    def _leave_texts(self) -> None:
+        """Leave them to the session, which is refused where another handler is registered."""
+        if self._takes_texts:
+            self._takes_texts = False
+            self._room.unregister_text_stream_handler(TOPIC_CHAT)
 
     def _person(self, identity: str) -> Person | None:
         """Somebody who is heard; None for others in a crowd, or once the caller is known."""
@@ -230,11 +245,16 @@ class PreConnectBuffer:
                 person.live = Live(track)
 
     async def _spoken(
-        self, person: Person, live: asyncio.Task[tuple[bytes, int]] | None, source: AudioInput
+        self,
+        person: Person,
+        live: asyncio.Task[tuple[bytes, int]] | None,
+        greeted: asyncio.Task[None],
+        source: AudioInput,
     ) -> bytes:
         """What the caller said early: first what their front end recorded, then what we did.
 
         With it comes what was taken from the session's own audio, to find what these three share.
+        A recording is heard after the greeting, and answered: not instead of it, nor as its echo.
         """
         try:
             async with asyncio.timeout(MICROPHONE_SECONDS):
@@ -270,6 +290,7 @@ class PreConnectBuffer:
         beginning = bytes(heard[: int(SHARED_SECONDS * BYTES_A_SECOND)])
         twice = await asyncio.to_thread(shared, recording, beginning) or 0
         await _take(source, heard, twice / BYTES_A_SECOND)
+        await asyncio.wait([greeted])
         return recording + bytes(heard[twice:])
 
 
@@ -317,6 +338,28 @@ class PreConnectAudio(AudioInput):
             said = b"" if self._early.cancelled() else self._early.result()
             self._frames = deque(_frames(said))
         return self._frames.popleft() if self._frames else await super().__anext__()
+
+
+async def _greeted(session: AgentSession[Any]) -> None:
+    """Wait until the agent has said something, or has taken long to begin or to finish it."""
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    def changed(event: AgentStateChangedEvent) -> None:
+        if event.new_state == "speaking":
+            begun.set()
+        elif begun.is_set():
+            over.set()
+
+    session.on("agent_state_changed", changed)
+    try:
+        async with asyncio.timeout(GREETING_BEGINS_SECONDS):
+            await begun.wait()
+        async with asyncio.timeout(ECHO_SECONDS):
+            await over.wait()
+    except TimeoutError:
+        pass
+    finally:
+        session.off("agent_state_changed", changed)
 
 
 async def _take(source: AudioInput, heard: bytearray, seconds: float) -> None:

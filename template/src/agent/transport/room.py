@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from livekit import api, rtc
@@ -19,7 +20,7 @@ from livekit.protocol import models
 from agent import one_line
 from agent.reasons import CALLER_IS_GONE
 from agent.transport import Caller, CallEvents
-from agent.transport.preconnect import AUDIO, PreConnectBuffer
+from agent.transport.preconnect import PreConnectBuffer, heard_as
 
 log = logging.getLogger("agent.call")
 
@@ -61,6 +62,7 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
+        self._reads_texts = True
         self._typing: asyncio.Task[None] | None = None
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
         # the SDK's own; `listen` puts another in its place for owners' code
@@ -169,21 +171,33 @@ class RoomTransport:
             self._events.caller_gone(on_purpose=True)
         return self._caller
 
-    async def start(self, session: AgentSession[None], agent: Agent, caller: Caller) -> None:
+    async def start(
+        self,
+        session: AgentSession[None],
+        agent: Agent,
+        caller: Caller,
+        options: room_io.RoomOptions,
+    ) -> None:
         if self._early is None:
             await session.start(agent)
             return
-        options = room_io.RoomOptions(
+        # an owner's own way of taking texts, or none
+        own = isinstance(options.text_input, room_io.TextInputOptions)
+        self._reads_texts = options.text_input is not False
+        options = replace(
+            options,
             participant_identity=caller.identity,
-            audio_input=AUDIO,
-            text_input=False,  # the PreConnectBuffer's, to the end
+            audio_input=heard_as(options.audio_input),
+            # without an owner's it is the PreConnectBuffer's, to the end
+            text_input=options.text_input if own else False,
             # the call closes the session; the time for coming back is the call's too
             close_on_disconnect=False,
+            delete_room_on_close=False,
         )
-        with self._early.handed_over(session, caller.identity):
+        with self._early.handed_over(session, caller.identity, texts=not own):
             await session.start(agent, room=self._room, room_options=options)
-        self._typing = asyncio.create_task(self._answer(self._early.typed(caller.identity)))
-        await self._early.settled(caller.identity)
+        if self._reads_texts and not own:
+            self._typing = asyncio.create_task(self._answer(self._early.typed(caller.identity)))
 
     async def _answer(self, texts: AsyncIterator[str]) -> None:
         async for text in texts:
@@ -193,7 +207,7 @@ class RoomTransport:
                 log.warning("a typed line was not answered: %s", one_line(error), exc_info=error)
 
     async def early_texts(self) -> list[str]:
-        if self._early is None or self._caller is None:
+        if self._early is None or self._caller is None or not self._reads_texts:
             return []
         return await self._early.texts(self._caller.identity)
 
