@@ -140,6 +140,52 @@ def test_a_password_in_an_address_that_is_none_is_not_repeated(
     assert "very-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["LLM", "STT", "TTS", "REALTIME", "EMBEDDINGS"])
+def test_a_key_is_taken_without_what_was_copied_with_it(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setenv(f"AGENT_{part}_KEY", " very-secret-indeed\r\n")
+    key = getattr(load_settings(), f"{part.lower()}_key").get_secret_value()
+    assert key == "very-secret-indeed"
+
+
+@pytest.mark.parametrize("key", ["very-secret indeed", "very-sécret", "very-\nsecret"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("AGENT_LLM_KEY", key)
+    with pytest.raises(SettingsError, match="AGENT_LLM_KEY: it has characters") as caught:
+        load_settings()
+    assert "very" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["LLM", "STT", "TTS", "REALTIME"])
+@pytest.mark.parametrize(
+    "address", ["http://localhost:many/v1", "http://localhost:99999/v1", "http://:80/v1"]
+)
+def test_a_servers_address_without_a_host_or_with_no_port_is_refused(
+    monkeypatch: pytest.MonkeyPatch, part: str, address: str
+) -> None:
+    monkeypatch.setenv(f"AGENT_{part}_URL", address)
+    with pytest.raises(SettingsError, match=f"AGENT_{part}_URL: write an address"):
+        load_settings()
+
+
+def test_a_space_around_a_servers_address_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_LLM_URL", " http://localhost:8000/v1/ ")
+    assert load_settings().llm_url == "http://localhost:8000/v1"
+
+
+def test_a_providers_key_is_taken_without_what_was_copied_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the real export_env_file
+    monkeypatch.undo()
+    monkeypatch.setenv("DEEPGRAM_API_KEY", "very-secret-indeed \r")
+    settings.export_env_file(tmp_path)
+    assert os.environ["DEEPGRAM_API_KEY"] == "very-secret-indeed"
+
+
 @pytest.mark.parametrize("address", [" redis://store", "REDIS://store", "rediss://store"])
 def test_every_address_that_is_taken_for_a_redis_chooses_it(
     monkeypatch: pytest.MonkeyPatch, address: str

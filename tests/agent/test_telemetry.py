@@ -54,6 +54,19 @@ def test_a_record_is_one_json_object_with_its_time_in_utc_milliseconds() -> None
     }
 
 
+@pytest.mark.parametrize("formatter", [JsonLines(), Readable()])
+@pytest.mark.parametrize("key", ["sk-very-secret ", "sk-very'secret\n"])
+def test_a_key_that_cannot_be_sent_is_in_no_line(formatter: logging.Formatter, key: str) -> None:
+    error = ValueError(f"Illegal header value {b'Bearer ' + key.encode()!r}")  # as h11 says it
+    said = f"failed (caused by LocalProtocolError: {error}), retrying in 2.0s"
+    odd = record(msg=said, exc_info=(ValueError, error, None), fields={"why": str(error)})
+    line = formatter.format(odd)
+    assert "very" not in line
+    assert "Illegal header value (not shown)), retrying in 2.0s" in line
+    if isinstance(formatter, JsonLines):
+        assert set(json.loads(line)) >= {"message", "why", "exception"}
+
+
 def test_what_a_record_cannot_say_in_json_does_not_break_the_log() -> None:
     assert (
         json.loads(JsonLines().format(record(fields={"odd": object})))["odd"] == "<class 'object'>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -343,18 +344,29 @@ class Settings(BaseSettings):
             raise ValueError("write none, local, or an address such as http://localhost:11434/v1")
         return value.rstrip("/")
 
+    @field_validator("llm_key", "stt_key", "tts_key", "realtime_key", "embeddings_key")
+    @classmethod
+    def _key_can_be_sent(cls, value: SecretStr) -> SecretStr:
+        # others would be refused by HTTP clients, which quote them in their errors
+        key = value.get_secret_value().strip()
+        if not re.fullmatch(r"[!-~]*", key):
+            raise ValueError("it has characters that no key has, such as spaces: copy it again")
+        return SecretStr(key)
+
     @field_validator("llm_url", "stt_url", "tts_url")
     @classmethod
     def _server_is_an_address(cls, value: str) -> str:
-        if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
+        value = value.strip()
+        if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).hostname):
             raise ValueError("write an address such as http://localhost:8000/v1")
         return value.rstrip("/")
 
     @field_validator("realtime_url")
     @classmethod
     def _realtime_url_is_one(cls, value: str) -> str:
+        value = value.strip()
         if value and not (
-            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).netloc
+            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).hostname
         ):
             raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
@@ -411,7 +423,9 @@ class Settings(BaseSettings):
 def _parts(address: str) -> SplitResult:
     """Of an address; empty if it is none, because the error would quote it, and its password."""
     try:
-        return urlsplit(address)
+        parts = urlsplit(address)
+        parts.port  # noqa: B018 (a port that is none raises)
+        return parts
     except ValueError:
         return SplitResult("", "", "", "", "")
 
@@ -429,6 +443,10 @@ def export_env_file(home: Path) -> None:
         raise SettingsError(
             [f"{file} cannot be read ({error}): write it again, as UTF-8 text"]
         ) from error
+    # a space or a line's end that was copied with it: HTTP clients refuse such a key, and quote it
+    for name, value in os.environ.items():
+        if name.endswith("_API_KEY") and not name.startswith("LIVEKIT_"):
+            os.environ[name] = value.strip()
 
 
 def settings_problems(error: ValidationError) -> list[str]:

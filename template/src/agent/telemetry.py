@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,11 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return {**extra, **getattr(record, "fields", {})}
 
 
+def _without_keys(line: str) -> str:
+    """Without the key that an HTTP client quotes when it cannot send it."""
+    return re.sub(r"(Illegal header value )b(\\?[\"']).*?\2", r"\1(not shown)", line)
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a record: time, level, logger, message, then its fields."""
 
@@ -101,7 +107,7 @@ class JsonLines(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         elif record.exc_text:
             line["exception"] = record.exc_text
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _without_keys(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class Readable(logging.Formatter):
@@ -121,7 +127,9 @@ class Readable(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         details = "  ".join(f"{key}={value}" for key, value in fields.items())
         line = f"{clock} {level}{record.getMessage()}" + (f"  {details}" if details else "")
-        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return _without_keys(line)
 
 
 def format_root(*, readable: bool, level: str = "INFO") -> None:

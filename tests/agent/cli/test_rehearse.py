@@ -371,3 +371,21 @@ def test_every_criterion_that_is_promised_is_one_of_the_sdks() -> None:
     assert {f"{name}_judge" for name in CRITERIA} == {
         name for name in evals.__all__ if name.endswith("_judge")
     }
+
+
+def test_a_date_is_a_text_as_a_model_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "dates.toml"
+    tools = 'tools = [{ name = "book", arguments = { at = [2026-01-02T03:04:05] } }]'
+    text = f"""
+[[scenario]]
+name = "a date"
+says = ["Hello."]
+metadata = {{ day = 2026-01-02 }}
+tools = {{ free = {{ from = 03:04:05 }} }}
+expect = {{ {tools} }}
+"""
+    file.write_text(text, encoding="utf-8-sig")  # as editors on Windows begin a file
+    (scenario,) = scenarios_in(file)
+    assert scenario.metadata == '{"day": "2026-01-02"}'
+    assert scenario.tools == {"free": {"from": "03:04:05"}}
+    assert scenario.expect.tools[0].arguments == {"at": ["2026-01-02T03:04:05"]}

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
-from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    Field,
+    Secret,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypedDict
 
 from agent import entrypoint
 from agent.conversation import CallAgent, ConfigError, per_call
@@ -113,6 +124,47 @@ async def test_a_secret_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
         assert call.said == ["Order 3 of None."]
     assert "pin is not usable" in caplog.text
     assert "987" not in caplog.text
+
+
+class Login(TypedDict):
+    pin: SecretStr
+
+
+@dataclass
+class Account:
+    pin: SecretStr
+
+
+class ByPath(BaseModel):
+    pin: SecretStr = Field(SecretStr(""), validation_alias=AliasPath("login", "pin"))
+
+
+class BySomePath(BaseModel):
+    choices: ClassVar = AliasChoices("pin", AliasPath("login", "pin"))
+    pin: SecretStr = Field(SecretStr(""), validation_alias=choices)
+
+
+class OfANumber(BaseModel):
+    login: Secret[int] | None = None
+
+
+class OfADict(BaseModel):
+    login: Login | None = None
+
+
+class OfADataclass(BaseModel):
+    login: list[Account] | Account | None = None
+
+
+@pytest.mark.parametrize("model", [ByPath, BySomePath, OfANumber, OfADict, OfADataclass])
+async def test_a_secret_of_any_form_is_in_no_log(
+    model: type[BaseModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(entrypoint, "build_persona", persona_with(model))
+    async with talk(metadata='{"login": {"pin": 987987}}'):
+        pass
+    assert "is not usable" in caplog.text
+    assert "987987" not in caplog.text
 
 
 @pytest.mark.parametrize("metadata", ["what it is about", "[1]", "1042", '{"number": '])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,8 +106,8 @@ class _File(_Part):
 def scenarios_in(path: Path) -> list[Scenario]:
     """The scenarios of a file; raises SettingsError with the place of each mistake."""
     try:
-        with path.open("rb") as file:
-            read = tomllib.load(file)
+        # utf-8-sig: an editor on Windows may have begun the file with a byte order mark
+        read = _plain(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise SettingsError([f"{path} cannot be read ({error.strerror}): name a file"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -120,6 +121,15 @@ def scenarios_in(path: Path) -> list[Scenario]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SettingsError([f"{path}: two scenarios are called {twice[0]!r}: rename one"])
     return scenarios
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has too: dates and times become texts, as a model writes them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.isoformat() if isinstance(value, date | time) else value
 
 
 def _problem(path: Path, read: dict[str, Any], error: dict[str, Any]) -> str:

@@ -10,9 +10,17 @@ import inspect
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar, get_args, overload
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints, overload
 
-from pydantic import AliasChoices, BaseModel, SecretBytes, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    BaseModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    ValidationError,
+)
 
 from agent.lifecycle import Call
 
@@ -117,7 +125,11 @@ def _names(model: type[BaseModel], field: str) -> Iterator[str]:
     yield field
     alias = model.model_fields[field].validation_alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
-    yield from (choice for choice in choices if isinstance(choice, str))
+    for choice in choices:
+        if isinstance(choice, AliasPath):
+            choice = choice.path[0]
+        if isinstance(choice, str):
+            yield choice
 
 
 def _sentence(model: type[BaseModel], error: Mapping[str, Any]) -> str:
@@ -138,11 +150,16 @@ def _sentence(model: type[BaseModel], error: Mapping[str, Any]) -> str:
 
 
 def _is_secret(annotation: Any) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, SecretStr | SecretBytes):
+    if isinstance(annotation, type) and issubclass(annotation, SecretStr | SecretBytes | Secret):
         return True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return any(_is_secret(field.annotation) for field in annotation.model_fields.values())
-    return any(_is_secret(part) for part in get_args(annotation))
+    # also of a dataclass or a TypedDict
+    fields = getattr(annotation, "__annotations__", {}) if isinstance(annotation, type) else {}
+    if fields:
+        fields = get_type_hints(annotation)
+    parts = (get_origin(annotation), *get_args(annotation), *fields.values())
+    return any(_is_secret(part) for part in parts if part is not annotation)
 
 
 def _warn(call: Call, sentence: str) -> None:
