@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import threading
 from collections import UserDict
 from collections.abc import AsyncIterator
@@ -111,6 +112,11 @@ class Desk(CallAgent):
         return "dug"
 
     @function_tool
+    async def leave(self) -> str:
+        """What was written for a command line leaves so."""
+        sys.exit(3)
+
+    @function_tool
     async def save_booking(self) -> str:
         """Save it, when the test lets it."""
         self.began.set()
@@ -165,6 +171,12 @@ async def test_a_plain_function_runs_in_a_thread_and_its_result_is_given(
         await call.say("/tool look {}")
         assert call.tool_output("look") == "seen"
         assert desks[0].thread not in {None, threading.get_ident()}
+
+
+async def test_a_tool_that_would_end_the_process_ends_no_call(desks: list[Desk]) -> None:
+    async with talk() as call:
+        await call.say("/tool leave {}")
+        assert await call.say("Thank you.") == "You are welcome."
 
 
 async def test_a_plain_function_that_is_late_is_not_said_to_have_failed(

@@ -104,7 +104,7 @@ def _metadata(call: Call) -> dict[str, Any]:
         return {}
     try:
         told = json.loads(call.metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     if not isinstance(told, dict):
         _warn(call, "the metadata of this call is no JSON object, so no field is read from it")
@@ -126,10 +126,9 @@ def _names(model: type[BaseModel], field: str) -> Iterator[str]:
     alias = model.model_fields[field].validation_alias
     choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
     for choice in choices:
-        if isinstance(choice, AliasPath):
-            choice = choice.path[0]
-        if isinstance(choice, str):
-            yield choice
+        name = choice.path[0] if isinstance(choice, AliasPath) else choice
+        if isinstance(name, str):
+            yield name
 
 
 def _sentence(model: type[BaseModel], error: Mapping[str, Any]) -> str:

@@ -124,6 +124,9 @@ class ToolGuard:
                         result = await run(*args, **kwargs)
                         if inspect.iscoroutine(result):  # an `await` was forgotten
                             result = await result
+            except SystemExit as error:
+                # as code does that was written for a command line; it would end the job's process
+                raise RuntimeError(f"{name} tried to end the process ({error.code})") from error
             except TimeoutError as error:
                 if not deadline.expired():
                     raise
