@@ -119,11 +119,14 @@ def listen(host: str, port: int) -> socket.socket:
 def load_caller_of() -> CallerOf:
     """The owner's function that says who a visitor is; raises SettingsError."""
     with busy("loading LiveKit's SDK"):
-        page = import_module("agent.web.app").PAGE
-    if not (page / "index.html").is_file():
-        raise SettingsError([f"there is no page in {page}: restore it from version control"])
+        app = import_module("agent.web.app")
+    if not (app.PAGE / "index.html").is_file():
+        raise SettingsError([f"there is no page in {app.PAGE}: restore it from version control"])
+    found: CallerOf = app.guest
     try:
-        found: CallerOf = import_module("agent.callers").caller_of
+        # projects from before this page have no such file, and need none
+        if find_spec("agent.callers"):
+            found = import_module("agent.callers").caller_of
     except Exception as error:
         problem = f"agent.callers gives no `caller_of`: {location(error)}"
         raise SettingsError([problem]) from error
@@ -185,7 +188,8 @@ class Server:
     @classmethod
     def found(cls) -> Server:
         """The one on PATH, or one that the template's tests have built; raises SettingsError."""
-        built = sorted((BUILT / "bin").glob("livekit-server-v*"))
+        every = (BUILT / "bin").glob("livekit-server-v*")
+        built = sorted(every, key=lambda path: path.stat().st_mtime)
         if not (binary := shutil.which("livekit-server") or (built and str(built[-1]))):
             install = "`brew install livekit`, or `curl -sSL https://get.livekit.io | bash`"
             named = "name one by LIVEKIT_URL and its keys"
@@ -264,7 +268,7 @@ class Worker:
         }
         if not self.public:
             environment["AGENT_METRICS_PORT"] = "0"
-            environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "WARNING"
+            environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "agent", "start" if self.public else "dev"),
             cwd=settings.home,
@@ -283,13 +287,14 @@ class Worker:
         finally:
             with suppress(ProcessLookupError):
                 process.terminate()
-            patience = None if self.public else STOP_SECONDS
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await unless(hurry, process.wait())
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if self.public else STOP_SECONDS):
+                        await unless(hurry, process.wait())
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
 
 
 async def answers(process: asyncio.subprocess.Process, port: int, seconds: float) -> bool:
@@ -371,30 +376,35 @@ async def hold(page: Page, server: Server | None, worker: Worker | None) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_on, number)
-    async with AsyncExitStack() as stack:
-        running: dict[str, asyncio.subprocess.Process] = {}
+    stack, running = AsyncExitStack(), dict[str, asyncio.subprocess.Process]()
 
-        async def begin() -> None:
-            if server is not None:
-                running["livekit-server"] = await stack.enter_async_context(server.run())
-            else:
-                await ask_server(page.settings)
-            if worker is not None:
-                running["the worker"] = await stack.enter_async_context(worker.run(hurry))
-            await stack.enter_async_context(page.run())
+    async def begin() -> None:
+        if server is not None:
+            running["livekit-server"] = await stack.enter_async_context(server.run())
+        else:
+            await ask_server(page.settings)
+        if worker is not None:
+            running["the worker"] = await stack.enter_async_context(worker.run(hurry))
+        await stack.enter_async_context(page.run())
 
-        await unless(stop, begin())
-        if stop.is_set():
+    stopped, beginning = asyncio.create_task(stop.wait()), asyncio.create_task(begin())
+    try:
+        await asyncio.wait([stopped, beginning], return_when=asyncio.FIRST_COMPLETED)
+        if not beginning.done():
             return 128 + numbers[0]
+        await beginning
         ends = {asyncio.create_task(process.wait()): name for name, process in running.items()}
-        stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, *ends], return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             return 0
         name, code = next((name, end.result()) for end, name in ends.items() if end.done())
         report(f"{name} ended with exit code {code}, and with it every call")
         return 1
-    return 1
+    finally:
+        beginning.cancel()
+        # to its end: what it is starting, it stops
+        await asyncio.wait([beginning])
+        await stack.aclose()
 
 
 async def ask_server(settings: Settings) -> None:

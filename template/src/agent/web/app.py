@@ -26,8 +26,13 @@ COOKIE = "agent_visitor"
 CallerOf = Callable[[web.Request], Awaitable[Caller | None]]
 
 
+async def guest(request: web.Request) -> Caller | None:
+    """Nobody is known."""
+    return None
+
+
 def web_app(
-    tokens: Tokens, caller_of: CallerOf, *, livekit_url: str, page: Path = PAGE
+    tokens: Tokens, caller_of: CallerOf = guest, *, livekit_url: str, page: Path = PAGE
 ) -> web.Application:
     """The page at /, its files beside it, and POST /token.
 
@@ -104,9 +109,7 @@ class Endpoint:
         response = web.json_response(answer)
         if COOKIE not in request.cookies:
             secure = request.headers["Origin"].startswith("https:")
-            response.set_cookie(
-                COOKIE, visitor, path=request.path, httponly=True, samesite="Strict", secure=secure
-            )
+            response.set_cookie(COOKIE, visitor, httponly=True, samesite="Strict", secure=secure)
         return response
 
 
