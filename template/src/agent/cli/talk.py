@@ -374,7 +374,7 @@ async def hold(page: Page, server: Server | None, worker: Worker | None) -> int:
         numbers.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop_on, number)
     stack, running = AsyncExitStack(), dict[str, asyncio.subprocess.Process]()
 

@@ -78,7 +78,6 @@ def page_headers(livekit_url: str) -> dict[str, str]:
         "X-Content-Type-Options": "nosniff",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cross-Origin-Resource-Policy": "same-origin",
-        "Cache-Control": "no-store",
     }
 
 
@@ -102,15 +101,20 @@ class Endpoint:
         except Refused as refused:
             return web.json_response(refused.json, status=refused.status, headers=refused.headers)
         except web.HTTPException as error:  # the owner's: not for this visitor
-            return web.json_response({"error": error.text or error.reason}, status=error.status)
+            return json_answer({"error": error.text or error.reason}, error.status)
         except Exception:
             log.exception("no call: the token endpoint failed")
-            return web.json_response({"error": "No call can be started just now."}, status=500)
-        response = web.json_response(answer)
+            return json_answer({"error": "No call can be started just now."}, 500)
+        response = json_answer(answer)
         if COOKIE not in request.cookies:
             secure = request.headers["Origin"].startswith("https:")
             response.set_cookie(COOKIE, visitor, httponly=True, samesite="Strict", secure=secure)
         return response
+
+
+def json_answer(answer: dict[str, str], status: int = 200) -> web.Response:
+    """An answer of the endpoint, which nobody keeps."""
+    return web.json_response(answer, status=status, headers={"Cache-Control": "no-store"})
 
 
 async def body_of(request: web.Request) -> bytes:
