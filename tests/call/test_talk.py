@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from livekit.rtc.participant import PublishTrackError
 
 from agent.settings import Settings, load_settings
 from agent.web import Tokens
+from tests.call.scene import cut_off
 from tests.support.caller import Caller
 from tests.support.projects import Project, clean_environment
 from tests.support.server import LiveKit, find_binary, free_port
@@ -89,7 +91,7 @@ async def test_a_page_that_is_loaded_again_goes_on_with_the_same_conversation(
             again = await ask(tokens, room)
             assert (again["room"], again["identity"]) == (room, first["identity"])
             async with Caller(livekit, room, token=again["participant_token"]) as reloaded:
-                await caller.cut_off.wait()
+                await cut_off(caller, PATIENCE)
                 await reloaded.ask("Where can I park my bicycle?", "bicycle")
                 stranger = await ask(tokens, room, visitor="bela")
                 assert stranger["room"] != room
@@ -101,7 +103,7 @@ async def test_a_page_that_is_loaded_again_goes_on_with_the_same_conversation(
 # ---------------------------------------------------------------------- the command
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def project(default_project: Project) -> Project:
     """A project with a page."""
     page = default_project.path / "src" / "agent" / "web" / "page"
@@ -109,6 +111,11 @@ def project(default_project: Project) -> Project:
     if not (page / "index.html").exists():
         (page / "index.html").write_text("<!doctype html>\n", encoding="utf-8")
     return default_project
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Its processes, and theirs: `uv run` may be one between."""
+    return list(psutil.Process(pid).children(recursive=True))
 
 
 @dataclass
@@ -133,8 +140,7 @@ class Talk:
     def children(self) -> dict[str, psutil.Process]:
         """The livekit-server and the worker."""
         found = dict[str, psutil.Process]()
-        # `uv run` may be a process between
-        for child in psutil.Process(self.process.pid).children(recursive=True):
+        for child in descendants(self.process.pid):
             line = " ".join(child.cmdline())
             if line.endswith(("-m agent dev", "-m agent start")):
                 found["worker"] = child
@@ -241,23 +247,45 @@ async def test_a_signal_while_it_starts_stops_what_has_started(project: Project)
         assert await page.process.stdout.read() == b""
 
 
-async def test_a_worker_that_cannot_start_is_a_sentence(project: Project, livekit: LiveKit) -> None:
-    port = free_port()
-    async with talking(
-        project,
-        *("--public", "http://127.0.0.1:7890"),
-        **livekit.environment,
-        AGENT_PORT=str(port),
-    ) as other:
-        assert other.address == "http://127.0.0.1:7890/"
-        async with talking(
-            project,
-            *("--public", "http://127.0.0.1:7891"),
-            **livekit.environment,
-            AGENT_PORT=str(port),
-        ) as page:
-            async with asyncio.timeout(PATIENCE):
-                assert await page.process.wait() == 2
-        assert page.address == ""
-        assert any(f"port {port} is in use" in line for line in page.err)
-        assert "the worker ended with exit code 2" in page.err[-1]
+@pytest.mark.parametrize("name", ["AGENT_PORT", "AGENT_METRICS_PORT"])
+async def test_a_worker_that_cannot_start_is_a_sentence(
+    project: Project, livekit: LiveKit, name: str
+) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"AGENT_PORT": str(free_port()), name: str(port)}
+        environment = {**livekit.environment, **ports}
+        async with (
+            talking(project, "--public", "http://127.0.0.1:7890", **environment) as page,
+            asyncio.timeout(PATIENCE),
+        ):
+            assert await page.process.wait() == 2
+    assert page.address == ""
+    assert any(f"port {port} is in use" in line and name in line for line in page.err)
+    ended = "the worker ended with exit code 2" in page.err[-1]
+    # the other one is looked at before there is a worker
+    assert ended == (name == "AGENT_METRICS_PORT")
+
+
+async def test_others_are_let_in_by_the_server_that_is_named(
+    project: Project, livekit: LiveKit
+) -> None:
+    public = "https://talk.example.com"
+    async with (
+        talking(project, "--public", public, "--no-worker", **livekit.environment) as page,
+        aiohttp.ClientSession() as http,
+    ):
+        assert page.address == f"{public}/"
+        assert page.children() == {}
+        # all interfaces, where a proxy is in front of it
+        (port,) = {
+            found.laddr.port
+            for process in [psutil.Process(page.process.pid), *descendants(page.process.pid)]
+            for found in process.net_connections("tcp")
+            if found.status == psutil.CONN_LISTEN and found.laddr.ip == "0.0.0.0"
+        }
+        for origin, status in (public, 200), (f"http://127.0.0.1:{port}", 403):
+            asked = http.post(f"http://127.0.0.1:{port}/token", headers={"Origin": origin})
+            async with asked as answer:
+                assert answer.status == status
+        assert await page.stop() == 0

@@ -27,6 +27,7 @@ import typer
 from agent.cli.checks import (
     check_connection,
     check_models,
+    check_port,
     load_calls,
     location,
     prepare_documents,
@@ -92,6 +93,9 @@ def talk(
         if server is not None:
             settings = server.applied_to(settings)
         if not no_worker:
+            if public is not None:
+                # whose worker would answer there, nobody could tell
+                require(check_port(settings.port, "AGENT_PORT"))
             load_calls()
             settings = with_a_voice(settings, keyless=keyless, public=public is not None)
             prepare_documents(settings)
