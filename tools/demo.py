@@ -187,12 +187,13 @@ async def talk_to(running: Worker, caller: Caller) -> None:
 
 NEXT = """\
   cd demo-agent
-  uv run agent chat              talk to it yourself; it looks things up in knowledge/*.md
+  uv run agent chat              write to it yourself; it looks things up in knowledge/*.md
   uv run pytest                  its tests, without keys and without network
   uv run agent doctor            what real calls need: keys go into .env.local, see .env.example
   src/agent/persona.py           who it is: change a sentence, chat again
 
-  Your own project:  copier copy TEMPLATE my-agent   (README.md says where the template is)"""
+  Your own project:  copier copy TEMPLATE my-agent   (README.md says where the template is)
+  Speak with it:     uv sync --group speech && uv run agent talk   then open http://127.0.0.1:7890/"""
 
 
 def demonstrate() -> None:

@@ -80,6 +80,10 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
         below, others = module.startswith("memory/"), {"cli/forget.py", "docs/agent/memory.md"}
         if (below and module != "memory/__init__.py") or module in others:
             return True
+    if case["web"] == "no" and module.startswith(
+        ("web/", "callers.py", "cli/talk.py", "docs/agent/web.md")
+    ):
+        return True
     if module == "sqlite_thread.py":
         return "sqlite" not in (knowledge, memory)
     return module == "circuit_breaker.py" and knowledge == memory == "none"

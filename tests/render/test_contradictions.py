@@ -341,6 +341,8 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
                 and case["knowledge"] == "none"
             ):
                 continue
+            if name.startswith("docs/") and path == "callers.py" and case["web"] == "no":
+                continue
             assert any((place / path).exists() for place in places), f"{name}: {path}"
 
 
