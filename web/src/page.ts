@@ -1,0 +1,142 @@
+// The page: shows a conversation, and hands on what is clicked and typed.
+import { Conversation, type Line } from "./conversation.js";
+import { AGENT_IS_HERE, ANNOUNCED, STATES, type State } from "./words.js";
+
+const element = <E extends HTMLElement = HTMLElement>(id: string) =>
+  document.getElementById(id) as E;
+const [state, announcement, troubles, transcript] = [
+  element("state"),
+  element("announcement"),
+  element("troubles"),
+  element("transcript"),
+];
+const [talk, mute, hangUp, sound] = [
+  element("talk"),
+  element("mute"),
+  element("hang-up"),
+  element("sound"),
+] as [HTMLElement, HTMLButtonElement, HTMLElement, HTMLElement];
+const [form, fields, text] = [
+  element<HTMLFormElement>("write"),
+  element<HTMLFieldSetElement>("fields"),
+  element<HTMLInputElement>("text"),
+];
+const shown = new Map<string, HTMLElement>();
+
+let conversation: Conversation | undefined;
+let announced: State | undefined;
+let follows = true;
+
+function begin(room: string, lines: [string, Line][]): void {
+  for (const line of shown.values()) line.remove();
+  shown.clear();
+  announced = undefined;
+  conversation = new Conversation(show, lines);
+  show();
+  void conversation.begin(room);
+}
+
+function show(): void {
+  if (!conversation) return;
+  const isOver = conversation.state === "ended";
+  document.body.dataset["state"] = conversation.state;
+  const sentence = isOver ? `${STATES.ended}. ${conversation.end}` : STATES[conversation.state];
+  write(state, sentence);
+  announce(conversation.state, sentence);
+  write(troubles, [...conversation.troubles.values()].join("\n"));
+  showButtons(isOver, conversation);
+  showLines(conversation);
+  keep(isOver ? undefined : conversation);
+}
+
+/** Not every turn: a screen reader would talk into the agent's words. */
+function announce(now: State, sentence: string): void {
+  if (now === announced) return;
+  if (now === "ended" || ANNOUNCED.has(now)) write(announcement, sentence);
+  else if (announced && ANNOUNCED.has(announced)) write(announcement, AGENT_IS_HERE);
+  announced = now;
+}
+
+function showButtons(isOver: boolean, { isHeard, microphone }: Conversation): void {
+  const focused = document.activeElement;
+  write(talk, "Talk again");
+  talk.hidden = !isOver;
+  mute.hidden = hangUp.hidden = isOver;
+  mute.disabled = microphone === "starting";
+  write(mute, microphone === "off" ? "Unmute" : "Mute");
+  sound.hidden = isOver || isHeard;
+  fields.disabled = isOver;
+  // what had the focus may be hidden now
+  if (focused === talk && !isOver) hangUp.focus();
+  else if (isOver && focused instanceof HTMLElement && (focused.hidden || focused === text)) talk.focus();
+}
+
+function showLines({ lines, isHeard }: Conversation): void {
+  for (const [id, { who, text }] of lines) {
+    let line = shown.get(id);
+    if (!line) {
+      line = document.createElement("p");
+      line.className = who;
+      const name = document.createElement("b");
+      name.textContent = who === "you" ? "You" : "Agent";
+      line.append(name, document.createElement("span"));
+      shown.set(id, line);
+      transcript.append(line);
+    }
+    write(line.lastElementChild as HTMLElement, text);
+  }
+  // read aloud only to those who do not hear it
+  transcript.setAttribute("aria-live", isHeard ? "off" : "polite");
+  followIt();
+}
+
+/** Show the end of the transcript, unless somebody is reading further up. */
+function followIt(): void {
+  if (follows) transcript.scrollTop = transcript.scrollHeight;
+}
+
+function write(into: HTMLElement, words: string): void {
+  if (into.textContent !== words) into.textContent = words;
+}
+
+// ------------------------------------------------------------------ a page that is reloaded
+
+const KEPT = "conversation";
+
+/** Keep what a reloaded page needs to go on; it ends with the tab. */
+function keep(going: Conversation | undefined): void {
+  try {
+    if (going?.room) sessionStorage.setItem(KEPT, JSON.stringify([going.room, [...going.lines]]));
+    else if (!going) sessionStorage.removeItem(KEPT);
+  } catch {
+    // a browser that keeps nothing for this page: it will begin anew
+  }
+}
+
+function kept(): [string, [string, Line][]] | undefined {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT) ?? "null") ?? undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+// ------------------------------------------------------------------ what the caller does
+
+talk.addEventListener("click", () => begin("", []));
+hangUp.addEventListener("click", () => conversation?.hangUp());
+mute.addEventListener("click", () => void conversation?.mute(conversation.microphone === "on"));
+sound.addEventListener("click", () => void conversation?.play());
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (text.value.trim()) conversation?.write(text.value.trim());
+  text.value = "";
+});
+
+transcript.addEventListener("scroll", () => {
+  follows = transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 8;
+});
+new ResizeObserver(followIt).observe(transcript);
+
+const earlier = kept();
+if (earlier) begin(...earlier);
