@@ -170,11 +170,7 @@ class Page:
     async def run(self, script: str) -> Any:
         """The value of an expression in the page; promises are awaited."""
         done = await self.ask(
-            "Runtime.evaluate",
-            expression=script,
-            awaitPromise=True,
-            returnByValue=True,
-            userGesture=True,
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
         if "exceptionDetails" in done:
             details = done["exceptionDetails"]

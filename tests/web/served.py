@@ -29,7 +29,7 @@ class Served:
     refusal: tuple[int, str] | None = None
     # of the tokens; a negative one has run out
     seconds: float = 600
-    # the rooms, in the order in which they were asked for
+    # the rooms that are not ended, in the order in which they were asked for
     rooms: list[str] = field(default_factory=list)
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,7 +52,9 @@ class Served:
         if self.refusal:
             status, text = self.refusal
             return web.json_response({"error": text}, status=status)
-        room = asked.get("room_name") or f"talk-{uuid.uuid4().hex[:8]}"
+        room = asked.get("room_name")
+        if room not in self.rooms:
+            room = f"talk-{uuid.uuid4().hex[:8]}"
         self.rooms.append(room)
         token = (
             api.AccessToken(self.livekit.api_key, self.livekit.api_secret)
@@ -70,6 +72,7 @@ class Served:
         """End a room, as an agent does that hangs up."""
         async with self.livekit.api() as server:
             await server.room.delete_room(api.DeleteRoomRequest(room=room))
+        self.rooms.remove(room)
 
     @property
     def policy(self) -> str:

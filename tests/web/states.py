@@ -65,6 +65,12 @@ class StandIn:
         async with asyncio.timeout(PATIENCE):
             return await self._texts.get()
 
+    async def play(self) -> None:
+        """Publish a voice, which is silent."""
+        source = rtc.AudioSource(24_000, 1)
+        track = rtc.LocalAudioTrack.create_audio_track("voice", source)
+        await self.room.local_participant.publish_track(track)
+
     async def leave(self) -> None:
         await self.room.disconnect()
 

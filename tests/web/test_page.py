@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -21,6 +22,13 @@ NARROWEST = 320
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     async with chromium(FAKE_MICROPHONE) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def bare() -> AsyncIterator[Browser]:
+    """A browser without a microphone, which this machine has not, and without a flag for sound."""
+    async with chromium("--autoplay-policy=user-gesture-required") as running:
         yield running
 
 
@@ -97,9 +105,10 @@ async def test_a_microphone_that_is_denied_can_be_allowed_later(
         await page.until("mute.textContent === 'Mute' && !troubles.textContent")
 
 
-async def test_a_missing_microphone_is_a_sentence_and_one_can_write(page_server: Served) -> None:
-    # this machine has none
-    async with chromium() as without, without.page(page_server.url) as page:
+async def test_a_missing_microphone_is_a_sentence_and_one_can_write(
+    bare: Browser, page_server: Served
+) -> None:
+    async with bare.page(page_server.url) as page:
         room = await connected(page, page_server, "Unmute")
         assert await page.run(says("There is no microphone"))
 
@@ -108,6 +117,25 @@ async def test_a_missing_microphone_is_a_sentence_and_one_can_write(page_server:
             await page.press(*"Hello", "Enter")
 
             assert await agent.text() == "Hello"
+
+
+async def test_a_browser_that_plays_no_sound_unasked_is_asked_by_a_button(
+    bare: Browser, page_server: Served
+) -> None:
+    page_server.rooms.append("left")
+    async with (
+        bare.page(page_server.url, before=left_from("left")) as page,
+        stand_in(page_server.livekit, "left") as agent,
+    ):
+        await agent.play()
+        await page.until("!sound.hidden")
+        # what is not heard is read aloud
+        assert await page.run("transcript.getAttribute('aria-live')") == "polite"
+
+        await page.run("sound.focus()")
+        await page.press("Enter")
+
+        await page.until("sound.hidden && transcript.getAttribute('aria-live') === 'off'")
 
 
 async def test_a_microphone_that_is_taken_away_can_be_given_again(
@@ -179,6 +207,13 @@ async def test_a_reloaded_page_goes_on_in_its_room(page: Page, page_server: Serv
         assert len(agent.room.remote_participants) == 1
 
 
+def left_from(room: str, seconds: float = 0, said: str = "") -> str:
+    """A script: this tab's page has left the room so long ago."""
+    lines = [["1", {"who": "agent", "text": said}]] if said else []
+    kept = f"JSON.stringify([Date.now() - {1000 * seconds}, '{room}', {json.dumps(lines)}])"
+    return f"location.href === 'about:blank' || sessionStorage.setItem('conversation', {kept})"
+
+
 async def test_after_the_end_a_reloaded_page_waits_for_a_click(
     page: Page, page_server: Served
 ) -> None:
@@ -191,6 +226,27 @@ async def test_after_the_end_a_reloaded_page_waits_for_a_click(
     assert await page.run("document.body.dataset.state") == "idle"
 
 
+async def test_a_page_that_was_left_long_ago_waits_for_a_click(
+    browser: Browser, page_server: Served
+) -> None:
+    page_server.rooms.append("left")
+    async with browser.page(page_server.url, before=left_from("left", seconds=61)) as page:
+        assert await page.run(state("idle"))
+
+        assert await connected(page, page_server) != "left"
+
+
+async def test_a_conversation_that_is_over_meanwhile_is_begun_anew(
+    browser: Browser, page_server: Served
+) -> None:
+    before = left_from("over", said="Hello!")
+    async with browser.page(page_server.url, before=before) as page:
+        await page.until(state("joining"))
+
+        assert page_server.rooms != ["over"]
+        await page.until("!transcript.textContent")
+
+
 async def test_two_tabs_are_two_conversations(page: Page, page_server: Served) -> None:
     first = await connected(page, page_server)
 
@@ -200,17 +256,15 @@ async def test_two_tabs_are_two_conversations(page: Page, page_server: Served) -
     assert await page.run(state("joining"))
 
 
-async def test_a_copied_tab_takes_the_conversation_over(page: Page, page_server: Served) -> None:
-    await connected(page, page_server)
-    kept = await page.run("sessionStorage.getItem('conversation')")
-    copy = await page.tab()
-    await copy.run(f"sessionStorage.setItem('conversation', {kept!r})")
+async def test_somebody_who_joins_as_the_same_caller_takes_the_conversation_over(
+    browser: Browser, page: Page, page_server: Served
+) -> None:
+    room = await connected(page, page_server)
+    async with browser.page(page_server.url, before=left_from(room)) as other:
+        await other.until(state("joining"))
 
-    await copy.reload()
-
-    await copy.until(state("joining"))
-    await page.until(says("The conversation goes on in another tab or window."))
-    assert await copy.run(state("joining"))
+        await page.until(says("The conversation goes on in another tab or window."))
+        assert await other.run(state("joining"))
 
 
 async def test_the_agents_hanging_up_is_told_from_the_callers(

@@ -28,8 +28,6 @@ let announced: State | undefined;
 let follows = true;
 
 function begin(room: string, lines: [string, Line][]): void {
-  for (const line of shown.values()) line.remove();
-  shown.clear();
   announced = undefined;
   conversation = new Conversation(show, lines);
   show();
@@ -46,7 +44,6 @@ function show(): void {
   write(troubles, [...conversation.troubles.values()].join("\n"));
   showButtons(isOver, conversation);
   showLines(conversation);
-  keep(isOver ? undefined : conversation);
 }
 
 /** Not every turn: a screen reader would talk into the agent's words. */
@@ -72,6 +69,11 @@ function showButtons(isOver: boolean, { isHeard, microphone }: Conversation): vo
 }
 
 function showLines({ lines, isHeard }: Conversation): void {
+  for (const [id, line] of shown) {
+    if (lines.has(id)) continue;
+    line.remove();
+    shown.delete(id);
+  }
   for (const [id, { who, text }] of lines) {
     let line = shown.get(id);
     if (!line) {
@@ -102,22 +104,32 @@ function write(into: HTMLElement, words: string): void {
 // ------------------------------------------------------------------ a page that is reloaded
 
 const KEPT = "conversation";
+// a server waits about so long for who comes back; later, nobody expects to be listened to
+const BACK_MS = 60_000;
 
-/** Keep what a reloaded page needs to go on; it ends with the tab. */
-function keep(going: Conversation | undefined): void {
+type Kept = [left: number, room: string, lines: [string, Line][]];
+
+/** What a page needs that is loaded in the place of this one. */
+function keep(): void {
+  if (!conversation?.room || conversation.state === "ended") return;
+  const kept: Kept = [Date.now(), conversation.room, [...conversation.lines]];
   try {
-    if (going?.room) sessionStorage.setItem(KEPT, JSON.stringify([going.room, [...going.lines]]));
-    else if (!going) sessionStorage.removeItem(KEPT);
+    sessionStorage.setItem(KEPT, JSON.stringify(kept));
   } catch {
-    // a browser that keeps nothing for this page: it will begin anew
+    // a browser that keeps nothing: the page will wait for a click
   }
 }
 
-function kept(): [string, [string, Line][]] | undefined {
+/** Go on in the conversation that the page before this one has just left. */
+function goOn(): void {
   try {
-    return JSON.parse(sessionStorage.getItem(KEPT) ?? "null") ?? undefined;
+    const kept: Kept | null = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
+    sessionStorage.removeItem(KEPT);
+    if (!kept) return;
+    const [left, room, lines] = kept;
+    if (Date.now() - left < BACK_MS) begin(room, lines);
   } catch {
-    return undefined;
+    // as above
   }
 }
 
@@ -138,5 +150,5 @@ transcript.addEventListener("scroll", () => {
 });
 new ResizeObserver(followIt).observe(transcript);
 
-const earlier = kept();
-if (earlier) begin(...earlier);
+addEventListener("pagehide", keep);
+goOn();
