@@ -105,7 +105,7 @@ async def connected(page: Page, served: Served, microphone: str = "Mute") -> str
     """Begin a conversation; the name of its room, once the microphone is on or has failed."""
     await page.run(click("talk"))
     await page.until(state("joining"))
-    await page.until(f"!mute.disabled && mute.textContent === '{microphone}'")
+    await page.until(f"mute.ariaDisabled === 'false' && mute.textContent === '{microphone}'")
     return served.rooms[-1]
 
 
@@ -119,7 +119,7 @@ async def every_state(
             await page.run(click("talk"))
             await page.until(state("connecting"))
             yield "connecting", page
-        await page.until(f"{state('joining')} && !mute.disabled")
+        await page.until(f"{state('joining')} && mute.ariaDisabled === 'false'")
         yield "joining", page
         async with stand_in(served.livekit, served.rooms[-1]) as agent:
             await agent.does("listening")

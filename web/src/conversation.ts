@@ -105,8 +105,9 @@ export class Conversation {
       return;
     }
     if (this.room !== earlierRoom) this.lines.clear();
-    this.#patience = setTimeout(() => this.#trouble("agent", words.NO_AGENT), PATIENCE_MS);
     this.#look();
+    if (this.#agentCame) return;
+    this.#patience = setTimeout(() => this.#trouble("agent", words.NO_AGENT), PATIENCE_MS);
   }
 
   hangUp(): void {
@@ -153,9 +154,9 @@ export class Conversation {
       clearTimeout(this.#patience);
       this.#agentIsHere();
     }
-    if (agent) this.troubles.delete("agent");
-    else if (this.#agentCame) this.troubles.set("agent", words.AGENT_LEFT);
     this.state = this.#stateWith(agent);
+    if (agent) this.troubles.delete("agent");
+    else if (this.state === "left") this.troubles.set("agent", words.AGENT_LEFT);
     this.#changed();
   }
 

@@ -15,7 +15,7 @@ const [talk, mute, hangUp, sound] = [
   element("mute"),
   element("hang-up"),
   element("sound"),
-] as [HTMLElement, HTMLButtonElement, HTMLElement, HTMLElement];
+];
 const [form, fields, text] = [
   element<HTMLFormElement>("write"),
   element<HTMLFieldSetElement>("fields"),
@@ -59,13 +59,14 @@ function showButtons(isOver: boolean, { isHeard, microphone }: Conversation): vo
   write(talk, "Talk again");
   talk.hidden = !isOver;
   mute.hidden = hangUp.hidden = isOver;
-  mute.disabled = microphone === "starting";
+  // not `disabled`, which would take the focus away
+  mute.ariaDisabled = String(microphone === "starting");
   write(mute, microphone === "off" ? "Unmute" : "Mute");
   sound.hidden = isOver || isHeard;
   fields.disabled = isOver;
-  // what had the focus may be hidden now
-  if (focused === talk && !isOver) hangUp.focus();
-  else if (isOver && focused instanceof HTMLElement && (focused.hidden || focused === text)) talk.focus();
+  // what had the focus may be gone; it goes where a key that is still held down does nothing
+  const isGone = focused === text ? isOver : focused instanceof HTMLElement && focused.hidden;
+  if (isGone) state.focus();
 }
 
 function showLines({ lines, isHeard }: Conversation): void {
@@ -137,7 +138,10 @@ function goOn(): void {
 
 talk.addEventListener("click", () => begin("", []));
 hangUp.addEventListener("click", () => conversation?.hangUp());
-mute.addEventListener("click", () => void conversation?.mute(conversation.microphone === "on"));
+mute.addEventListener("click", () => {
+  if (conversation && mute.ariaDisabled === "false")
+    void conversation.mute(conversation.microphone === "on");
+});
 sound.addEventListener("click", () => void conversation?.play());
 form.addEventListener("submit", (event) => {
   event.preventDefault();
