@@ -159,23 +159,6 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(
     assert "very" not in str(caught.value)
 
 
-@pytest.mark.parametrize("part", ["LLM", "STT", "TTS", "REALTIME"])
-@pytest.mark.parametrize(
-    "address", ["http://localhost:many/v1", "http://localhost:99999/v1", "http://:80/v1"]
-)
-def test_a_servers_address_without_a_host_or_with_no_port_is_refused(
-    monkeypatch: pytest.MonkeyPatch, part: str, address: str
-) -> None:
-    monkeypatch.setenv(f"AGENT_{part}_URL", address)
-    with pytest.raises(SettingsError, match=f"AGENT_{part}_URL: write an address"):
-        load_settings()
-
-
-def test_a_space_around_a_servers_address_is_none_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENT_LLM_URL", " http://localhost:8000/v1/ ")
-    assert load_settings().llm_url == "http://localhost:8000/v1"
-
-
 def test_a_providers_key_is_taken_without_what_was_copied_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,17 +356,15 @@ class Settings(BaseSettings):
     @field_validator("llm_url", "stt_url", "tts_url")
     @classmethod
     def _server_is_an_address(cls, value: str) -> str:
-        value = value.strip()
-        if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).hostname):
+        if value and not (_parts(value).scheme in {"http", "https"} and _parts(value).netloc):
             raise ValueError("write an address such as http://localhost:8000/v1")
         return value.rstrip("/")
 
     @field_validator("realtime_url")
     @classmethod
     def _realtime_url_is_one(cls, value: str) -> str:
-        value = value.strip()
         if value and not (
-            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).hostname
+            _parts(value).scheme in {"http", "https", "ws", "wss"} and _parts(value).netloc
         ):
             raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
@@ -423,9 +421,7 @@ class Settings(BaseSettings):
 def _parts(address: str) -> SplitResult:
     """Of an address; empty if it is none, because the error would quote it, and its password."""
     try:
-        parts = urlsplit(address)
-        parts.port  # noqa: B018 (a port that is none raises)
-        return parts
+        return urlsplit(address)
     except ValueError:
         return SplitResult("", "", "", "", "")
 
