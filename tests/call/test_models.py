@@ -203,7 +203,7 @@ class Persona(CallAgent):
         try:
             yield
         finally:
-            # the SDK now and then waits for ever for the end of its track, which the room ends anyway
+            # the SDK may wait for ever until its track is gone, which goes with the room
             with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await player.aclose()
