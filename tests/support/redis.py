@@ -147,9 +147,6 @@ class Wire:
         self.port = 0
         # seconds, for every piece of data in either direction
         self.delay = 0.0
-        # while it is not set, a new connection waits
-        self.open = asyncio.Event()
-        self.open.set()
 
 
 @asynccontextmanager
@@ -166,7 +163,6 @@ async def slow_wire(to: int) -> AsyncIterator[Wire]:
         writer.close()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await wire.open.wait()
         there, back = await asyncio.open_connection("127.0.0.1", to)
         for one, other in ((reader, back), (there, writer)):
             pumps.add(asyncio.create_task(pump(one, other)))

@@ -162,8 +162,6 @@ class Persona(CallAgent):
             options["tts"] = tts.FallbackAdapter([options["tts"], ScriptedTTS()])
         tools: list[llm.Tool | llm.Toolset] = [NeverConnects()] if trouble == "start-hangs" else []
         super().__init__(call, instructions="", tools=tools, **options)
-        if call.room is not None:
-            call.room.on("reconnected", lambda: log.info("reconnected"))
         if trouble == "callback-raises":
             get_job_context().add_shutdown_callback(raise_on_shutdown)
         if trouble == "task-hangs":
