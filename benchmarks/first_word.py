@@ -8,8 +8,6 @@ the same voice. They take turns on one server.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import shutil
 import sys
 from pathlib import Path
@@ -18,17 +16,15 @@ from benchmarks.calls import BARE_NAME, OURS, measure_first_audio
 from benchmarks.report import (
     Progress,
     Results,
+    command,
     describe,
     finish,
-    has_server,
     machine,
-    report,
-    workshop,
+    make_project,
 )
 from benchmarks.run import ratio, spread
-from tests.support.projects import PAIRS, render
 from tests.support.server import livekit_server
-from tests.support.templates import WORK_TREE, make_template
+from tests.support.templates import WORK_TREE
 
 LATE_VOICE = Path(__file__).with_name("late_voice.py")
 FIRST_SOUND_SECONDS = 0.3
@@ -40,10 +36,8 @@ async def measure(scratch: Path, *, quick: bool) -> Results:
     """Pairs of calls, in seconds."""
     tell = Progress()
     tell("making a template and a project")
-    template = make_template(scratch / "template")
-    project = render(template, scratch / "bench-agent", PAIRS[0], project_name="Bench Agent")
+    project = make_project(scratch, WORK_TREE)
     shutil.copyfile(LATE_VOICE, project.path / "src" / "agent" / "persona.py")
-    project.install()
     results: Results = {"machine": machine(), "version": WORK_TREE, "quick": quick}
     results["first sound seconds"] = FIRST_SOUND_SECONDS
     async with livekit_server() as server:
@@ -82,15 +76,13 @@ def table(results: Results) -> str:
 
 def main() -> int:
     """Measure and report; 1 if no server is available. A missed goal is not an error."""
-    parser = argparse.ArgumentParser(description="Measure how soon the greeting is heard.")
-    parser.add_argument("--quick", action="store_true", help="two pairs, and keep nothing")
-    quick: bool = parser.parse_args().quick
-    if not has_server():
-        return 1
-    with workshop() as scratch:
-        results = asyncio.run(measure(scratch, quick=quick))
-    report("first-word", results, table, quick=quick)
-    return 0
+    return command(
+        "first-word",
+        measure,
+        table,
+        about="Measure how soon the greeting is heard.",
+        quick="two pairs, and keep nothing",
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -180,6 +181,29 @@ def write_section(name: str, text: str) -> None:
     assert begin is not None, f"{PAGE} has no section {name}"
     before, after = begin.end(), page.index(end, begin.end())
     PAGE.write_text(f"{page[:before]}\n\n{text}\n\n{page[after:]}", encoding="utf-8")
+
+
+def command(
+    kind: str,
+    measure: Callable[..., Coroutine[Any, Any, Results]],
+    tables: Callable[[Results], str],
+    *,
+    about: str,
+    quick: str,
+) -> int:
+    """A benchmark as a command, `quick` being its short form; 1 if no server is available.
+
+    `measure` gets a folder that is gone afterwards, and whether it is to be quick.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    short: bool = parser.parse_args().quick
+    if not has_server():
+        return 1
+    with workshop() as scratch:
+        results = asyncio.run(measure(scratch, quick=short))
+    report(kind, results, tables, quick=short)
+    return 0
 
 
 def report(kind: str, results: Results, tables: Callable[[Results], str], *, quick: bool) -> None:

@@ -7,8 +7,6 @@ Everything is measured in pairs, in one run, on this machine; `--quick` only sho
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import random
 import statistics
 import sys
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.calls import BARE_NAME, DELETING, OURS, Sample, measure_first_audio, measure_slots
-from benchmarks.report import Progress, finish, has_server, machine, report, workshop
+from benchmarks.report import Progress, command, finish, machine
 from tests.support.projects import PAIRS, render
 from tests.support.server import livekit_server
 from tests.support.templates import make_template
@@ -120,15 +118,13 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     """Measure and report; 1 if no server is available. A missed goal is not an error."""
-    parser = argparse.ArgumentParser(description="Measure calls against a plain rival.")
-    parser.add_argument("--quick", action="store_true", help="two of everything, and keep nothing")
-    quick: bool = parser.parse_args().quick
-    if not has_server():
-        return 1
-    with workshop() as scratch:
-        results = asyncio.run(measure(scratch, quick=quick))
-    report("calls", results, table, quick=quick)
-    return 0
+    return command(
+        "calls",
+        measure,
+        table,
+        about="Measure calls against a plain rival.",
+        quick="two of everything, and keep nothing",
+    )
 
 
 if __name__ == "__main__":

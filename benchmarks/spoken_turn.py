@@ -9,7 +9,6 @@ its first word. Both are in a call at the same time, on one server, and are aske
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import shutil
@@ -29,18 +28,17 @@ from benchmarks.calls import AGENT_SECONDS, ATTEMPTS, BARE_NAME, CALLER, OURS, S
 from benchmarks.report import (
     Progress,
     Results,
+    command,
     describe,
     finish,
-    has_server,
     machine,
-    report,
-    workshop,
+    make_project,
 )
 from benchmarks.run import ratio, spread
-from tests.support.projects import PAIRS, Project, render
+from tests.support.projects import Project
 from tests.support.server import LiveKit, livekit_server
 from tests.support.speech import SpeakingCaller, pause, voice
-from tests.support.templates import WORK_TREE, make_template
+from tests.support.templates import WORK_TREE
 
 LATE_PERSONA = Path(__file__).with_name("late_persona.py")
 FIRST_WORD_SECONDS = 0.4
@@ -144,12 +142,7 @@ async def measure(scratch: Path, *, quick: bool) -> Results:
     """Pairs of turns, in seconds."""
     tell = Progress()
     tell("making a template and a project")
-    project = render(
-        make_template(scratch / "template"),
-        scratch / "bench-agent",
-        PAIRS[0],
-        project_name="Bench Agent",
-    )
+    project = make_project(scratch, WORK_TREE)
     shutil.copyfile(LATE_PERSONA, project.path / "src" / "agent" / "persona.py")
     project.install("--group", "speech")
     results: Results = {"machine": machine(), "version": WORK_TREE, "quick": quick}
@@ -198,15 +191,13 @@ def table(results: Results) -> str:
 
 def main() -> int:
     """Measure and report; 1 if no server is available. A missed goal is not an error."""
-    parser = argparse.ArgumentParser(description="Measure how soon a spoken question is answered.")
-    parser.add_argument("--quick", action="store_true", help="two pairs, and keep nothing")
-    quick: bool = parser.parse_args().quick
-    if not has_server():
-        return 1
-    with workshop() as scratch:
-        results = asyncio.run(measure(scratch, quick=quick))
-    report("spoken-turn", results, table, quick=quick)
-    return 0
+    return command(
+        "spoken-turn",
+        measure,
+        table,
+        about="Measure how soon a spoken question is answered.",
+        quick="two pairs, and keep nothing",
+    )
 
 
 if __name__ == "__main__":

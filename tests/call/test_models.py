@@ -148,8 +148,9 @@ async def test_a_worker_whose_key_is_refused_does_not_start(
 PERSONA = '''\
 """An owner who uses what LiveKit offers."""
 
+import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from livekit import rtc
@@ -202,7 +203,10 @@ class Persona(CallAgent):
         try:
             yield
         finally:
-            await player.aclose()
+            # the SDK may wait for ever until its track is gone, which goes with the room
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await player.aclose()
 
     async def before_start(self, session):
         await self.call.open("office", self.office(session))
@@ -244,6 +248,5 @@ async def test_what_livekit_offers_is_reached_from_the_persona(
         noise = [one for one in stage.running.records if "noise" in str(one.get("message"))]
 
     assert found["message"] == "found ('Voice', 7, True)"
-    # the SDK's player may take longer to close on a busy machine than a resource may
-    assert "office" in dict(closed)
+    assert ("office", "ok") in closed
     assert [one["message"] for one in noise] == ["cancelled noise in frames: True"]

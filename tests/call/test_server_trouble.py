@@ -33,10 +33,11 @@ async def goes_on(end: End, stage: Scene, trouble: Callable[[LiveKit], Awaitable
         await stage.step(room, 6)
         caller.agent_here.clear()
         await trouble(stage.livekit)
-        # both join the new server's room
+        # both join the new server's room; the first may be told of the second three seconds late
         if end.name == "server-restarts":
             async with asyncio.timeout(30):
                 await caller.agent_here.wait()
+            await stage.said(room, "the caller is back")
         before = caller.loud_seconds
         await ask_again(caller, "Where can I park my bicycle?", "bicycle")
         async with asyncio.timeout(10):

@@ -130,7 +130,8 @@ def test_a_model_that_the_server_does_not_know_is_found(
 
     assert found.level == "fail"
     assert "The model `nobody` does not exist" in found.what
-    assert found.cure == f"correct AGENT_{kind}_MODEL or AGENT_{kind}_URL"
+    voice = " or AGENT_TTS_VOICE" if kind == "TTS" else ""
+    assert found.cure == f"correct AGENT_{kind}_MODEL{voice} or AGENT_{kind}_URL"
 
 
 def test_a_voice_that_would_be_mute_is_found(server: OpenAIServer) -> None:

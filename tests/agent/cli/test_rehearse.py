@@ -253,6 +253,8 @@ SCENARIO = '[[scenario]]\nname = "a"\nsays = ["Hello."]\n'
         (SCENARIO + 'expect = { reason = "left" }', "(a), expect: no call ends by 'left'"),
         (SCENARIO + 'goal = "b"\nexpect = {}', "scenario 1 (a): write either `says`"),
         (SCENARIO + "expect = {}\n" + SCENARIO + "expect = {}", "two scenarios are called 'a'"),
+        ('[[scenario]]\nname = " "\n', "scenario 1 ( ), name:"),
+        ('[[scenario]]\nname = "a"\nsays = [" "]\n', "scenario 1 (a), says.0:"),
         (SCENARIO + "expect = { tools = [1] }", "scenario 1 (a), expect.tools.0:"),
     ],
 )

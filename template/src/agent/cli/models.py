@@ -136,7 +136,7 @@ class Question:
         model, key = "its model's name", "its key"
         there = "try again later, and look at this machine's network"
         if not has_own_models():
-            model = f"AGENT_{self.kind}_MODEL"
+            model = f"AGENT_{self.kind}_MODEL" + " or AGENT_TTS_VOICE" * (self.kind == "TTS")
             match settings.models:
                 case "livekit":
                     key = "LIVEKIT_API_KEY and LIVEKIT_API_SECRET"

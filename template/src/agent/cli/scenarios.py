@@ -8,7 +8,15 @@ from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from agent.reasons import Reason
 from agent.settings import SettingsError
@@ -20,6 +28,10 @@ CRITERIA = (
     *("task_completion", "accuracy", "tool_use", "handoff"),
     *("safety", "relevancy", "coherence", "conciseness"),
 )
+
+
+# a blank one would be said, and answered
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _Part(BaseModel):
@@ -82,9 +94,9 @@ class Expected(_Part):
 class Scenario(_Part):
     """One call; its caller says lines, or pursues a goal."""
 
-    name: str = Field(min_length=1)
-    says: list[str] = []
-    goal: str = ""
+    name: Words
+    says: list[Words] = []
+    goal: Words = ""
     most_turns: int = Field(10, gt=0)
     caller: CallerIs = CallerIs()
     metadata: Annotated[str, BeforeValidator(_as_text)] = ""
