@@ -25,7 +25,7 @@ $(STAMP): constraints.txt $(UV)
 
 env: $(STAMP)  ## the environment of the tests, exactly as constraints.txt pins it
 
-demo: $(STAMP)  ## render a project, install it, talk to it, call it
+demo: $(STAMP)  ## render a project, install it, chat with it, call it, and talk to it in a browser
 	@$(PY) tools/demo.py
 
 static: $(STAMP)
