@@ -22,13 +22,16 @@ from livekit.rtc.participant import PublishTrackError
 from agent.settings import Settings, load_settings
 from agent.web import Tokens
 from tests.call.scene import cut_off
+from tests.support.browser import chromium
 from tests.support.caller import Caller
 from tests.support.projects import Project, clean_environment
 from tests.support.server import LiveKit, find_binary, free_port
 from tests.support.worker import PATIENCE, worker
+from tests.web.states import FAKE_MICROPHONE, click, says, state
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+HERE = "127.0.0.1"
 ORIGIN = "http://127.0.0.1:7890"
 
 
@@ -103,19 +106,18 @@ async def test_a_page_that_is_loaded_again_goes_on_with_the_same_conversation(
 # ---------------------------------------------------------------------- the command
 
 
-@pytest.fixture
-def project(default_project: Project) -> Project:
-    """A project with a page."""
-    page = default_project.path / "src" / "agent" / "web" / "page"
-    page.mkdir(exist_ok=True)
-    if not (page / "index.html").exists():
-        (page / "index.html").write_text("<!doctype html>\n", encoding="utf-8")
-    return default_project
-
-
 def descendants(pid: int) -> list[psutil.Process]:
     """Its processes, and theirs: `uv run` may be one between."""
     return list(psutil.Process(pid).children(recursive=True))
+
+
+def bound(process: psutil.Process) -> set[str]:
+    """The addresses at which it is reached: its ports that listen, and those of UDP."""
+    return {
+        found.laddr.ip
+        for found in process.net_connections("inet")
+        if found.status in {psutil.CONN_LISTEN, psutil.CONN_NONE}
+    }
 
 
 @dataclass
@@ -201,13 +203,17 @@ async def talking(project: Project, *options: str, **environment: str) -> AsyncI
         yield running
 
 
-async def test_it_needs_nothing_and_leaves_nothing_behind(project: Project) -> None:
-    async with talking(project) as page, aiohttp.ClientSession() as http:
+async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Project) -> None:
+    async with talking(default_project) as page, aiohttp.ClientSession() as http:
         assert page.address.startswith("http://127.0.0.1:"), page.err
         async with http.get(page.address) as answer:
             assert answer.status == 200
         children = page.children()
         assert children.keys() == {"livekit-server", "worker"}
+        theirs = [psutil.Process(page.process.pid), *descendants(page.process.pid)]
+        # but the worker's, which says how it is to whoever asks
+        own = {child.pid for child in [children["worker"], *children["worker"].children(True)]}
+        assert {ip for each in theirs if each.pid not in own for ip in bound(each)} == {HERE}
 
         for _ in range(2):
             answered = await page.token(http)
@@ -224,9 +230,31 @@ async def test_it_needs_nothing_and_leaves_nothing_behind(project: Project) -> N
         assert [name for name, child in children.items() if child.is_running()] == []
 
 
+async def test_its_page_talks_with_the_agent_in_a_browser(default_project: Project) -> None:
+    async with (
+        chromium(FAKE_MICROPHONE) as browser,
+        talking(default_project) as running,
+        browser.page(running.address) as page,
+    ):
+        await page.run(click("talk"))
+        await page.until(f"{state('listening')} && {says('How can I help you?')}")
+        await page.reload()
+        await page.until(f"{state('listening')} && mute.textContent === 'Mute'")
+        await page.run("text.focus()")
+        await page.press(*"Where can I park my bicycle?", "Enter")
+        await page.until(f"{says('white bicycle')} && {state('listening')}")
+        assert await page.run("document.querySelectorAll('.agent').length") == 2
+        await page.run(click("hang-up"))
+        await page.until(says("You hung up."))
+        # such as what its policy refused
+        assert page.errors == []
+
+
 @pytest.mark.parametrize("part", ["livekit-server", "worker"])
-async def test_a_part_that_ends_ends_it_all_with_a_sentence(project: Project, part: str) -> None:
-    async with talking(project) as page:
+async def test_a_part_that_ends_ends_it_all_with_a_sentence(
+    default_project: Project, part: str
+) -> None:
+    async with talking(default_project) as page:
         children = page.children()
         children[part].kill()
         async with asyncio.timeout(PATIENCE):
@@ -235,8 +263,8 @@ async def test_a_part_that_ends_ends_it_all_with_a_sentence(project: Project, pa
     assert f"{part} ended with exit code -9" in page.err[-1]
 
 
-async def test_a_signal_while_it_starts_stops_what_has_started(project: Project) -> None:
-    async with launched(project) as page:
+async def test_a_signal_while_it_starts_stops_what_has_started(default_project: Project) -> None:
+    async with launched(default_project) as page:
         async with asyncio.timeout(PATIENCE):
             # another process: there is no event to await
             while "worker" not in (children := page.children()):  # noqa: ASYNC110
@@ -249,14 +277,14 @@ async def test_a_signal_while_it_starts_stops_what_has_started(project: Project)
 
 @pytest.mark.parametrize("name", ["AGENT_PORT", "AGENT_METRICS_PORT"])
 async def test_a_worker_that_cannot_start_is_a_sentence(
-    project: Project, livekit: LiveKit, name: str
+    default_project: Project, livekit: LiveKit, name: str
 ) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         ports = {"AGENT_PORT": str(free_port()), name: str(port)}
         environment = {**livekit.environment, **ports}
         async with (
-            talking(project, "--public", "http://127.0.0.1:7890", **environment) as page,
+            talking(default_project, "--public", "http://127.0.0.1:7890", **environment) as page,
             asyncio.timeout(PATIENCE),
         ):
             assert await page.process.wait() == 2
@@ -268,11 +296,11 @@ async def test_a_worker_that_cannot_start_is_a_sentence(
 
 
 async def test_others_are_let_in_by_the_server_that_is_named(
-    project: Project, livekit: LiveKit
+    default_project: Project, livekit: LiveKit
 ) -> None:
     public = "https://talk.example.com"
     async with (
-        talking(project, "--public", public, "--no-worker", **livekit.environment) as page,
+        talking(default_project, "--public", public, "--no-worker", **livekit.environment) as page,
         aiohttp.ClientSession() as http,
     ):
         assert page.address == f"{public}/"

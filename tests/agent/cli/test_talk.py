@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ Agent = Callable[..., Ended]
 @pytest.fixture
 def agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Agent]:
+) -> Agent:
     """Run `agent talk` in this process, in a project with a page and no server."""
     home, page = tmp_path / "home", tmp_path / "page"
     home.mkdir()
@@ -48,17 +48,21 @@ def agent(
     }.items():
         monkeypatch.setenv(name, value)
 
+    before = signal.getsignal(signal.SIGTERM)
+
     def run(*arguments: str, **environment: str) -> Ended:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         load_settings.cache_clear()
         with pytest.raises(SystemExit) as ended:
             main(["talk", "--no-open", "--port", "0", *arguments])
+        signal.signal(signal.SIGTERM, before)
+        if ended.value.code == 128 + signal.SIGTERM:
+            # it was for the tests, and the command took it for its own
+            signal.raise_signal(signal.SIGTERM)
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
-    before = signal.getsignal(signal.SIGTERM)
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 def keys(url: str) -> dict[str, str]:
@@ -121,6 +125,19 @@ def test_where_others_open_it_is_an_address(agent: Agent, url: str) -> None:
     ended = agent("--public", url)
     assert ended.code == 2
     assert "is not an address" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("https://Talk.Example.com/", "https://talk.example.com"),
+        ("HTTPS://talk.example.com:443", "https://talk.example.com"),
+        ("http://talk.example.com:80", "http://talk.example.com"),
+        ("https://talk.example.com:8443", "https://talk.example.com:8443"),
+    ],
+)
+def test_where_others_open_it_is_compared_as_browsers_write_it(given: str, origin: str) -> None:
+    assert talk._address(given) == origin
 
 
 @pytest.mark.parametrize("options", [("--public", "https://a.example"), ("--no-worker",)])

@@ -224,6 +224,12 @@ async def test_who_starts_too_many_calls_waits_and_others_do_not(
     assert len(server.made) == ASKS + 2
 
 
+async def test_nobody_is_named_like_the_address_of_guests(desk: Tokens) -> None:
+    for _ in range(ASKS):
+        await ask(desk, caller=Caller("192.0.2.1"))
+    await ask(desk, address="192.0.2.1")
+
+
 def test_the_limit_counts_a_window_and_forgets_who_does_not_ask_any_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -51,12 +51,15 @@ STOP_SECONDS = 30.0  # for a worker that lets no call go on
 
 
 def _address(value: str | None) -> str | None:
-    if value is not None:
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
-            such = "https://talk.example.com"
-            raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
-    return value
+    """The address as browsers send it in `Origin`: small letters, and no port that is the usual."""
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
+        such = "https://talk.example.com"
+        raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
+    usual = ":443" if parts.scheme == "https" else ":80"
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
 
 
 def talk(
@@ -99,7 +102,7 @@ def talk(
             load_calls()
             settings = with_a_voice(settings, keyless=keyless, public=public is not None)
             prepare_documents(settings)
-        opened = (public or f"http://{HERE}:{port}").rstrip("/")
+        opened = public or f"http://{HERE}:{port}"
         origins = {opened} if public else {opened, f"http://localhost:{port}"}
         show = None if no_open else open_browser
         page = Page(settings, listening, f"{opened}/", origins, caller_of, show)
@@ -213,7 +216,9 @@ class Server:
         rtc = {
             "node_ip": HERE,
             "udp_port": free_port(socket.SOCK_DGRAM),
-            "tcp_port": free_port(),
+            "ips": {"includes": [f"{HERE}/32"]},
+            # which it would open on every interface
+            "tcp_port": 0,
             "enable_loopback_candidate": True,
             "stun_servers": [f"{HERE}:3478"],
         }

@@ -88,7 +88,7 @@ class Tokens:
         if origin not in self._origins:
             raise Refused(403, "Calls from another page are not taken.")
         whose = f"caller {caller.identity}" if caller else f"guest {visitor}"
-        if wait := self._rate.wait(caller.identity if caller else network_of(address)):
+        if wait := self._rate.wait(whose if caller else network_of(address)):
             raise Refused(429, "Too many calls were started. Please wait.", retry_after=wait)
         room = asked_room(body)
         async with self._server() as server:
