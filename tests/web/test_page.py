@@ -152,6 +152,29 @@ async def test_a_microphone_that_is_taken_away_can_be_given_again(
     await page.until("mute.textContent === 'Mute' && !troubles.textContent")
 
 
+async def test_a_microphone_that_is_given_after_the_end_is_switched_off(
+    browser: Browser, page_server: Served
+) -> None:
+    late = """
+      const give = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+      navigator.mediaDevices.getUserMedia = async (asked) => {
+        await new Promise((allowed) => (window.allow = allowed));
+        return (window.given = await give(asked));
+      };
+    """
+    async with browser.page(page_server.url, before=late) as page:
+        await page.run(click("talk"))
+        await page.until(f"{state('joining')} && window.allow")
+        await page.run(click("hang-up"))
+
+        await page.run("allow()")
+
+        await page.until("given.getTracks().every((track) => track.readyState === 'ended')")
+        await page.until("mute.ariaDisabled === 'false'")
+        assert await page.run("troubles.textContent") == ""
+        assert await page.run(says("Ended. You hung up."))
+
+
 async def test_it_is_used_by_keyboard_alone(page: Page, page_server: Served) -> None:
     await page.press("Tab", "Enter")
     await page.until(f"{state('joining')} && mute.textContent === 'Mute'")

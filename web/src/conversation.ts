@@ -199,8 +199,9 @@ export class Conversation {
     this.#trouble("microphone", words.whyNoMicrophone(undefined));
   }
 
+  /** After the end there is none: what fails then is its consequence. */
   #trouble(what: Trouble, sentence: string): void {
-    if (sentence) this.troubles.set(what, sentence);
+    if (sentence && this.state !== "ended") this.troubles.set(what, sentence);
     else this.troubles.delete(what);
     this.#changed();
   }
