@@ -164,12 +164,12 @@ async def test_a_microphone_that_is_given_after_the_end_is_switched_off(
     """
     async with browser.page(page_server.url, before=late) as page:
         await page.run(click("talk"))
-        await page.until(f"{state('joining')} && window.allow")
+        await page.until(f"{state('joining')} && !!window.allow")
         await page.run(click("hang-up"))
 
         await page.run("allow()")
 
-        await page.until("given.getTracks().every((track) => track.readyState === 'ended')")
+        await page.until("window.given?.getTracks().every((track) => track.readyState === 'ended')")
         await page.until("mute.ariaDisabled === 'false'")
         assert await page.run("troubles.textContent") == ""
         assert await page.run(says("Ended. You hung up."))
