@@ -143,12 +143,14 @@ async def hear(page: Page, *words: str) -> list[str]:
     """Listen until the agent has said all these words aloud, and listens itself; all its words."""
     samples, heard = b"", [""]
     for _ in range(MOST_SENTENCES):
-        await page.until(HAS_SPOKEN)
+        await page.until(f"{HAS_SPOKEN} || {state('ended')}")
         samples += base64.b64decode(await page.run("taken()"))
         played = np.frombuffer(samples, np.int16)
         heard = plain(await asyncio.to_thread(local.transcribe, played))
         if {*words} <= {*heard}:
             return heard
+        if await page.run(state("ended")):
+            break
     raise AssertionError(f"{words} was never to be heard, but {heard}")
 
 
