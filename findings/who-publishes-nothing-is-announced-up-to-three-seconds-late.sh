@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One expects: when a participant joins a room, those who are in it get `participant_connected` at once.
 # What happens: livekit-server tells of people who publish nothing in batches, every 3 s: a listener, or a caller who only types,
-#   is unknown to an agent that was there first for up to 3 s (1.5 s on average), while their text already arrives. One who publishes a
+#   is unknown to an agent that was there first for up to 3 s, while their text already arrives. One who publishes a
 #   track is announced at once.
 # Why it matters: an agent that waits for its caller, or for one whose connection broke, waits that much longer for a caller without
 #   a microphone; and a test whose callers publish nothing is flaky.
