@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -198,7 +199,10 @@ async def test_a_key_that_is_refused_as_openai_does_is_named(
     ("kind", "cause"),
     [
         ("401", "401, message="),
-        pytest.param("cut", "OpenAI Realtime API", marks=pytest.mark.slow),
+        # which of the two comes depends on how far its tries get in the time that a step has
+        pytest.param(
+            "cut", "OpenAI Realtime API|due to session reconnection", marks=pytest.mark.slow
+        ),
         pytest.param("silent", LATE, marks=pytest.mark.slow),
     ],
 )
@@ -211,7 +215,7 @@ async def test_a_call_whose_model_is_not_reached_is_tones_and_the_log_says_why(
         await cut_off(caller, PATIENCE)
     record = await stage.running.ended(room)
     assert record["reason"].startswith("error in step")
-    assert cause in said_of(stage, room)
+    assert re.search(cause, said_of(stage, room))
     assert {outcome for _, outcome in stage.running.closed(room)} == {"ok"}
     await stage.running.free()
 

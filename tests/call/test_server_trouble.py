@@ -33,7 +33,7 @@ async def goes_on(end: End, stage: Scene, trouble: Callable[[LiveKit], Awaitable
         await stage.step(room, 6)
         caller.agent_here.clear()
         await trouble(stage.livekit)
-        # both join the new server's room; the first may be told of the second three seconds late
+        # both join the new server's room; of who publishes nothing it tells every 3 s (findings/)
         if end.name == "server-restarts":
             async with asyncio.timeout(30):
                 await caller.agent_here.wait()
