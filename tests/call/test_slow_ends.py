@@ -65,12 +65,13 @@ async def test_a_caller_who_comes_back_in_time_goes_on_without_a_second_greeting
         assert record["turns"] == 3
 
 
+@pytest.mark.parametrize("seconds", ["2", "0"])
 @ends("drain-deadline")
 async def test_a_drain_deadline_that_passes_ends_the_call_with_a_goodbye(
-    end: End, project: Project, livekit: LiveKit
+    end: End, seconds: str, project: Project, livekit: LiveKit
 ) -> None:
     room = new_room()
-    async with scene(project, livekit, AGENT_DRAIN_SECONDS="2") as stage:
+    async with scene(project, livekit, AGENT_DRAIN_SECONDS=seconds) as stage:
         async with stage.caller(room) as caller:
             await caller.hear_text_with("help")
             stage.running.process.send_signal(signal.SIGTERM)

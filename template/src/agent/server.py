@@ -59,7 +59,7 @@ class Server(AgentServer):
             preload_modules=["agent.server", "agent.ignore_sigterm"],
             port=settings.port,
             prometheus_port=settings.metrics_port or None,
-            drain_timeout=settings.drain_seconds,
+            drain_timeout=max(settings.drain_seconds, 1),  # 0 would wait for ever
             initialize_process_timeout=READY_SECONDS,
             num_idle_processes=ServerEnvOption(
                 dev_default=settings.idle_processes or 1, prod_default=idle
