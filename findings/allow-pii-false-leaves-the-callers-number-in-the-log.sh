@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One expects: with LIVEKIT_TELEMETRY_ALLOW_PII=false what livekit-agents marks as personal (`lk.pii.…`) leaves no process.
-# What happens: it is dropped from what is exported, and printed by the worker's own log: in each call one line at INFO,
-#   "RoomIO linked to participant", has the caller's identity, which is the phone number of one who calls by SIP.
-# Why it matters: production logs of a default `start` are a list of phone numbers with their times, in every log store, although the
-#   variable says no. A formatter of one's own that prints extras, as JSON formatters do, has the words of some warnings too.
+# One expects: with LIVEKIT_TELEMETRY_ALLOW_PII=false what livekit-agents itself marks as personal (`lk.pii.…`) is not in its log.
+# What happens: the variable is for exporters alone. The worker's log has one line at INFO in each call, "RoomIO linked to
+#   participant", with `lk.pii.participant_identity`: the phone number of one who calls by SIP.
+# Why it matters: production logs of a default `start` are a list of phone numbers with their times, in every log store, and neither
+#   the variable nor the log level that services run with keeps them out.
 # Versions: livekit-agents 1.8.9, livekit 1.1.21, livekit-server 1.13.5.
 set -euo pipefail
 
