@@ -594,11 +594,13 @@ async def test_speech_to_text_that_nothing_mends_ends_the_call(end: End, stage: 
         await caller.hear_text_with("something went wrong")
         await cut_off(caller)
     record = await stage.running.ended(room)
+    if record["reason"] == end.reason:
+        await stage.expect(end, room)
+        return
+    steps = stage.running.steps(room)
     # it may crash while the greeting ends, and then step 7 is there and over at once
-    greeted = record["reason"] == end.reason
-    await stage.expect(
-        end if greeted else ENDS["step-6-fails"], room, steps=stage.running.steps(room)
-    )
+    assert steps in (ALL_STEPS, [1, 2, 3, 4, 5, 6, 8])
+    await stage.expect(ENDS["step-6-fails"], room, steps=steps)
 
 
 @ends("tool-fails", "tool-hangs")

@@ -153,10 +153,8 @@ def _is_secret(annotation: Any) -> bool:
         return True
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return any(_is_secret(field.annotation) for field in annotation.model_fields.values())
-    # also of a dataclass or a TypedDict
-    fields = getattr(annotation, "__annotations__", {}) if isinstance(annotation, type) else {}
-    if fields:
-        fields = get_type_hints(annotation)
+    # of a dataclass or a TypedDict
+    fields = get_type_hints(annotation) if isinstance(annotation, type) else {}
     parts = (get_origin(annotation), *get_args(annotation), *fields.values())
     return any(_is_secret(part) for part in parts if part is not annotation)
 
