@@ -45,6 +45,15 @@ class Served:
         finally:
             self._free.set()
 
+    @contextmanager
+    def no_agent(self) -> Iterator[None]:
+        """Meanwhile rooms are made without an agent."""
+        agent, self.agent = self.agent, None
+        try:
+            yield
+        finally:
+            self.agent = agent
+
     async def token(self, request: web.Request) -> web.Response:
         """A token for a new room and a new caller, or for those that are asked for again."""
         asked = await request.json()
@@ -67,6 +76,12 @@ class Served:
             token = token.with_room_config(api.RoomConfiguration(agents=[dispatch]))
         answer = {"server_url": self.livekit.url, "participant_token": token.to_jwt()}
         return web.json_response(answer, status=201)
+
+    async def dispatch(self, agent: str) -> None:
+        """Send an agent to the newest room."""
+        asked = api.CreateAgentDispatchRequest(agent_name=agent, room=self.rooms[-1])
+        async with self.livekit.api() as server:
+            await server.agent_dispatch.create_dispatch(asked)
 
     async def delete(self, room: str) -> None:
         """End a room, as an agent does that hangs up."""

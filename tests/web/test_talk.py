@@ -36,6 +36,8 @@ AGENT = "front-desk"
 # of an answer with pauses in it, and of what else is said
 MOST_SENTENCES = 5
 QUESTION = "How much does a puncture cost?"
+# of "A puncture costs 14 euros and takes 20 minutes"; a number is heard in many spellings
+ANSWER = ("puncture", "euros", "minutes")
 HAS_SPOKEN = f"{state('listening')} && loud && quiet >= 0.5"
 
 # keeps what the page plays, at the recogniser's rate; whether that is more than silence, and how
@@ -69,6 +71,15 @@ EARS = f"""
       text += String.fromCharCode(...bytes.subarray(at, at + 9999));
     return btoa(text);
   }};
+"""
+# hears the microphone instead, before anybody else is to be heard
+OWN_EARS = """
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (constraints) => {
+    const stream = await open(constraints);
+    hear(stream.clone());
+    return stream;
+  };
 """
 # a microphone into which the test speaks when it wants to
 MICROPHONE = f"""
@@ -124,7 +135,9 @@ async def stage(
     folder = tmp_path_factory.mktemp("talk")
     project = render(template, folder / AGENT, PAIRS[0])
     project.install("--group", "speech")
-    said = np.concatenate([pause(0.5), voice(QUESTION), pause(60)])
+    # as loud as a microphone is: Chromium makes it 15 dB louder at first, and cuts off what exceeds
+    asked = (voice(QUESTION) * 0.15).astype(np.int16)
+    said = np.concatenate([pause(0.5), asked, pause(60)])
     question = recording(folder / "question.wav", said)
     async with (
         chromium(
@@ -165,12 +178,21 @@ async def type_(page: Page, words: str) -> None:
     await page.press(*words, "Enter")
 
 
-async def test_a_question_that_is_asked_at_once_is_answered_aloud(stage: Stage) -> None:
-    async with stage.talk() as page:
-        await hear(page, "14", "euros")
+async def test_a_question_that_is_asked_before_the_agent_comes_is_answered_aloud(
+    stage: Stage,
+) -> None:
+    # over the agent's voice the browser's echo canceller takes away half of what is said
+    with stage.served.no_agent():
+        async with stage.talk(OWN_EARS) as page:
+            await page.until("loud && quiet >= 0.5")
+            await page.run("taken()")
 
-        # what was understood of the caller is to be seen as well
-        assert await page.run("/puncture/i.test(document.querySelector('.you').innerText)")
+            await stage.served.dispatch(AGENT)
+
+            await hear(page, *ANSWER)
+
+            # what was understood of the caller is to be seen as well
+            assert await page.run("/puncture/i.test(document.querySelector('.you').innerText)")
 
 
 async def test_the_agent_stops_when_it_is_interrupted_and_answers_that(stage: Stage) -> None:
@@ -191,7 +213,7 @@ async def test_without_a_microphone_what_is_typed_is_answered_aloud(stage: Stage
 
         await type_(page, QUESTION)
 
-        await hear(page, "14", "euros")
+        await hear(page, *ANSWER)
 
 
 async def test_a_page_that_is_reloaded_goes_on_in_the_same_call(stage: Stage) -> None:
@@ -202,7 +224,7 @@ async def test_a_page_that_is_reloaded_goes_on_in_the_same_call(stage: Stage) ->
 
         await page.until(state("listening"))
         await type_(page, QUESTION)
-        await hear(page, "14", "euros")
+        await hear(page, *ANSWER)
         # of one call, with one greeting
         assert await page.run("document.querySelectorAll('.agent').length") == 2
         room = stage.served.rooms[-1]
