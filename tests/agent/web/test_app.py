@@ -230,6 +230,7 @@ async def test_an_application_can_have_it_below_a_path(
         ("127.0.0.1", None, "127.0.0.1"),
         (None, "1.2.3.4", "1.2.3.4"),
         (None, None, ""),
+        ("10.0.0.9", "203.0.113.7:40122", "203.0.113.7"),
     ],
 )
 def test_a_proxy_beside_it_is_believed_and_a_visitor_is_not(

@@ -132,6 +132,8 @@ def address_of(peer: str | None, forwarded: str | None) -> str:
     except ValueError:
         beside = True  # a proxy on a local socket
     said = (forwarded or "").rpartition(",")[2].strip()
+    if said.count(":") == 1:  # Azure's gateways say the port, too, which is another every time
+        said = said.partition(":")[0]
     return said if beside and said else peer or ""
 
 
