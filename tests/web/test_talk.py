@@ -164,7 +164,8 @@ async def hear(page: Page, *words: str) -> list[str]:
             return heard
         if await page.run(state("ended")):
             break
-    raise AssertionError(f"{words} was never to be heard, but {heard}")
+    shown = await page.run("document.body.innerText")
+    raise AssertionError(f"{words} was never to be heard, but {heard}; on the page: {shown}")
 
 
 async def speak(page: Page, words: str) -> None:

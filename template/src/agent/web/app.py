@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from agent.transport import Caller
-from agent.web.tokens import MAX_BODY, Refused, Tokens
+from agent.web.tokens import Refused, Tokens
 
 log = logging.getLogger("agent.web")
 
@@ -92,7 +92,7 @@ class Endpoint:
         visitor = request.cookies.get(COOKIE) or secrets.token_hex(16)
         try:
             answer = await self.tokens.answer(
-                await body_of(request),
+                await request.read(),
                 origin=request.headers.get("Origin"),
                 address=address_of(request.remote, request.headers.get("X-Forwarded-For")),
                 visitor=visitor,
@@ -115,14 +115,6 @@ class Endpoint:
 def json_answer(answer: dict[str, str], status: int = 200) -> web.Response:
     """An answer of the endpoint, which nobody keeps."""
     return web.json_response(answer, status=status, headers={"Cache-Control": "no-store"})
-
-
-async def body_of(request: web.Request) -> bytes:
-    """The body, which is short; raises Refused."""
-    length = request.content_length
-    if request.can_read_body and (length is None or length > MAX_BODY):
-        raise Refused(400, f"Send at most {MAX_BODY} bytes, and say how many.")
-    return await request.read()
 
 
 def address_of(peer: str | None, forwarded: str | None) -> str:
