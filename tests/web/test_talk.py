@@ -14,6 +14,7 @@ import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -152,14 +153,24 @@ async def stage(
         yield Stage(running, page, browser)
 
 
+def parts(played: Samples) -> list[Samples]:
+    """What was said, cut at silences: of a recording with long ones the recogniser hears half."""
+    size = local.HEARD_RATE // 10
+    tenths = [played[start : start + size] for start in range(0, len(played), size)]
+    # a voice, its short pauses, and some silence around it
+    near = np.convolve([np.abs(tenth).max() > 500 for tenth in tenths], [1] * 5, "same") > 0
+    groups = groupby(zip(near, tenths, strict=True), key=lambda pair: bool(pair[0]))
+    return [np.concatenate([tenth for _, tenth in group]) for said, group in groups if said]
+
+
 async def hear(page: Page, *words: str) -> list[str]:
     """Listen until the agent has said all these words aloud, and listens itself; all its words."""
     heard: list[str] = []
     for _ in range(MOST_SENTENCES):
         await page.until(f"{HAS_SPOKEN} || {state('ended')}")
-        # one after the other: of a recording with long silences the recogniser leaves out some
         played = np.frombuffer(base64.b64decode(await page.run("taken()")), np.int16)
-        heard += plain(await asyncio.to_thread(local.transcribe, played))
+        for part in parts(played):
+            heard += plain(await asyncio.to_thread(local.transcribe, part))
         if {*words} <= {*heard}:
             return heard
         if await page.run(state("ended")):
