@@ -25,7 +25,7 @@ $(STAMP): constraints.txt $(UV)
 
 env: $(STAMP)  ## the environment of the tests, exactly as constraints.txt pins it
 
-demo: $(STAMP)  ## render a project, install it, talk to it, call it
+demo: $(STAMP)  ## render a project, install it, chat with it, call it, and talk to it in a browser
 	@$(PY) tools/demo.py
 
 static: $(STAMP)
@@ -75,6 +75,18 @@ bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers re
 ownership: $(STAMP)  ## write template/.template.toml.jinja again after files were added, changed or removed
 	@$(PY) tools/ownership.py
 
+# npm writes this when it has finished
+MODULES := web/node_modules/.package-lock.json
+
+$(MODULES): web/package-lock.json
+	@cd web && npm ci --silent
+
+page: $(MODULES)  ## build the page of `agent talk` from web/ into the template; needs node and npm
+	@cd web && npm run --silent types && npm run --silent build
+
+pictures: $(STAMP)  ## every state of the page, in docs/pictures/; needs chromium
+	@$(PY) tools/pictures.py
+
 example: $(STAMP)  ## the default project of HEAD, on the branch example of this repository
 	@$(PY) tools/example.py
 
@@ -92,4 +104,4 @@ constraints: $(UV)  ## resolve and pin the test environment again
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo static check test test-all canary bench bench-parts bench-long ownership example history release constraints clean
+.PHONY: help env demo static check test test-all canary bench bench-parts bench-long ownership page pictures example history release constraints clean

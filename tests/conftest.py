@@ -21,7 +21,7 @@ pytest.register_assert_rewrite("tests.call.scene")
 
 
 # what takes longest begins first, so that no process is left alone with it at the end
-LONGEST_FIRST = ("call", "update", "build", "stores")
+LONGEST_FIRST = ("call", "web", "update", "build", "stores")
 
 
 # files whose worker takes longer to make than its calls last; others make theirs in each process
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder = item.path.parent.name
         if {"both_tools", "every_copy"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("combinations"))
-        if folder in {"call", "build"}:
+        if folder in {"call", "build", "web"}:
             parameters = getattr(item, "callspec", None)
             chosen = (
                 (parameters.params.get("project") or parameters.params.get("version"))

@@ -1,5 +1,6 @@
-"""`make demo`: render a project, install it, ask it three questions, call it on a real server.
+"""`make demo`: render a project, install it, ask it, call it on a real server, and talk to it.
 
+It ends in the page of `agent talk`, which stays until Ctrl-C; without a terminal it is only opened.
 A second run renders the project again if it is unchanged, and otherwise uses it as it is. The demo
 needs no keys, listens on loopback only, and ends every process it starts.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -187,12 +190,48 @@ async def talk_to(running: Worker, caller: Caller) -> None:
 
 NEXT = """\
   cd demo-agent
-  uv run agent chat              talk to it yourself; it looks things up in knowledge/*.md
+  uv run agent chat              write to it yourself; it looks things up in knowledge/*.md
   uv run pytest                  its tests, without keys and without network
   uv run agent doctor            what real calls need: keys go into .env.local, see .env.example
   src/agent/persona.py           who it is: change a sentence, chat again
+  uv run agent talk              the page below, again
 
-  Your own project:  copier copy TEMPLATE my-agent   (README.md says where the template is)"""
+  Your own project:  copier copy TEMPLATE my-agent   (README.md says where the template is)
+"""
+
+
+def talk() -> None:
+    """Open the page of `agent talk`, at a terminal until Ctrl-C; raises Trouble."""
+    with doing("uv sync --group speech (downloads ears and a voice the first time)"):
+        run(str(UV), "sync", "--group", "speech", cwd=DEMO)
+    stays = console.is_terminal
+    if stays:
+        console.print("  Your browser opens its page. Ctrl-C here ends it, and this demo.\n")
+        # it goes to `agent talk` too, which ends by it
+        signal.signal(signal.SIGINT, lambda *_: None)
+    with subprocess.Popen(
+        [str(UV), "run", "agent", "talk", "--port", "0", *([] if stays else ["--no-open"])],
+        cwd=DEMO,
+        env=clean_environment(),
+        stdout=None if stays else subprocess.PIPE,
+        encoding="utf-8",
+    ) as page:
+        if page.stdout is not None:
+            try:
+                look_at(page.stdout.readline().strip())
+            finally:
+                page.terminate()
+        if page.wait() not in {0, 128 + signal.SIGINT}:
+            raise Trouble(f"`agent talk` ended with exit code {page.returncode}: see above")
+
+
+def look_at(address: str) -> None:
+    """Load the page, if there is one."""
+    if address:
+        with urllib.request.urlopen(address) as answer:
+            size = len(answer.read())
+        console.print(f"  its page is at {address} ({size} bytes)")
+        console.print("  this is no terminal, so nobody talks, and it is closed again")
 
 
 def demonstrate() -> None:
@@ -211,15 +250,20 @@ def demonstrate() -> None:
     try:
         with doing("looking for livekit-server"):
             find_binary()
+        has_server = True
     except Unavailable as why:
+        has_server = False
         console.print(
             f"  skipped: {why}. Put livekit-server or Go on PATH, and run this again.\n",
             markup=False,
         )
-    else:
+    if has_server:
         asyncio.run(call())
     console.print("[bold]5  What to type next[/]")
     console.print(NEXT, markup=False)
+    if has_server:
+        console.print("[bold]6  Talk to it, in your browser[/]  (uv run agent talk)")
+        talk()
 
 
 def main() -> int:

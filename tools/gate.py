@@ -111,6 +111,11 @@ PUBLIC = {
     "agent.knowledge.evaluate.questions_in": (),
     "agent.knowledge.ingest.ingest": (),
     "agent.settings.load_settings": (),
+    "agent.transport.Caller": ("identity", "name", "kind", "attributes", "can_publish"),
+    "agent.web.Refused": ("status", "json", "headers"),
+    "agent.web.Tokens": ("answer",),
+    "agent.web.app.page_headers": (),
+    "agent.web.app.web_app": (),
 }
 
 Config = dict[str, Any]

@@ -24,6 +24,7 @@ import yaml
 OWNER = (
     "src/agent/persona.py",
     "src/agent/resources.py",
+    "src/agent/callers.py",
     "tests/yours/**",
     "knowledge/**",
     "README.md",

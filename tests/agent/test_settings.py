@@ -240,6 +240,7 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PACKAGE = Path(settings.__file__).parent
 PASSED_ON = {
+    "cli/talk.py": "its server and its worker get this environment, and more",
     "cli/update.py": "uv says there where it is, and the updater gets this environment",
 }
 

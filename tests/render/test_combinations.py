@@ -60,6 +60,8 @@ FAMILIES = {
     "selfhosted": ["models/selfhosted.py"],
     "realtime": ["models/realtime.py"],
 }
+# these are the same in every project; the page's names are of its libraries
+SAME = ("docs/", "src/agent/web/page/")
 MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory/redis_errors.py"]}
 
 
@@ -80,6 +82,10 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
         below, others = module.startswith("memory/"), {"cli/forget.py", "docs/agent/memory.md"}
         if (below and module != "memory/__init__.py") or module in others:
             return True
+    if case["web"] == "no" and module.startswith(
+        ("web/", "callers.py", "cli/talk.py", "docs/agent/web.md")
+    ):
+        return True
     if module == "sqlite_thread.py":
         return "sqlite" not in (knowledge, memory)
     return module == "circuit_breaker.py" and knowledge == memory == "none"
@@ -157,12 +163,10 @@ def test_every_unique_python_file_is_formatted_and_has_nothing_to_lint(
 
 
 def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict[str, str]) -> None:
-    # Python modules, their tests and documents are the same in every project, and may name redis.
+    # Python modules and their tests are the same in every project, too, and may name redis
     texts = {name: content.decode().lower() for name, (content, _) in project.files().items()}
     speak = {name for name, text in texts.items() if re.search(r"redis(?!tribut)", text)}
-    with_redis = {
-        name for name in speak if not name.endswith(".py") and not name.startswith("docs/")
-    }
+    with_redis = {name for name in speak if not name.endswith(".py") and not name.startswith(SAME)}
     if case["memory"] == "redis":
         assert with_redis >= {"pyproject.toml", "compose.yaml", ".copier-answers.yml"}
     else:
@@ -175,7 +179,7 @@ def test_a_project_without_pgvector_has_no_trace_of_it(
     texts = {name: content.decode().lower() for name, (content, _) in project.files().items()}
     speak = {name for name, text in texts.items() if re.search(r"asyncpg|pgvector|postgres", text)}
     with_postgres = {
-        name for name in speak if not name.endswith(".py") and not name.startswith("docs/")
+        name for name in speak if not name.endswith(".py") and not name.startswith(SAME)
     }
     if case["knowledge"] == "pgvector":
         assert with_postgres >= {

@@ -271,6 +271,8 @@ def test_every_variable_that_a_file_names_is_read_by_something(project: Project)
     # livekit-server's, in compose.yaml
     elsewhere.add("LIVEKIT_CONFIG")
     for path, content in files.items():
+        if path.startswith("src/agent/web/page/"):
+            continue  # a browser has no environment
         for variable in variables_in(path, content) - fields - elsewhere - variables_of_the_sdk():
             # or the beginning of several
             assert any(name.startswith(f"{variable}_") for name in variables_of_the_sdk()), (
@@ -340,6 +342,8 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
                 and path.startswith("knowledge/")
                 and case["knowledge"] == "none"
             ):
+                continue
+            if name.startswith("docs/") and path == "callers.py" and case["web"] == "no":
                 continue
             assert any((place / path).exists() for place in places), f"{name}: {path}"
 

@@ -70,9 +70,11 @@ def test_what_comes_once_is_the_owners(both_tools: BothTools) -> None:
         "/README.md{% endif %}",
         "/tests/yours/scenarios.toml{% endif %}",
         "/tests/yours/test_behaviour.py{% endif %}",
+        "/src/agent/callers.py{% endif %}",
         "/tests/yours/test_knowledge.py{% endif %}",
     ]
-    assert {"knowledge/**", "README.md", "tests/yours/**"} <= set(owners["owner"])
+    theirs = {"knowledge/**", "README.md", "src/agent/callers.py", "tests/yours/**"}
+    assert theirs <= set(owners["owner"])
 
 
 def test_the_template_has_no_file_where_owners_are_told_that_it_never_will(

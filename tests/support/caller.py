@@ -38,6 +38,7 @@ class Caller:
         identity: str | None = None,
         kind: str = "standard",
         listens: bool = False,
+        token: str | None = None,
     ) -> None:
         identity = identity or somebody()
         self.identity, self.server, self.room_name = identity, server, room
@@ -56,7 +57,7 @@ class Caller:
         # of time.monotonic()
         self.first_sound_at: float | None = None
         self.last_sound_at: float | None = None
-        self._token = server.token(
+        self._token = token or server.token(
             room, identity, agent_name=agent_name, kind=kind, listens=listens
         )
         self._tasks: set[asyncio.Task[None]] = set()

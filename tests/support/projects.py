@@ -24,10 +24,11 @@ class Answers:
     memory: str = "sqlite"
     license: str = "Apache-2.0"
     models: str = "livekit"
+    web: str = "yes"
 
     def __str__(self) -> str:
         """A name for a test's parameter."""
-        return f"{self.knowledge}-{self.memory}-{self.license}-{self.models}"
+        return f"{self.knowledge}-{self.memory}-{self.license}-{self.models}-{self.web}"
 
     def data(self) -> dict[str, str]:
         """As Copier takes them."""
@@ -35,24 +36,25 @@ class Answers:
             "models": self.models,
             "knowledge": self.knowledge,
             "memory": self.memory,
+            "web": self.web,
             "license": self.license,
         }
 
 
 # every pair of values of two questions is here
 PAIRS = [
-    Answers("sqlite", "sqlite", "Apache-2.0", "livekit"),
-    Answers("sqlite", "redis", "MIT", "selfhosted"),
-    Answers("sqlite", "none", "proprietary", "providers"),
-    Answers("none", "sqlite", "MIT", "providers"),
-    Answers("none", "redis", "proprietary", "livekit"),
-    Answers("none", "none", "Apache-2.0", "selfhosted"),
-    Answers("pgvector", "sqlite", "proprietary", "selfhosted"),
-    Answers("pgvector", "redis", "Apache-2.0", "providers"),
-    Answers("pgvector", "none", "MIT", "livekit"),
-    Answers("sqlite", "sqlite", "MIT", "realtime"),
-    Answers("none", "redis", "Apache-2.0", "realtime"),
-    Answers("pgvector", "none", "proprietary", "realtime"),
+    Answers("sqlite", "sqlite", "Apache-2.0", "livekit", "yes"),
+    Answers("sqlite", "redis", "MIT", "selfhosted", "yes"),
+    Answers("sqlite", "none", "proprietary", "providers", "no"),
+    Answers("none", "sqlite", "MIT", "providers", "yes"),
+    Answers("none", "redis", "proprietary", "livekit", "no"),
+    Answers("none", "none", "Apache-2.0", "selfhosted", "no"),
+    Answers("pgvector", "sqlite", "proprietary", "selfhosted", "no"),
+    Answers("pgvector", "redis", "Apache-2.0", "providers", "yes"),
+    Answers("pgvector", "none", "MIT", "livekit", "no"),
+    Answers("sqlite", "sqlite", "MIT", "realtime", "yes"),
+    Answers("none", "redis", "Apache-2.0", "realtime", "no"),
+    Answers("pgvector", "none", "proprietary", "realtime", "yes"),
 ]
 # and every combination of stores
 CALLED = PAIRS

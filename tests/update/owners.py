@@ -23,6 +23,7 @@ PRINTABLE = st.text(
 )
 OWNER = (
     "README.md",
+    "src/agent/callers.py",
     "src/agent/persona.py",
     "src/agent/resources.py",
     "tests/yours/test_persona.py",

@@ -87,7 +87,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return {**extra, **getattr(record, "fields", {})}
 
 
-def _without_keys(line: str) -> str:
+def without_keys(line: str) -> str:
     """Without the key that an HTTP client quotes when it cannot send it."""
     return re.sub(r"(Illegal header value )b(\\?[\"']).*?\2", r"\1(not shown)", line)
 
@@ -107,7 +107,7 @@ class JsonLines(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         elif record.exc_text:
             line["exception"] = record.exc_text
-        return _without_keys(json.dumps(line, ensure_ascii=False, default=str))
+        return without_keys(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class Readable(logging.Formatter):
@@ -129,7 +129,7 @@ class Readable(logging.Formatter):
         line = f"{clock} {level}{record.getMessage()}" + (f"  {details}" if details else "")
         if record.exc_info:
             line += f"\n{self.formatException(record.exc_info)}"
-        return _without_keys(line)
+        return without_keys(line)
 
 
 def format_root(*, readable: bool, level: str = "INFO") -> None:

@@ -171,8 +171,27 @@ def test_what_may_pass_fails_for_doctor_and_is_a_warning_at_start(
 def test_a_server_that_is_not_there_is_named(server: OpenAIServer) -> None:
     [found] = model_findings(selfhosted(server, stt_url="http://127.0.0.1:1/v1"), "fail")
 
-    assert found.sentence.startswith("STT whisper-tiny of 127.0.0.1:1 cannot be asked (")
+    refused = "STT whisper-tiny of 127.0.0.1:1 cannot be asked (ConnectionRefusedError: "
+    assert found.sentence.startswith(refused)
     assert found.cure == "start its server, or correct AGENT_STT_URL"
+
+
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Persona(CallAgent):
+        @classmethod
+        def models(cls, settings: Settings) -> Models:
+            model = openai.LLM(model=MODELS["chat"], base_url=server.url, api_key="sk-secret\n")
+            turns = models_of(settings.model_copy(update={"models": "scripted"})).turn_handling
+            return Models(model, None, None, None, turns)
+
+    owners(monkeypatch, Persona)
+
+    [found] = model_findings(Settings(models="livekit"), "fail")
+
+    assert "Illegal header value" in found.what
+    assert "sk-secret" not in found.sentence
 
 
 def test_the_sdk_adds_no_record_of_its_own(

@@ -11,9 +11,10 @@ from typing import Any
 import typer
 
 # In the order of `agent --help`, which has to be there at once: a command imports what is slow,
-# such as the SDK, when it runs. A project without documents or memory has no module for them.
+# such as the SDK, when it runs. A project without documents, memory or page has no module for them.
 COMMANDS = {
     "chat": ("chat",),
+    "talk": ("talk",),
     "run": ("start", "dev", "console"),
     "call": ("call",),
     "rehearse": ("rehearse",),

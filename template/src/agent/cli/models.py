@@ -30,6 +30,7 @@ from agent.conversation.fallback import alternatives
 from agent.entrypoint import models_for, persona_class
 from agent.models import KEYLESS, Models, ModelsUnavailable
 from agent.settings import Settings, SettingsError, inference_has_own_keys
+from agent.telemetry import without_keys
 
 CLOSE_SECONDS = 1.0
 ANSWER_SECONDS = 10.0  # for one answer; the models are asked at the same time
@@ -165,9 +166,16 @@ class Question:
             else:
                 what, cure = f"refuses ({error.message})", f"correct {model}"
         except Exception as error:
-            level, what = unreachable, f"cannot be asked ({one_line(error.__cause__ or error)})"
+            level, what = unreachable, f"cannot be asked ({without_keys(one_line(_root(error)))})"
             cure = there
         return Finding(level, "models", f"{name} {what}", cure)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What clients wrap into "Connection error.", such as a refused connection."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def question_for(model: llm.LLM[Any] | llm.RealtimeModel) -> Question:

@@ -1,0 +1,64 @@
+"""The code on the page about the page works; FastAPI's and Django's are compiled only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from markdown_it import MarkdownIt
+
+from agent.settings import load_settings
+from agent.web import app, tokens
+from agent.web.app import web_app
+from tests.support.room_service import room_service
+from tests.support.templates import ROOT
+
+PAGE = (ROOT / "template" / "docs" / "agent" / "web.md").read_text(encoding="utf-8")
+
+
+def blocks(section: str, language: str = "python") -> list[str]:
+    """The code of a section, of any depth, in that language."""
+    text = PAGE.split(f"# {section}\n")[1].split("\n#")[0]
+    fences = [token for token in MarkdownIt().parse(text) if token.type == "fence"]
+    return [token.content for token in fences if token.info == language]
+
+
+async def test_an_aiohttp_application_is_what_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "index.html").write_text("<!doctype html>\n", encoding="utf-8")
+    assert web_app.__kwdefaults__ is not None
+    monkeypatch.setitem(web_app.__kwdefaults__, "page", tmp_path)
+    ran = list[web.Application]()
+    monkeypatch.setattr(web, "run_app", lambda site, port: ran.append(site))
+    (code,) = blocks("aiohttp")
+    async with room_service() as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        load_settings.cache_clear()
+        exec(compile(code, "web.md", "exec"), {})
+        async with TestClient(TestServer(ran[0])) as client:
+            assert (await client.get("/talk/")).status == 200
+            asking = {"Origin": "https://example.com"}
+            assert (await client.post("/talk/token", headers=asking)).status == 200
+
+
+@pytest.mark.parametrize("section", ["Who calls", "FastAPI", "Django", "Next.js"])
+def test_the_other_code_is_python_and_imports_what_is_there(section: str) -> None:
+    (code,) = blocks(section)
+    compile(code, "web.md", "exec")
+    ours = [line for line in code.splitlines() if line.startswith("from agent")]
+    assert ours
+    exec("\n".join(ours), dict[str, Any]())
+
+
+def test_the_numbers_on_the_page_are_those_of_the_endpoint() -> None:
+    assert f"more than {tokens.ASKS} requests in a minute" in PAGE
+    assert tokens.ASK_SECONDS == 60
+    assert "good for five minutes" in PAGE
+    assert tokens.TOKEN_LIFE.total_seconds() == 300
+    for name in app.guest.__module__, app.web_app.__name__, app.page_headers.__name__:
+        assert name in PAGE
