@@ -73,6 +73,23 @@ def test_what_a_record_cannot_say_in_json_does_not_break_the_log() -> None:
     )
 
 
+@pytest.mark.parametrize("formatter", [JsonLines(), Readable()])
+def test_what_the_sdk_says_of_a_caller_is_in_no_line(
+    formatter: logging.Formatter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"lk.pii.user_input": "my secret", "participant": "sip_+49301234567", "speech": 7}
+    skipped = {"name": "livekit.agents", **words}
+
+    line = formatter.format(record(**skipped))
+    assert not any(secret in line for secret in ("secret", "49301234567"))
+    assert "speech" in line
+    # an owner's own
+    assert "49301234567" in formatter.format(record(**{**skipped, "name": "shop"}))
+    monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", "true")
+    asked_for = formatter.format(record(**skipped))
+    assert all(secret in asked_for for secret in ("secret", "49301234567"))
+
+
 def test_a_person_reads_what_went_wrong_and_how_long_it_took() -> None:
     line = Readable().format(
         record(fields={"step": 2, "outcome": "error", "ms": 8500, "call": "job", "room": "room"})

@@ -493,6 +493,11 @@ def says_whether_traces_are_private() -> bool:
     return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ
 
 
+def words_are_asked_for() -> bool:
+    """Whether that variable asks for the conversation, in logs too."""
+    return os.environ.get("LIVEKIT_TELEMETRY_ALLOW_PII", "").strip().lower() in {"1", "true"}
+
+
 @lru_cache(maxsize=1)
 def load_settings() -> Settings:
     """The settings of this process; raises SettingsError with every problem at once."""

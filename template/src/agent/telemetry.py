@@ -18,7 +18,11 @@ from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
 
-from agent.settings import says_whether_traces_are_private, traces_are_exported
+from agent.settings import (
+    says_whether_traces_are_private,
+    traces_are_exported,
+    words_are_asked_for,
+)
 
 
 class Journal(Protocol):
@@ -66,6 +70,11 @@ COUNTED = {
     "agent.knowledge": logging.WARNING,
 }
 
+# how the SDK's names of what is personal begin
+PRIVATE = "lk.pii."
+# and who is a caller, which it does not mark: a phone's identity is its number
+WHO = {"participant", "participant_identity", "identity"}
+
 # the fields that only the record of an ended call has
 END = {"call", "reason", "seconds", "turns"}
 
@@ -78,11 +87,18 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record carries beside its message: the agent's `fields`, others' `extra=`."""
+    """What a record carries beside its message: the agent's `fields`, others' `extra=`.
+
+    The SDK marks what was said, also in its warnings, and mostly who said it: that is left out,
+    unless it is asked for.
+    """
+    asked_for = words_are_asked_for()
+    hidden = ("_",) if asked_for else ("_", PRIVATE)
+    who = set() if asked_for or not record.name.startswith("livekit") else WHO
     extra = {
         key: value
         for key, value in record.__dict__.items()
-        if key not in _STANDARD and not key.startswith("_")
+        if key not in _STANDARD | who and not key.startswith(hidden)
     }
     return {**extra, **getattr(record, "fields", {})}
 
