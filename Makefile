@@ -39,10 +39,12 @@ PYTEST := $(PY) -m pytest -n $$(( 2 * $$(nproc 2>/dev/null || echo 2) )) --dist 
 
 test: static  ## what CI runs: every test that needs no long wait
 	@$(PY) -m tests.support.server
+	@$(PY) -m tests.support.browser
 	@$(PYTEST) -m "not slow"
 
 test-all: static  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
 	@$(PY) -m tests.support.server
+	@$(PY) -m tests.support.browser
 	@$(PYTEST)
 	@ENDS_STORES=pgvector-redis $(PYTEST) tests/call/test_ends.py tests/call/test_slow_ends.py
 
