@@ -45,7 +45,8 @@ test: static  ## what CI runs: every test that needs no long wait
 test-all: static  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
 	@$(PY) -m tests.support.server
 	@$(PY) -m tests.support.browser
-	@$(PYTEST)
+	@$(PYTEST) --ignore tests/call/test_soak.py
+	@$(PYTEST) tests/call/test_soak.py
 	@ENDS_STORES=pgvector-redis $(PYTEST) tests/call/test_ends.py tests/call/test_slow_ends.py
 
 canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents that a project takes

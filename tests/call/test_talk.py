@@ -204,7 +204,9 @@ async def talking(project: Project, *options: str, **environment: str) -> AsyncI
 
 
 async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Project) -> None:
-    async with talking(default_project) as page, aiohttp.ClientSession() as http:
+    # livekit-server would heed them before its configuration
+    others = {"REDIS_HOST": f"{HERE}:1", "LIVEKIT_KEYS": f"another: {'s' * 32}"}
+    async with talking(default_project, **others) as page, aiohttp.ClientSession() as http:
         assert page.address.startswith("http://127.0.0.1:"), page.err
         async with http.get(page.address) as answer:
             assert answer.status == 200

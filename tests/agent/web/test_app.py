@@ -145,6 +145,11 @@ async def test_the_cookie_lets_a_visitor_go_on_and_nobody_without_it(client: Cli
     assert (await theirs.json())["room"] != first["room"]
 
 
+async def test_a_cookie_that_has_been_emptied_is_given_anew(client: Client) -> None:
+    answer = await client.post("/token", headers={**ASKING, "Cookie": f"{COOKIE}="})
+    assert len(answer.cookies[COOKIE].value) == 32
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [

@@ -231,7 +231,8 @@ class Server:
         with tempfile.TemporaryFile() as log:
             process = await asyncio.create_subprocess_exec(
                 self.binary,
-                env={**os.environ, "LIVEKIT_CONFIG": self.config},
+                # nothing else: it heeds an owner's REDIS_HOST, LIVEKIT_KEYS or UDP_PORT before that
+                env={"LIVEKIT_CONFIG": self.config},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -370,7 +371,8 @@ def open_browser(address: str) -> None:
     """Open the page, unless all there is is a browser in text: it would take the terminal."""
     with suppress(webbrowser.Error):
         browser = webbrowser.get()
-        if type(browser) is not webbrowser.GenericBrowser:
+        # what BROWSER names, such as wslview, Python does not know either
+        if type(browser) is not webbrowser.GenericBrowser or os.environ.get("BROWSER"):
             threading.Thread(target=browser.open, args=[address], daemon=True).start()
 
 
@@ -384,7 +386,9 @@ async def hold(page: Page, server: Server | None, worker: Worker | None) -> int:
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop_on, number)
+        # which nohup has it ignore
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop_on, number)
     stack, running = AsyncExitStack(), dict[str, asyncio.subprocess.Process]()
 
     async def begin() -> None:

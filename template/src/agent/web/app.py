@@ -106,7 +106,7 @@ class Endpoint:
             log.exception("no call: the token endpoint failed")
             return json_answer({"error": "No call can be started just now."}, 500)
         response = json_answer(answer)
-        if COOKIE not in request.cookies:
+        if not request.cookies.get(COOKIE):
             secure = request.headers["Origin"].startswith("https:")
             response.set_cookie(COOKIE, visitor, httponly=True, samesite="Strict", secure=secure)
         return response
