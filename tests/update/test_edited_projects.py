@@ -54,17 +54,17 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
 
 
 @pytest.fixture(scope="module")
-def pristine(
-    history: Template, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, int], Project]:
+def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
     """A committed project of a release with the n-th set of its answers; rendered once each."""
-    folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, int], Project]()
+    folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, str, int], Project]()
 
-    def copy(version: str, number: int) -> Project:
-        cases = cases_of(configuration(history, version))
-        key = version, number % len(cases)
+    def copy(version: str, number: int, asked: str = "") -> Project:
+        """`asked` is the version whose answers are numbered."""
+        cases = cases_of(configuration(history, asked or version))
+        key = version, asked or version, number % len(cases)
         if key not in kept:
-            kept[key] = history.copy(folder / f"{version}-{key[1]}", version, **cases[key[1]])
+            to = folder / "-".join(map(str, key))
+            kept[key] = history.copy(to, version, **cases[key[2]])
             kept[key].commit()
         to = folder / uuid.uuid4().hex
         shutil.copytree(kept[key].path, to, symlinks=True)
@@ -74,7 +74,7 @@ def pristine(
 
 
 def assert_kept(
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     history: Template,
     version: str,
     number: int,
@@ -116,7 +116,7 @@ def assert_kept(
 @example(VERSIONS[-1], 1, EVERYTHING)
 def test_an_update_keeps_whatever_an_owner_did(
     history: Template,
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     version: str,
     number: int,
     made: list[Edit],
@@ -130,7 +130,7 @@ def test_an_update_keeps_whatever_an_owner_did(
 @settings(ANY, max_examples=150)
 def test_an_update_keeps_whatever_any_owner_did(
     history: Template,
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     version: str,
     number: int,
     made: list[Edit],
@@ -139,7 +139,7 @@ def test_an_update_keeps_whatever_any_owner_did(
 
 
 def assert_stopped(
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     version: str,
     number: int,
     made: list[Edit],
@@ -158,7 +158,7 @@ def assert_stopped(
     changed = {edit.name for edit in moved} & brought
     assert code == (1 if changed else 0), report
     # an option may have taken away what a file has become
-    now = pristine(WORK_TREE, number).files()
+    now = pristine(WORK_TREE, number, version).files()
     followed = {name: MOVED[name] for name in changed if MOVED[name] in now}
     for name, path in followed.items():
         assert f"  {name} is now {path}: put your change there" in report
@@ -179,7 +179,7 @@ def assert_stopped(
 )
 def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
     history: Template,
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     version: str,
     number: int,
     made: list[Edit],
@@ -194,7 +194,7 @@ def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
 @settings(ANY, max_examples=60)
 def test_any_change_of_a_file_that_has_moved_stops_the_update(
     history: Template,
-    pristine: Callable[[str, int], Project],
+    pristine: Callable[..., Project],
     version: str,
     number: int,
     made: list[Edit],
@@ -204,7 +204,7 @@ def test_any_change_of_a_file_that_has_moved_stops_the_update(
 
 
 def test_an_edited_project_ends_the_same_step_by_step(
-    history: Template, pristine: Callable[[str, int], Project]
+    history: Template, pristine: Callable[..., Project]
 ) -> None:
     # its updates pass through all the others
     version = VERSIONS[0]
@@ -225,7 +225,7 @@ def test_an_edited_project_ends_the_same_step_by_step(
 @settings(ANY, max_examples=4, derandomize=True)
 @example(1.0, "insert")
 def test_an_edit_of_the_templates_is_merged_or_reported_and_never_lost(
-    history: Template, pristine: Callable[[str, int], Project], place: float, what: str
+    history: Template, pristine: Callable[..., Project], place: float, what: str
 ) -> None:
     project = pristine(WORK_TREE, 0)
     lines = project.read(FIXED).splitlines(keepends=True)
