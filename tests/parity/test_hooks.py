@@ -249,7 +249,8 @@ def given_answers(tmp_path: Path) -> dict[str, object]:
         "description": "Answers.",
         "author_name": "Ann",
     }
-    chosen = {"models": "livekit", "knowledge": "none", "memory": "redis", "license": "MIT"}
+    stores = {"knowledge": "none", "memory": "redis"}
+    chosen = {"models": "livekit", **stores, "web": "yes", "license": "MIT"}
     return (
         answers
         | chosen
