@@ -78,13 +78,8 @@ bench-long: $(STAMP)  ## measure: 1,000 calls through one worker, and workers re
 ownership: $(STAMP)  ## write template/.template.toml.jinja again after files were added, changed or removed
 	@$(PY) tools/ownership.py
 
-# npm writes this when it has finished
-MODULES := web/node_modules/.package-lock.json
-
-$(MODULES): web/package-lock.json
-	@cd web && npm ci --silent
-
-page: $(MODULES)  ## build the page of `agent talk` from web/ into the template; needs node and npm
+page: $(STAMP)  ## build the script of the page of `agent talk` from web/ into the template; needs node and npm
+	@$(PY) -m tests.support.npm
 	@cd web && npm run --silent types && npm run --silent build
 
 pictures: $(STAMP)  ## every state of the page, in docs/pictures/; needs chromium

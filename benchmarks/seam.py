@@ -18,13 +18,11 @@ import asyncio
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import uuid
-import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +35,8 @@ from livekit import rtc
 from livekit.agents import Agent, AgentSession, room_io, stt
 
 from agent.transport.preconnect import AUDIO, PreConnectBuffer
+from tests.support.browser import find_chromium
+from tests.support.openai_server.audio import wav_of
 from tests.support.server import LiveKit, free_port, livekit_server
 
 CLIENT = "livekit-client@2.23.0"
@@ -181,8 +181,7 @@ async def browser(
 
 def chromium() -> str:
     """Its path; ends the program where there is none."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    return found or sys.exit("there is no chromium: on Debian, apt-get install chromium")
+    return find_chromium() or sys.exit("there is no chromium: on Debian, apt-get install chromium")
 
 
 async def call(livekit: LiveKit, client: Path, microphone: Path, late: int, slow: float) -> Any:
@@ -246,11 +245,7 @@ def main() -> None:
         subprocess.run(["npm", "install", "--silent", "--prefix", folder, CLIENT], check=True)
         client = Path(folder, "node_modules/livekit-client/dist/livekit-client.umd.js")
         played, microphone = sound(), Path(folder, "sound.wav")
-        with wave.open(str(microphone), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(RATE)
-            file.writeframes(played.astype("<i2").tobytes())
+        microphone.write_bytes(wav_of(played.astype("<i2").tobytes(), RATE))
         asyncio.run(measure(client, microphone, played, asked))
 
 

@@ -114,6 +114,8 @@ PUBLIC = {
     "agent.transport.Caller": ("identity", "name", "kind", "attributes", "can_publish"),
     "agent.web.Refused": ("status", "json", "headers"),
     "agent.web.Tokens": ("answer",),
+    "agent.web.app.PAGE": (),
+    "agent.web.app.address_of": (),
     "agent.web.app.page_headers": (),
     "agent.web.app.web_app": (),
 }

@@ -1,6 +1,6 @@
-// Builds the page into the template, or into the folder that is named as the only argument.
+// Builds the script of the page into the template, beside its other files, or into the folder that is named as the only argument.
 // The same lock gives the same bytes on every machine: a test compares them.
-import { copyFileSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -21,7 +21,6 @@ await build({
   legalComments: "none",
   banner: { js: "// Built by `make page`; what it is made of, and under which licenses: LICENSES.txt" },
 });
-for (const name of ["index.html", "talk.css"]) copyFileSync(join(here, "src", name), join(to, name));
 writeFileSync(join(to, "LICENSES.txt"), licenses());
 
 /** What the page is built from, each with its license; a text that several have is there once. */

@@ -79,9 +79,7 @@ class Scene:
 
     async def dispatch(self, room: str) -> None:
         """Send the agent into an empty room."""
-        async with self.livekit.api() as server:
-            request = api.CreateAgentDispatchRequest(agent_name=self.agent, room=room)
-            await server.agent_dispatch.create_dispatch(request)
+        await self.livekit.dispatch(self.agent, room)
 
     async def said(self, room: str, message: str) -> Record:
         """Wait until the call in `room` has logged `message`."""

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,6 +16,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+
+from tests.support import debian
 
 PATIENCE = 120.0
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -37,22 +38,6 @@ QUIET = (
 def find_chromium() -> str | None:
     """The path of a Chromium, if there is one."""
     return next(filter(None, map(shutil.which, NAMES)), None)
-
-
-def install_chromium() -> None:
-    """Debian's, where that is possible and there is none."""
-    if find_chromium() or os.geteuid() != 0 or not shutil.which("apt-get"):
-        return
-    print("installing chromium, in which tests open the page (once) ...", flush=True)
-    for command in (
-        ["update", "-qq"],
-        ["install", "-qq", "-y", "--no-install-recommends", "chromium"],
-    ):
-        done = subprocess.run(["apt-get", *command], capture_output=True, text=True)
-        if done.returncode:
-            said = " ".join(done.stderr.split())[-300:]
-            print(f"no chromium, so its tests are skipped (and fail under CI): {said}", flush=True)
-            return
 
 
 def require_chromium() -> str:
@@ -290,5 +275,13 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
         pass
 
 
-if __name__ == "__main__":
-    install_chromium()
+# Runs before the tests, where only one process installs.
+if __name__ == "__main__" and not find_chromium():
+    print("installing chromium, in which tests open the page (once) ...", flush=True)
+    why = "it is neither on PATH nor to be installed by this user"
+    try:
+        installed = debian.install("chromium")
+    except RuntimeError as error:
+        installed, why = False, str(error)
+    if not installed:
+        print(f"no chromium, so tests of the page are skipped (and fail under CI): {why}")

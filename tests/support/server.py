@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import aiohttp
@@ -137,6 +138,12 @@ class LiveKit:
         """A client of its API; the caller closes it."""
         return api.LiveKitAPI(self.url.replace("ws", "http"), self.api_key, self.api_secret)
 
+    async def dispatch(self, agent_name: str, room: str) -> None:
+        """Send an agent into a room, which is made if it is not there."""
+        asked = api.CreateAgentDispatchRequest(agent_name=agent_name, room=room)
+        async with self.api() as server:
+            await server.agent_dispatch.create_dispatch(asked)
+
     def token(
         self,
         room: str,
@@ -145,14 +152,22 @@ class LiveKit:
         agent_name: str | None = None,
         kind: str = "standard",
         listens: bool = False,
+        life: timedelta = timedelta(hours=1),
     ) -> str:
         """A token for `identity`; joining with it sends `agent_name` into the room."""
-        grants = api.VideoGrants(room_join=True, room=room, can_publish=not listens)
+        grants = api.VideoGrants(
+            room_join=True,
+            room=room,
+            can_publish=not listens,
+            # as a worker's: an agent says what it does
+            can_update_own_metadata=kind == "agent",
+        )
         token = (
             api.AccessToken(self.api_key, self.api_secret)
             .with_identity(identity)
             .with_kind(kind)  # type: ignore[arg-type]
             .with_grants(grants)
+            .with_ttl(life)
         )
         if agent_name:
             dispatch = api.RoomAgentDispatch(agent_name=agent_name)

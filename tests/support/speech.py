@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from livekit import api, rtc
+from livekit import rtc
 
 from agent.models import local
 from tests.support.caller import PATIENCE, Caller
@@ -154,9 +154,7 @@ class SpeakingCaller(Caller):
         self.room.on("local_track_published", lambda *_: published.set())
         self.keep(self.speak_early(self._microphone, recording.tobytes()))
         await published.wait()
-        async with self.server.api() as server:
-            request = api.CreateAgentDispatchRequest(agent_name=agent, room=self.room_name)
-            await server.agent_dispatch.create_dispatch(request)
+        await self.server.dispatch(agent, self.room_name)
 
     async def make(self, *sounds: Samples) -> None:
         """Make these sounds, one after another; returns when the last one has been made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
@@ -53,13 +53,18 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Template:
     return template
 
 
+class Pristine(Protocol):
+    """Gives a copy of a release; `asked` is the version whose answers are numbered, or the same."""
+
+    def __call__(self, version: str, number: int, asked: str = "") -> Project: ...
+
+
 @pytest.fixture(scope="module")
-def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Pristine:
     """A committed project of a release with the n-th set of its answers; rendered once each."""
     folder, kept = tmp_path_factory.mktemp("pristine"), dict[tuple[str, str, int], Project]()
 
     def copy(version: str, number: int, asked: str = "") -> Project:
-        """`asked` is the version whose answers are numbered."""
         cases = cases_of(configuration(history, asked or version))
         key = version, asked or version, number % len(cases)
         if key not in kept:
@@ -74,7 +79,7 @@ def pristine(history: Template, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 def assert_kept(
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     history: Template,
     version: str,
     number: int,
@@ -116,7 +121,7 @@ def assert_kept(
 @example(VERSIONS[-1], 1, EVERYTHING)
 def test_an_update_keeps_whatever_an_owner_did(
     history: Template,
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     version: str,
     number: int,
     made: list[Edit],
@@ -130,7 +135,7 @@ def test_an_update_keeps_whatever_an_owner_did(
 @settings(ANY, max_examples=150)
 def test_an_update_keeps_whatever_any_owner_did(
     history: Template,
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     version: str,
     number: int,
     made: list[Edit],
@@ -139,7 +144,7 @@ def test_an_update_keeps_whatever_any_owner_did(
 
 
 def assert_stopped(
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     version: str,
     number: int,
     made: list[Edit],
@@ -179,7 +184,7 @@ def assert_stopped(
 )
 def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
     history: Template,
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     version: str,
     number: int,
     made: list[Edit],
@@ -194,7 +199,7 @@ def test_a_change_of_a_file_that_has_moved_stops_the_update_and_is_not_lost(
 @settings(ANY, max_examples=60)
 def test_any_change_of_a_file_that_has_moved_stops_the_update(
     history: Template,
-    pristine: Callable[..., Project],
+    pristine: Pristine,
     version: str,
     number: int,
     made: list[Edit],
@@ -204,7 +209,7 @@ def test_any_change_of_a_file_that_has_moved_stops_the_update(
 
 
 def test_an_edited_project_ends_the_same_step_by_step(
-    history: Template, pristine: Callable[..., Project]
+    history: Template, pristine: Pristine
 ) -> None:
     # its updates pass through all the others
     version = VERSIONS[0]
@@ -225,7 +230,7 @@ def test_an_edited_project_ends_the_same_step_by_step(
 @settings(ANY, max_examples=4, derandomize=True)
 @example(1.0, "insert")
 def test_an_edit_of_the_templates_is_merged_or_reported_and_never_lost(
-    history: Template, pristine: Callable[..., Project], place: float, what: str
+    history: Template, pristine: Pristine, place: float, what: str
 ) -> None:
     project = pristine(WORK_TREE, 0)
     lines = project.read(FIXED).splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""The page, served with tokens as an owner's server would, under a strict policy."""
+"""The page as an owner's server serves it, with tokens as a test wants them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from datetime import timedelta
 from aiohttp import web
 from livekit import api
 
+from agent.transport import Caller
+from agent.web.app import web_app
+from agent.web.tokens import Refused, Tokens, asked_room
 from tests.support.server import LiveKit
-from tests.support.templates import ROOT
-
-PAGE = ROOT / "template" / "src" / "agent" / "web" / "page"
 
 
-@dataclass
-class Served:
+@dataclass(eq=False)
+class Served(Tokens):
     """A running server of the page."""
 
     livekit: LiveKit
@@ -54,34 +54,31 @@ class Served:
         finally:
             self.agent = agent
 
-    async def token(self, request: web.Request) -> web.Response:
+    async def answer(
+        self,
+        body: bytes,
+        *,
+        origin: str | None,
+        address: str,
+        visitor: str,
+        caller: Caller | None = None,
+        metadata: str = "",
+    ) -> dict[str, str]:
         """A token for a new room and a new caller, or for those that are asked for again."""
-        asked = await request.json()
+        room = asked_room(body)
         await self._free.wait()
         if self.refusal:
-            status, text = self.refusal
-            return web.json_response({"error": text}, status=status)
-        room = asked.get("room_name")
+            raise Refused(*self.refusal)
         if room not in self.rooms:
             room = f"talk-{uuid.uuid4().hex[:8]}"
         self.rooms.append(room)
-        token = (
-            api.AccessToken(self.livekit.api_key, self.livekit.api_secret)
-            .with_identity(f"visitor of {room}")
-            .with_grants(api.VideoGrants(room_join=True, room=room))
-            .with_ttl(timedelta(seconds=self.seconds))
+        token = self.livekit.token(
+            room,
+            f"visitor of {room}",
+            agent_name=self.agent,
+            life=timedelta(seconds=self.seconds),
         )
-        if self.agent:
-            dispatch = api.RoomAgentDispatch(agent_name=self.agent)
-            token = token.with_room_config(api.RoomConfiguration(agents=[dispatch]))
-        answer = {"server_url": self.livekit.url, "participant_token": token.to_jwt()}
-        return web.json_response(answer, status=201)
-
-    async def dispatch(self, agent: str) -> None:
-        """Send an agent to the newest room."""
-        asked = api.CreateAgentDispatchRequest(agent_name=agent, room=self.rooms[-1])
-        async with self.livekit.api() as server:
-            await server.agent_dispatch.create_dispatch(asked)
+        return {"server_url": self.livekit.url, "participant_token": token}
 
     async def delete(self, room: str) -> None:
         """End a room, as an agent does that hangs up."""
@@ -89,32 +86,13 @@ class Served:
             await server.room.delete_room(api.DeleteRoomRequest(room=room))
         self.rooms.remove(room)
 
-    @property
-    def policy(self) -> str:
-        """Nothing but its own files, and the voice server."""
-        there = self.livekit.url
-        return (
-            "default-src 'none'; script-src 'self'; style-src 'self';"
-            f" connect-src 'self' {there} {there.replace('ws', 'http')};"
-            " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-
 
 @asynccontextmanager
 async def served(livekit: LiveKit, agent: str | None = None) -> AsyncIterator[Served]:
     """The page of callers of `agent`, or of an agent who joins by itself."""
     page = Served(livekit, agent)
 
-    async def file(request: web.Request) -> web.StreamResponse:
-        path = PAGE / (request.match_info["name"] or "index.html")
-        if not path.is_file():
-            raise web.HTTPNotFound
-        return web.FileResponse(path, headers={"Content-Security-Policy": page.policy})
-
-    app = web.Application()
-    app.router.add_post("/token", page.token)
-    app.router.add_get("/{name:[a-zA-Z.]*}", file)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(web_app(page, livekit_url=livekit.url))
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

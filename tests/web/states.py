@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from livekit import api, rtc
+from livekit import rtc
 
 from tests.support.browser import LOOKS, PATIENCE, Browser, Looks, Page
 from tests.support.server import LiveKit
@@ -29,10 +29,8 @@ class StandIn:
         self.room.register_text_stream_handler("lk.chat", self._read)
 
     async def join(self) -> None:
-        grants = api.VideoGrants(room_join=True, room=self._name, can_update_own_metadata=True)
-        token = api.AccessToken(self._livekit.api_key, self._livekit.api_secret)
-        token = token.with_identity("agent").with_kind("agent").with_grants(grants)
-        await self.room.connect(self._livekit.url, token.to_jwt())
+        token = self._livekit.token(self._name, "agent", kind="agent")
+        await self.room.connect(self._livekit.url, token)
 
     async def does(self, state: str) -> None:
         """Say to the page what it does."""

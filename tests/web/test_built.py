@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.web.app import PAGE
 from tests.support.npm import WEB, require_packages
-from tests.web.served import PAGE
 
 MOST_BYTES = 250_000
-FILES = {"index.html", "talk.css", "talk.js", "LICENSES.txt"}
+BUILT = {"talk.js", "LICENSES.txt"}
+FILES = {"index.html", "talk.css", *BUILT}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_the_page_is_what_its_sources_build(modules: Path, tmp_path: Path) -> No
     subprocess.run([node, "build.mjs", str(tmp_path)], cwd=WEB, check=True, capture_output=True)
 
     built = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    assert built == {file.name: file.read_bytes() for file in PAGE.iterdir()}, "`make page`"
+    assert built == {name: (PAGE / name).read_bytes() for name in BUILT}, "`make page`"
 
 
 def test_its_sources_have_the_types_that_they_say(modules: Path) -> None:

@@ -10,12 +10,10 @@ import asyncio
 import base64
 import os
 import signal
-import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ import pytest_asyncio
 
 from agent.models import local
 from tests.support.browser import Browser, Page, chromium
+from tests.support.openai_server.audio import wav_of
 from tests.support.projects import PAIRS, render
 from tests.support.server import LiveKit
 from tests.support.speech import RATE, Samples, need_speech, pause, plain, voice
@@ -117,16 +116,6 @@ class Stage:
             assert page.errors == []
 
 
-def recording(file: Path, samples: Samples) -> Path:
-    """The samples as a file that Chromium takes for a microphone."""
-    with wave.open(str(file), "wb") as into:
-        into.setnchannels(1)
-        into.setsampwidth(2)
-        into.setframerate(RATE)
-        into.writeframes(samples.tobytes())
-    return file
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stage(
     template: Template, tmp_path_factory: pytest.TempPathFactory, livekit: LiveKit
@@ -139,7 +128,8 @@ async def stage(
     # as loud as a microphone is: Chromium makes it 15 dB louder at first, and cuts off what exceeds
     asked = (voice(QUESTION) * 0.15).astype(np.int16)
     said = np.concatenate([pause(0.5), asked, pause(60)])
-    question = recording(folder / "question.wav", said)
+    question = folder / "question.wav"
+    question.write_bytes(wav_of(said.tobytes(), RATE))
     async with (
         chromium(
             "--use-fake-device-for-media-stream",
@@ -201,7 +191,7 @@ async def test_a_question_that_is_asked_before_the_agent_comes_is_answered_aloud
             await page.until("loud && quiet >= 0.5")
             await page.run("taken()")
 
-            await stage.served.dispatch(AGENT)
+            await stage.served.livekit.dispatch(AGENT, stage.served.rooms[-1])
 
             await hear(page, *ANSWER)
 

@@ -98,7 +98,7 @@ export class Conversation {
       const { serverUrl, participantToken } = await newToken(earlierRoom);
       if (this.state === "ended") return;
       await this.#room.connect(serverUrl, participantToken);
-      // not before: it also comes without a reason where connecting fails with one
+      // not before: where connecting fails it comes too, with another reason than the error's
       this.#room.on(RoomEvent.Disconnected, (reason) => this.#over(words.whyEnded(reason)));
     } catch (error) {
       this.#over(error instanceof NoToken ? error.message : words.whyNotConnected(error));

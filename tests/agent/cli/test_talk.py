@@ -203,10 +203,13 @@ def test_others_are_never_answered_by_a_script_that_nobody_chose() -> None:
     assert talk.with_a_voice(scripted, keyless=True, public=True) is scripted
 
 
-@pytest.mark.parametrize("in_text", [True, False])
-def test_a_browser_in_text_does_not_take_the_terminal(
-    monkeypatch: pytest.MonkeyPatch, in_text: bool
+@pytest.mark.parametrize(
+    ("in_text", "chosen", "opens"), [(True, "", False), (True, "wslview", True), (False, "", True)]
+)
+def test_a_browser_in_text_does_not_take_the_terminal_unless_it_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, in_text: bool, chosen: str, opens: bool
 ) -> None:
+    monkeypatch.setenv("BROWSER", chosen)
     opened = list[str]()
     kind = webbrowser.GenericBrowser if in_text else webbrowser.BackgroundBrowser
 
@@ -220,4 +223,4 @@ def test_a_browser_in_text_does_not_take_the_terminal(
     monkeypatch.setattr(webbrowser, "get", lambda: kind("true"))
     monkeypatch.setattr(threading, "Thread", Thread)
     talk.open_browser("http://127.0.0.1:7890/")
-    assert opened == ([] if in_text else ["http://127.0.0.1:7890/"])
+    assert opened == (["http://127.0.0.1:7890/"] if opens else [])

@@ -101,6 +101,7 @@ def talk(
                 require(check_port(settings.port, "AGENT_PORT"))
             load_calls()
             settings = with_a_voice(settings, keyless=keyless, public=public is not None)
+            # not left to the worker: the first time takes longer than a worker is waited for
             prepare_documents(settings)
         opened = public or f"http://{HERE}:{port}"
         origins = {opened} if public else {opened, f"http://localhost:{port}"}
