@@ -56,6 +56,7 @@ def test_the_other_code_is_python_and_imports_what_is_there(section: str) -> Non
 
 
 def test_the_numbers_on_the_page_are_those_of_the_endpoint() -> None:
+    assert f"more than {tokens.NEW_CALLS} new calls in a minute" in PAGE
     assert f"more than {tokens.ASKS} requests in a minute" in PAGE
     assert tokens.ASK_SECONDS == 60
     assert "good for five minutes" in PAGE
