@@ -205,6 +205,20 @@ async def test_the_owner_says_who_calls_or_refuses(
         assert "KeyError: 'session'" in caplog.text
 
 
+async def test_the_owner_is_not_asked_who_calls_from_another_page(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def looked_up(request: web.Request) -> Caller | None:
+        asked.append(request.headers["Origin"])
+        return None
+
+    asked = list[str]()
+    async with serving(page, monkeypatch, looked_up) as client:
+        for origin in "https://evil.example", HERE:
+            await client.post("/token", headers={"Origin": origin})
+    assert asked == [HERE]
+
+
 async def test_nobody_is_known_by_default() -> None:
     asked: Callable[[web.Request], Awaitable[Caller | None]] = caller_of
     assert await asked(None) is None  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -55,7 +56,7 @@ async def ask(
     **more: Any,
 ) -> dict[str, str]:
     body = json.dumps({**more, **({"room": room} if room else {})}).encode()
-    return await desk.answer(body, origin=origin, address=address, visitor=visitor, caller=caller)
+    return await desk.answer(body, origin=origin, address=address, who=caller or visitor)
 
 
 def claims(answer: dict[str, str]) -> Any:
@@ -92,7 +93,7 @@ async def test_the_agent_is_sent_into_each_room_once_and_told_what_it_is_about(
     desk: Tokens, server: RoomService
 ) -> None:
     answer = await desk.answer(
-        b"", origin=HERE, address="192.0.2.1", visitor="ann", metadata='{"order": 1042}'
+        b"", origin=HERE, address="192.0.2.1", who="ann", metadata='{"order": 1042}'
     )
 
     (made,) = server.made
@@ -189,6 +190,33 @@ async def test_another_page_gets_no_token(
 
 
 @pytest.mark.parametrize(
+    ("origin", "body", "asks", "status"),
+    [
+        ("https://evil.example", b"", 0, 403),
+        (HERE, b"nonsense", 0, 400),
+        (HERE, b"", ASKS, 429),
+    ],
+)
+async def test_nobody_is_looked_up_for_a_request_that_is_refused_anyway(
+    desk: Tokens, origin: str, body: bytes, asks: int, status: int
+) -> None:
+    async def who() -> str:
+        looked_up.append("ann")
+        return "a secret of ann's browser"
+
+    looked_up = list[str]()
+    first = await desk.answer(b"", origin=HERE, address="192.0.2.1", who=who)
+    assert looked_up == ["ann"]
+    for _ in range(asks):
+        with suppress(Refused):
+            await ask(desk, first["room"])
+    with pytest.raises(Refused) as refused:
+        await desk.answer(body, origin=origin, address="192.0.2.1", who=who)
+    assert refused.value.status == status
+    assert looked_up == ["ann"]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         *(b"room", b"[]", b'"room"', b"\xff", b'{"room": 7}', b'{"room": ["a"]}', b"[" * 4000),
@@ -203,7 +231,7 @@ async def test_what_is_not_understood_or_not_a_visitors_to_choose_is_refused(
     desk: Tokens, server: RoomService, body: bytes
 ) -> None:
     with pytest.raises(Refused) as refused:
-        await desk.answer(body, origin=HERE, address="192.0.2.1", visitor="ann")
+        await desk.answer(body, origin=HERE, address="192.0.2.1", who="ann")
     assert refused.value.status == 400
     assert server.made == []
 

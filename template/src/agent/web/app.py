@@ -90,13 +90,16 @@ class Endpoint:
 
     async def post(self, request: web.Request) -> web.Response:
         visitor = request.cookies.get(COOKIE) or secrets.token_hex(16)
+
+        async def who() -> Caller | str:
+            return await self.caller_of(request) or visitor
+
         try:
             answer = await self.tokens.answer(
                 await request.read(),
                 origin=request.headers.get("Origin"),
                 address=address_of(request.remote, request.headers.get("X-Forwarded-For")),
-                visitor=visitor,
-                caller=await self.caller_of(request),
+                who=who,
             )
         except Refused as refused:
             return web.json_response(refused.json, status=refused.status, headers=refused.headers)

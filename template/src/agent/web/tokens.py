@@ -14,7 +14,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -84,24 +84,26 @@ class Tokens:
         *,
         origin: str | None,
         address: str,
-        visitor: str,
-        caller: Caller | None = None,
+        who: Caller | str | Callable[[], Awaitable[Caller | str]],
         metadata: str = "",
     ) -> dict[str, str]:
         """The answer to a POST with this body; raises Refused.
 
-        `caller` is who your session says it is, None for a guest. `visitor` is a secret of the
-        visitor's session or cookie: it lets a guest go on with their own call, and nobody else.
+        `who` is the caller whom your session knows, or for a guest a secret of their session or
+        cookie: it lets them go on with their own call, and nobody else. An async function that
+        finds this out, such as in a database, is called only for a request that is within limits.
         `address` is where the request comes from, `metadata` what the call is about.
         """
-        if not (caller or visitor):
-            raise ValueError("a guest without a secret would share a call with the next one")
         if origin not in self._origins:
             raise Refused(403, "Calls from another page are not taken.")
         room = asked_room(body)
         network = network_of(address)
         self._asks.count(network)
-        whose = f"caller {caller.identity}" if caller else f"guest {visitor}"
+        known = await who() if callable(who) else who
+        if not known:
+            raise ValueError("a guest without a secret would share a call with the next one")
+        caller = known if isinstance(known, Caller) else None
+        whose = f"caller {caller.identity}" if caller else f"guest {known}"
         async with self._server() as server:
             if not (self._is_theirs(room, whose) and await goes_on(server, room)):
                 self._new_calls.count(whose if caller else network)
