@@ -68,6 +68,15 @@ def test_the_other_applications_look_nobody_up_before_the_endpoint_asks(section:
     assert not re.search(r"session|user", ast.unparse(endpoint))
 
 
+@pytest.mark.parametrize("section", ["FastAPI", "Django"])
+def test_no_answer_of_the_other_applications_is_kept(section: str) -> None:
+    (code,) = blocks(section)
+    answers = found(code, ast.Call, lambda node: ast.unparse(node.func).lower() == "jsonresponse")
+    assert len(answers) == 2
+    for answer in answers:
+        assert re.search(r"NO_STORE|refused\.headers", ast.unparse(answer))
+
+
 @pytest.mark.parametrize("section", ["Who calls", "FastAPI", "Django", "Next.js"])
 def test_the_other_code_is_python_and_imports_what_is_there(section: str) -> None:
     (code,) = blocks(section)

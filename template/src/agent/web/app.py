@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from agent.transport import Caller
-from agent.web.tokens import Refused, Tokens
+from agent.web.tokens import NO_STORE, Refused, Tokens
 
 log = logging.getLogger("agent.web")
 
@@ -117,7 +117,7 @@ class Endpoint:
 
 def json_answer(answer: dict[str, str], status: int = 200) -> web.Response:
     """An answer of the endpoint, which nobody keeps."""
-    return web.json_response(answer, status=status, headers={"Cache-Control": "no-store"})
+    return web.json_response(answer, status=status, headers=NO_STORE)
 
 
 def address_of(peer: str | None, forwarded: str | None) -> str:

@@ -39,6 +39,7 @@ NEW_CALLS = 5
 AGENT_SECONDS = 8.0
 SERVER_SECONDS = 5.0
 MAX_BODY = 4096
+NO_STORE = {"Cache-Control": "no-store"}  # of every answer: nobody keeps a token
 # what LiveKit's clients may ask for, and is not theirs to choose
 DECIDED_HERE = (
     *("participant_identity", "participant_name", "participant_metadata"),
@@ -53,7 +54,7 @@ class Refused(Exception):
         super().__init__(sentence)
         self.status = status
         self.json = {"error": sentence}
-        self.headers = {"Cache-Control": "no-store"}
+        self.headers = dict(NO_STORE)
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
 
