@@ -51,7 +51,7 @@ def settings(livekit: LiveKit, monkeypatch: pytest.MonkeyPatch) -> Settings:
 async def ask(tokens: Tokens, room: str = "", visitor: str = "ann") -> dict[str, str]:
     """An answer of the token endpoint."""
     body = f'{{"room": "{room}"}}'.encode()
-    return await tokens.answer(body, origin=ORIGIN, address="192.0.2.1", visitor=visitor)
+    return await tokens.answer(body, origin=ORIGIN, address="192.0.2.1", who=visitor)
 
 
 async def test_a_token_lets_a_guest_speak_and_nothing_more(settings: Settings) -> None:

@@ -179,6 +179,17 @@ def test_an_error_in_the_owners_file_names_the_line(
     assert "NameError: name 'session' is not defined (test_talk.py, line" in ended.err
 
 
+def test_an_owners_function_that_is_not_async_is_refused_at_the_start(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(request: object) -> None: ...
+
+    monkeypatch.setattr("agent.callers.caller_of", nobody)
+    ended = agent()
+    assert ended.code == 2
+    assert "write `async def caller_of(request: web.Request) -> Caller | None:`" in ended.err
+
+
 @pytest.mark.parametrize(("installed", "models"), [(True, "local"), (False, "scripted")])
 def test_without_keys_models_of_this_machine_answer(
     agent: Agent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import secrets
@@ -138,6 +139,10 @@ def load_caller_of() -> CallerOf:
     except Exception as error:
         problem = f"agent.callers gives no `caller_of`: {location(error)}"
         raise SettingsError([problem]) from error
+    if not inspect.iscoroutinefunction(found):
+        problem = "`caller_of` in agent.callers is no async function"
+        cure = "write `async def caller_of(request: web.Request) -> Caller | None:`"
+        raise SettingsError([f"{problem}: {cure}"])
     return found
 
 
