@@ -169,6 +169,7 @@ def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | No
     process.userdata["settings"] = settings
     sounds.kept.share(sounds_folder)
     telemetry.export_spans()
+    telemetry.hush_hang_ups()
     for name in PREWARMED:
         # `agent start` has reported it before, and the call that needs it will
         with suppress(ImportError), telemetry.protected_logging():
