@@ -206,6 +206,8 @@ async def talking(project: Project, *options: str, **environment: str) -> AsyncI
 async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Project) -> None:
     # livekit-server would heed them before its configuration
     others = {"REDIS_HOST": f"{HERE}:1", "LIVEKIT_KEYS": f"another: {'s' * 32}"}
+    # and the SDK would ask it for a server on this machine, by either name
+    others |= dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"), f"http://{HERE}:1")
     async with talking(default_project, **others) as page, aiohttp.ClientSession() as http:
         assert page.address.startswith("http://127.0.0.1:"), page.err
         async with http.get(page.address) as answer:

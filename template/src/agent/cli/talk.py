@@ -35,14 +35,13 @@ from agent.cli.checks import (
     server_api,
 )
 from agent.cli.terminal import busy, report, unless
-from agent.settings import Settings, SettingsError, load_settings
+from agent.settings import LOOPBACK, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from agent.web.app import CallerOf
 
 PORT = 7890
 HERE = "127.0.0.1"
-LOOPBACK = {HERE, "::1", "localhost"}
 # where the template's own tests build one
 BUILT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "livekit-agent-template")
 SERVER_SECONDS = 20.0  # for a server of ours to answer
@@ -146,7 +145,7 @@ def find_server(settings: Settings, public: str | None, *, needed: bool) -> Serv
     if not (settings.livekit_url or public or needed):
         return Server.found()
     require(check_connection(settings))
-    if public is None and urlsplit(settings.livekit_url).hostname not in LOOPBACK:
+    if public is None and not settings.server_is_here:
         problem = f"LIVEKIT_URL is {settings.livekit_url}, and whoever opens the page calls there"
         cure = (
             "with your keys: say by `--public URL` where they open it, or leave that server out,"
@@ -277,6 +276,10 @@ class Worker:
             "LIVEKIT_API_KEY": settings.livekit_api_key,
             "LIVEKIT_API_SECRET": settings.livekit_api_secret.get_secret_value(),
         }
+        if settings.server_is_here:
+            # the SDK's native part would ask it for a server on this machine, whatever NO_PROXY
+            # says; empty, because .env.local would fill in what is missing
+            environment |= {"HTTP_PROXY": "", "http_proxy": ""}
         if not self.public:
             environment["AGENT_METRICS_PORT"] = "0"
             environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
