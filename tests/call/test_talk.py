@@ -144,9 +144,9 @@ class Talk:
         found = dict[str, psutil.Process]()
         for child in descendants(self.process.pid):
             line = " ".join(child.cmdline())
-            if line.endswith(("-m agent dev", "-m agent start")):
+            if line.endswith(("-m agent dev --as-child", "-m agent start --as-child")):
                 found["worker"] = child
-            elif "livekit-server" in line:
+            elif child.name().startswith("livekit-server"):
                 found["livekit-server"] = child
         return found
 
@@ -265,6 +265,17 @@ async def test_a_part_that_ends_ends_it_all_with_a_sentence(
             assert await page.process.wait() == 1
         assert [name for name, child in children.items() if child.is_running()] == []
     assert f"{part} ended with exit code -9" in page.err[-1]
+
+
+async def test_what_it_has_started_ends_with_it_when_it_is_killed(default_project: Project) -> None:
+    async with talking(default_project) as page:
+        children = page.children()
+        theirs = descendants(page.process.pid)
+        (own,) = {child.ppid() for child in children.values()}
+        psutil.Process(own).kill()
+        _, alive = psutil.wait_procs(theirs, PATIENCE)
+        assert alive == []
+        assert children.keys() == {"livekit-server", "worker"}
 
 
 async def test_a_signal_while_it_starts_stops_what_has_started(default_project: Project) -> None:

@@ -238,6 +238,14 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+            # which reads on until this process has ended, by SIGKILL too; Linux alone has a
+            # signal for that
+            watching = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
             try:
                 if not await answers(process, self.port, SERVER_SECONDS):
                     log.seek(0)
@@ -246,6 +254,10 @@ class Server:
                     raise typer.Exit(1)
                 yield process
             finally:
+                # first: the number of a process that has ended may be another's
+                with suppress(ProcessLookupError):
+                    watching.kill()
+                await watching.wait()
                 # on a gentle signal it would wait for those who are still in a room
                 with suppress(ProcessLookupError):
                     process.kill()
@@ -284,10 +296,11 @@ class Worker:
             environment["AGENT_METRICS_PORT"] = "0"
             environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "start" if self.public else "dev"),
+            *(sys.executable, "-m", "agent", "start" if self.public else "dev", "--as-child"),
             cwd=settings.home,
             env={**os.environ, **environment},
-            stdin=asyncio.subprocess.DEVNULL,
+            # closed by the end of this process, by SIGKILL too, and then the worker stops
+            stdin=asyncio.subprocess.PIPE,
             stdout=2,
             start_new_session=True,
         )
