@@ -210,6 +210,7 @@ async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Proje
     others |= dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"), f"http://{HERE}:1")
     async with talking(default_project, **others) as page, aiohttp.ClientSession() as http:
         assert page.address.startswith("http://127.0.0.1:"), page.err
+        assert page.err.count("loading LiveKit's SDK ...") <= 1
         async with http.get(page.address) as answer:
             assert answer.status == 200
         children = page.children()

@@ -120,7 +120,9 @@ def test_keys_of_a_server_elsewhere_are_not_given_to_whoever_opens_the_page(
     assert SECRET not in ended.err
 
 
-@pytest.mark.parametrize("url", ["talk.example.com", "ftp://a.example", "https://a.example/talk"])
+@pytest.mark.parametrize(
+    "url", ["talk.example.com", "ftp://a.example", "https://a.example/talk", "https://a.example:b"]
+)
 def test_where_others_open_it_is_an_address(agent: Agent, url: str) -> None:
     ended = agent("--public", url)
     assert ended.code == 2
@@ -134,6 +136,7 @@ def test_where_others_open_it_is_an_address(agent: Agent, url: str) -> None:
         ("HTTPS://talk.example.com:443", "https://talk.example.com"),
         ("http://talk.example.com:80", "http://talk.example.com"),
         ("https://talk.example.com:8443", "https://talk.example.com:8443"),
+        ("https://Bücher.example", "https://xn--bcher-kva.example"),
     ],
 )
 def test_where_others_open_it_is_compared_as_browsers_write_it(given: str, origin: str) -> None:

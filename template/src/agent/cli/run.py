@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.cli import terminal
 from agent.cli.checks import (
     Finding,
     check_connection,
@@ -88,6 +89,8 @@ def serve(*, dev: bool, as_child: bool = False) -> int:
     # until the SDK has handlers of its own: as a container's first process we would ignore it
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if as_child:
+        # what takes long, the parent has said
+        terminal.PATIENCE_SECONDS = threading.TIMEOUT_MAX
         threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
     settings = load_settings()
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT")

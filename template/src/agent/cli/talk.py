@@ -53,12 +53,15 @@ def _address(value: str | None) -> str | None:
     """The address as browsers send it in `Origin`: small letters, and no port that is the usual."""
     if value is None:
         return None
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
-        such = "https://talk.example.com"
-        raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
-    usual = ":443" if parts.scheme == "https" else ":80"
-    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
+    # slow to import, and always beside aiohttp; it writes international names as browsers do
+    from yarl import URL
+
+    with suppress(ValueError):
+        url = URL(value)
+        if url.scheme in {"http", "https"} and url.host and url.path == "/":
+            return str(url.origin())
+    such = "https://talk.example.com"
+    raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
 
 
 def talk(
