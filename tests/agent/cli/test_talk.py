@@ -84,6 +84,30 @@ def test_a_port_in_use_is_named(agent: Agent) -> None:
     assert "--port" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "host"),
+    [
+        ([], "127.0.0.1"),
+        (["--public", "https://a.example"], "0.0.0.0"),
+        (["--public", "https://a.example", "--host", "127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_the_page_is_served_where_it_has_to_be(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, options: list[str], host: str
+) -> None:
+    def refused(address: tuple[str, int]) -> None:
+        raise OSError(1, "not in this test")
+
+    monkeypatch.setattr(socket, "create_server", refused)
+    assert f"cannot be served on {host}, port 0" in agent(*options).err
+
+
+def test_a_host_for_others_needs_their_address(agent: Agent) -> None:
+    ended = agent("--host", "0.0.0.0")
+    assert ended.code == 2
+    assert "--public" in ended.err
+
+
 def test_a_machine_without_a_server_is_told_how_to_get_one(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

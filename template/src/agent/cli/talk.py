@@ -74,6 +74,9 @@ def talk(
             help="Where others open the page, such as https://talk.example.com.",
         ),
     ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Of the page; by default loopback, with --public all.")
+    ] = None,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", help="Only the page: workers are elsewhere.")
     ] = False,
@@ -91,7 +94,9 @@ def talk(
     settings = load_settings()
     keyless = settings.keyless
     inside = public is None or (urlsplit(public).hostname in LOOPBACK)
-    with listen(HERE if inside else "0.0.0.0", port) as listening:
+    if host not in {None, HERE} and public is None:
+        raise SettingsError(["--host is for others: say by --public where they open the page"])
+    with listen(host or (HERE if inside else "0.0.0.0"), port) as listening:
         port = listening.getsockname()[1]
         caller_of = load_caller_of()
         server = find_server(settings, public, needed=no_worker)
@@ -121,7 +126,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        problem = f"the page cannot be served on port {port} ({error.strerror})"
+        problem = f"the page cannot be served on {host}, port {port} ({error.strerror})"
         cure = "stop what uses it, perhaps another `agent talk`, or choose one with --port"
         raise SettingsError([f"{problem}: {cure}"]) from error
 
