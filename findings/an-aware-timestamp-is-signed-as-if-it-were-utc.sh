@@ -2,7 +2,7 @@
 # One expects: `Webhook.sign(id, timestamp, body)` of standardwebhooks signs the moment that a datetime with a time zone stands for.
 # What happens: it takes the clock's hands and calls them UTC: 14:00+02:00 is signed as 14:00 UTC, two hours later. Whoever sends
 #   int(timestamp.timestamp()) in the header, which is the right time, is told "No matching signature found" by `verify` of the same
-#   package. A datetime in UTC works, and so does datetime.utcnow(), which Python deprecates; datetime.now() works on servers in UTC only.
+#   package. A datetime in UTC works; datetime.now() works on machines in UTC only.
 # Why it matters: a sender of webhooks passes its tests in a container, whose zone is UTC, and fails on a laptop, or on the day when
 #   the times of a call come with the caller's zone; the error speaks of the signature, so people look at the secret.
 # Versions: standardwebhooks 1.1.0.

@@ -3,7 +3,7 @@
 # What happens: num_digits ends nothing. After the fourth key the task waits dtmf_input_timeout (4 s) for another, and a fifth key makes
 #   it fail ("Expect 4 digits, got 5"): the digits are lost. Only # ends it at once, and nothing tells the caller to press it. The
 #   result is "1 2 3 4", with spaces: int() refuses it, and it equals no PIN in any database.
-# Why it matters: every caller sits through four seconds of silence after his PIN, presses a key again because nothing happens, and
+# Why it matters: every caller sits through four seconds of silence after his PIN, and who presses a key again because nothing happens
 #   fails by that; and `result.user_input == pin` is False for the right PIN.
 # Versions: livekit-agents 1.8.9, livekit 1.1.21.
 set -euo pipefail
@@ -63,7 +63,12 @@ async def typed(keys):
     room, asked = rtc.Room(), asyncio.Event()
     with fake_job_context(room=room):
         async with AgentSession(llm=Model()) as session:
-            session.on("conversation_item_added", lambda event: asked.set())
+
+            def on_item(event):
+                if event.item.type == "message":
+                    asked.set()
+
+            session.on("conversation_item_added", on_item)
             desk = Desk()
             await session.start(desk)
             await asked.wait()

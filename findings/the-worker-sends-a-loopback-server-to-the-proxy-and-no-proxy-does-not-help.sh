@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # One expects: with HTTPS_PROXY and NO_PROXY=127.0.0.1 in the environment a livekit-agents worker reaches a server on 127.0.0.1
-#   directly: urllib, requests, httpx, curl and aiohttp with trust_env do.
-# What happens: AgentServer reads HTTPS_PROXY, else HTTP_PROXY, for any URL and never NO_PROXY: ws://127.0.0.1 goes to the proxy, which
-#   answers that it knows no such server. Nor does it read https_proxy in small letters, which curl, urllib and httpx do.
-#   `http_proxy=None` in the constructor does help; "" in the environment too.
+#   directly, as Python's urllib and aiohttp with trust_env do.
+# What happens: AgentServer reads HTTPS_PROXY, else HTTP_PROXY, for any URL, ws:// without TLS too, and never NO_PROXY: the request for
+#   ws://127.0.0.1 goes to the proxy, which knows no such server. `http_proxy=None` in the constructor helps.
 # Why it matters: in a company's network a worker next to its own livekit-server, in one pod or one compose file, never registers, and
-#   NO_PROXY, which is set rightly and works for every other program, is the last place where people look.
-# Versions: livekit-agents 1.8.9, aiohttp as it resolves.
+#   NO_PROXY, which is set rightly and works for other programs, is the last place where people look.
+# Versions: livekit-agents 1.8.9, aiohttp 3.14.5.
 set -euo pipefail
 
 work=$(mktemp -d)
@@ -16,7 +15,7 @@ if ! command -v uv >/dev/null; then
   PATH="$work/uv/bin:$PATH"
 fi
 uv venv -q --python '>=3.11' "$work/venv"
-uv pip install -q --python "$work/venv/bin/python" livekit-agents==1.8.9
+uv pip install -q --python "$work/venv/bin/python" livekit-agents==1.8.9 aiohttp==3.14.5
 
 cat > "$work/finding.py" <<'PY'
 import asyncio
