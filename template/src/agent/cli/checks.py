@@ -119,7 +119,7 @@ def check_models(settings: Settings, *, unreachable: Level = "fail") -> list[Fin
 
 
 def check_port(port: int, name: str, host: str = "") -> list[Finding]:
-    """Whether an endpoint can be served on `port`, the value of `name`; with no host, everywhere."""
+    """Whether `port`, the value of `name`, is free for an endpoint; without a host, everywhere."""
     try:
         socket.create_server((host, port)).close()
     except OSError as error:

@@ -128,7 +128,8 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except OSError as error:
         # its own `strerror` says the address once more
-        why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        unknown = isinstance(error, socket.gaierror)
+        why = error.strerror if unknown else os.strerror(error.errno or 0)
         problem = f"the page cannot be served on {host}, port {port} ({why})"
         cure = "stop what uses it, perhaps another `agent talk`, or choose one with --port"
         raise SettingsError([f"{problem}: {cure}"]) from error
@@ -136,7 +137,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def load_caller_of() -> CallerOf:
     """The owner's function that says who a visitor is; raises SettingsError."""
-    with busy("loading LiveKit's SDK"):
+    with busy("loading the page"):
         app = import_module("agent.web.app")
     if not (app.PAGE / "index.html").is_file():
         raise SettingsError([f"there is no page in {app.PAGE}: restore it from version control"])
