@@ -14,8 +14,8 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,13 +54,14 @@ def _address(value: str | None) -> str | None:
     """The address as browsers send it in `Origin`: small letters, and no port that is the usual."""
     if value is None:
         return None
-    # slow to import, and always beside aiohttp; it writes international names as browsers do
-    from yarl import URL
-
+    usual = {"http": 80, "https": 443}
     with suppress(ValueError):
-        url = URL(value)
-        if url.scheme in {"http", "https"} and url.host and url.path == "/":
-            return str(url.origin())
+        parts = urlsplit(value)
+        host, port = parts.hostname or "", parts.port
+        if host and parts.scheme in usual and parts.path in {"", "/"}:
+            host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+            end = "" if port in {None, usual[parts.scheme]} else f":{port}"
+            return f"{parts.scheme}://{host}{end}"
     such = "https://talk.example.com"
     raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
 
@@ -254,12 +255,14 @@ class Server:
             )
             # which reads on until this process has ended, by SIGKILL too; Linux alone has a
             # signal for that
-            watching = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
-                stdin=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            with lifeline() as stdin:
+                watching = await asyncio.create_subprocess_exec(
+                    *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
+                    stdin=stdin,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
             try:
                 if not await answers(process, HERE, self.port, SERVER_SECONDS):
                     log.seek(0)
@@ -310,15 +313,15 @@ class Worker:
         if not self.public:
             environment["AGENT_METRICS_PORT"] = "0"
             environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "start" if self.public else "dev", "--as-child"),
-            cwd=settings.home,
-            env={**os.environ, **environment},
-            # closed by the end of this process, by SIGKILL too, and then the worker stops
-            stdin=asyncio.subprocess.PIPE,
-            stdout=2,
-            start_new_session=True,
-        )
+        with lifeline() as stdin:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "agent", "start" if self.public else "dev", "--as-child"),
+                cwd=settings.home,
+                env={**os.environ, **environment},
+                stdin=stdin,
+                stdout=2,
+                start_new_session=True,
+            )
         try:
             if not await answers(process, host or HERE, port, WORKER_SECONDS):
                 ended = process.returncode
@@ -337,6 +340,20 @@ class Worker:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
+
+
+@contextmanager
+def lifeline() -> Iterator[int]:
+    """What a child reads until this process has ended, by SIGKILL too.
+
+    Not asyncio's PIPE: its `wait()` would wait for all who hold that, a child's children too.
+    """
+    # the other end is this process's alone, and never closed by it
+    reading, _ = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
 
 
 async def answers(
