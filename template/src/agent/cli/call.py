@@ -95,8 +95,15 @@ class RoomCaller(Conversation):
 
         secret = self._settings.livekit_api_secret.get_secret_value()
         token = api.AccessToken(self._settings.livekit_api_key, secret)
-        grants = api.VideoGrants(room_join=True, room=self.room)
+        grants = api.VideoGrants(room_join=True, room=self.room, **self._token_grants())
         return token.with_identity(self._identity).with_ttl(TOKEN_LIFE).with_grants(grants).to_jwt()
+
+    def _token_grants(self) -> dict[str, bool]:
+        """What more the token says about who joins with it."""
+        return {}
+
+    def _watch_room(self, room: rtc.Room) -> None:
+        """The place to look at more that happens in the room."""
 
     def link(self) -> str:
         """Opens the room in a browser, on a page of LiveKit's."""
@@ -165,6 +172,7 @@ class RoomCaller(Conversation):
         room.on("participant_attributes_changed", lambda *_: self._changed.set())
         room.on("disconnected", disconnected)
         room.register_text_stream_handler("lk.transcription", self._receive)
+        self._watch_room(room)
         try:
             await room.connect(self._settings.livekit_url, self.token())
         except rtc.ConnectError as error:
