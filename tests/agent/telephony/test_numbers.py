@@ -13,7 +13,13 @@ BERLIN = "+493023125000"
 
 
 @pytest.mark.parametrize(
-    "text", ["+49 (0)30 23125-000", "tel:+493023125000", "+493023125000,,,123#", "+４９３０２３１２５０００"]
+    "text",
+    [
+        "+49 (0)30 23125-000",
+        "tel:+493023125000",
+        "+493023125000,,,123#",
+        "+４９３０２３１２５０００",
+    ],
 )
 def test_a_number_is_one_however_it_is_written(text: str) -> None:
     assert e164(text) == BERLIN

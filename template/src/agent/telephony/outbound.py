@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import aiohttp
 from livekit import api, rtc
@@ -42,10 +42,11 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
     at a terminal and in tests, whoever is there plays who was called. If nobody answers the call
     ends, and CallOver is raised.
     """
-    if (wanted := wanted_number(call.metadata)) is None:
+    told = wanted_call(call.metadata)
+    if not told.get("call"):
         return None
     try:
-        call.called = number = e164(wanted)
+        call.called = number = e164(str(told["call"]))
     except NotANumber as error:
         _give_up(call, persona, NotAnswered(Reason.INVALID_NUMBER, str(error)))
     if not isinstance(call.transport, RoomTransport):
@@ -54,7 +55,7 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
     identity = f"sip_{number}"
     call.ringing = True
     try:
-        await dial(call, number, identity)
+        await dial(call, number, identity, str(told.get("trunk") or call.settings.sip_trunk))
     except NotAnswered as error:
         if error.status is None:
             # a room that is deleted meanwhile fails it in no words of its own
@@ -71,13 +72,13 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
     return lambda somebody: somebody.identity == identity
 
 
-def wanted_number(metadata: str) -> str | None:
-    """What the metadata says is to be called; None if it says nothing of that."""
+def wanted_call(metadata: str) -> dict[str, Any]:
+    """What the metadata says: `call` is the number, `trunk` another trunk than the settings'."""
     try:
         told = json.loads(metadata or "{}")
     except (ValueError, RecursionError):
-        return None
-    return str(told["call"]) if isinstance(told, dict) and told.get("call") else None
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def callee(number: str) -> Caller:
@@ -85,7 +86,7 @@ def callee(number: str) -> Caller:
     return Caller(f"sip_{number}", kind="sip", attributes={"sip.phoneNumber": number})
 
 
-async def dial(call: Call, number: str, identity: str) -> None:
+async def dial(call: Call, number: str, identity: str, trunk: str) -> None:
     """Call a number into the call's room, as `identity`, and return when it is answered.
 
     The one place from which anybody is called. Raises NotAnswered, also for a number that may not
@@ -98,11 +99,11 @@ async def dial(call: Call, number: str, identity: str) -> None:
         check_allowed(number, settings.calls_to)
     except NumberRefused as error:
         raise NotAnswered(Reason.NOT_ALLOWED, str(error)) from error
-    if not settings.sip_trunk:
+    if not trunk:
         said = "AGENT_SIP_TRUNK is not set: write the id of an outbound trunk there"
         raise NotAnswered(Reason.TRUNK_FAILED, said)
     request = api.CreateSIPParticipantRequest(
-        sip_trunk_id=settings.sip_trunk,
+        sip_trunk_id=trunk,
         sip_call_to=number,
         room_name=call.transport.room_name,
         participant_identity=identity,

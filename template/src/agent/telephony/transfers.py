@@ -118,7 +118,7 @@ async def bring_in(
     try:
         with call.tools.waiting():
             async with _music(call, wanted=music), _leaves_unless_kept(call, identity) as kept:
-                await _while_it_lasts(call, dial(call, number, identity))
+                await _while_it_lasts(call, dial(call, number, identity, call.settings.sip_trunk))
                 kept.set()
     except NotAnswered as error:
         _failed(call, "bring in", error, began)
