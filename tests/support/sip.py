@@ -55,13 +55,13 @@ class Network:
                 )
             )
 
-    async def outbound(self, port: int, number: str = "+4930555000") -> str:
+    async def outbound(self, port: int, number: str = "+4930555000", *, tcp: bool = False) -> str:
         """A trunk that leads to a phone which listens there; its id."""
         async with self.livekit.api() as server:
             trunk = api.SIPOutboundTrunkInfo(
                 name=f"to {port}",
                 address=f"127.0.0.1:{port}",
-                transport=api.SIPTransport.SIP_TRANSPORT_UDP,
+                transport=api.SIPTransport.Value(f"SIP_TRANSPORT_{'TCP' if tcp else 'UDP'}"),
                 numbers=[number],
             )
             made = await server.sip.create_outbound_trunk(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+from livekit.agents import function_tool
+
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
 from agent.memory import Profile
 from agent.telephony.transfers import bring_in, transfer
-from livekit.agents import function_tool
+
+GREETING = "Hello, this is the workshop. How can I help you?"
 
 
 class Persona(CallAgent):
@@ -21,7 +24,7 @@ class Persona(CallAgent):
         self.detects_voicemail = "detect" in self.told
 
     def greeting(self, profile: Profile | None) -> str:
-        return "Hello, this is the workshop. How can I help you?" if profile is None else "Hello."
+        return GREETING if profile is None else "Hello."
 
     def is_voicemail(self, words: str) -> bool:
         return "leave a message" in words.lower()
