@@ -1,4 +1,4 @@
-"""A call of a real room object whose server's API is one on loopback: phones are a test's to play."""
+"""A call with a real room object and a server's API on loopback: a test plays the phones."""
 
 from __future__ import annotations
 

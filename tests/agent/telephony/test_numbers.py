@@ -18,7 +18,7 @@ BERLIN = "+493023125000"
         "+49 (0)30 23125-000",
         "tel:+493023125000",
         "+493023125000,,,123#",
-        "+４９３０２３１２５０００",
+        "\uff0b\uff14\uff19 30 23125000",
     ],
 )
 def test_a_number_is_one_however_it_is_written(text: str) -> None:

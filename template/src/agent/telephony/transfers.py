@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import aiohttp
 from livekit import api
 from livekit.agents import (
+    AgentSession,
     AudioConfig,
     BackgroundAudioPlayer,
     BuiltinAudioClip,
@@ -29,7 +30,7 @@ from agent.conversation.agent import say_within
 from agent.conversation.speech import say_known
 from agent.lifecycle import Call, Reason
 from agent.telephony.numbers import NumberRefused, check_allowed, e164
-from agent.telephony.outbound import NotAnswered, callee, dial
+from agent.telephony.outbound import NotAnswered, dial
 from agent.telephony.sip import RINGING, TRANSFERS, reason_of, sentence_of, status_of
 from agent.transport.room import can_be_spoken_to
 
@@ -37,6 +38,7 @@ log = logging.getLogger("agent.call")
 T = TypeVar("T")
 
 INTRODUCTION_SECONDS = 30.0
+START_MUSIC_SECONDS = 2.0
 STOP_MUSIC_SECONDS = 1.0  # its end may hang where the caller has just left
 LEAVE_SECONDS = 2.0
 ALONE_POLL_SECONDS = 2.0
@@ -63,8 +65,6 @@ async def transfer(
     caller, server, session = call.caller, call.api, call.session
     if caller is None or caller.kind != "sip" or server is None:
         raise ToolError("Only a caller on the telephone can be transferred.")
-    if session is not None and saying:
-        await say_known(session, saying).wait_for_playout()
     asked = api.TransferSIPParticipantRequest(
         room_name=call.transport.room_name,
         participant_identity=caller.identity,
@@ -72,10 +72,21 @@ async def transfer(
         play_dialtone=False,
     )
     asked.ringing_timeout.FromMilliseconds(round(call.settings.ring_seconds * 1000))
+    with call.tools.waiting():
+        await _say(call, session, saying)
+        await _while_it_lasts(call, _refer(call, server, asked))
+    # a caller who hangs up while it rings looks like a success
+    await call.wait_for_room_event()
+    call.end(Reason.TRANSFERRED)
+    raise StopResponse
+
+
+async def _refer(
+    call: Call, server: api.LiveKitAPI, asked: api.TransferSIPParticipantRequest
+) -> None:
     began = time.time_ns()
     try:
-        with call.tools.waiting():
-            answer = await _while_it_lasts(call, server.sip.transfer_sip_participant(asked))
+        answer = await server.sip.transfer_sip_participant(asked)
     except (api.ServerError, aiohttp.ClientError, TimeoutError) as error:
         # of a caller who has hung up meanwhile, the room's event is a moment behind
         await call.wait_for_room_event()
@@ -88,10 +99,6 @@ async def transfer(
         reason = TRANSFERS.get(why, Reason.TRUNK_FAILED)
         _failed(call, "transfer", NotAnswered(reason, why), began)
     call.journal.took("transfer", began, outcome="ok")
-    # a caller who hangs up while it rings looks like a success
-    await call.wait_for_room_event()
-    call.end(Reason.TRANSFERRED)
-    raise StopResponse
 
 
 async def bring_in(
@@ -108,23 +115,27 @@ async def bring_in(
     one of them hangs up, so does the worker on the other.
     """
     number = _allowed(call, to)
-    identity = callee(number).identity
-    session = call.session
+    # not the identity of a caller with this number, whom it would replace
+    identity, session = f"joined_{number}", call.session
     if call.room is None or session is None:
         raise ToolError("Nobody can be called from here.")
-    if saying:
-        await say_known(session, saying).wait_for_playout()
-    began = time.time_ns()
-    try:
-        with call.tools.waiting():
-            async with _music(call, wanted=music), _leaves_unless_kept(call, identity) as kept:
-                await _while_it_lasts(call, dial(call, number, identity, call.settings.sip_trunk))
-                kept.set()
-    except NotAnswered as error:
-        _failed(call, "bring in", error, began)
-    call.journal.took("bring in", began, outcome="ok")
-    await say_within(session, introduction, INTRODUCTION_SECONDS)
-    call.end(Reason.TRANSFERRED)
+    with call.tools.waiting():
+        await _say(call, session, saying)
+        began = time.time_ns()
+        async with _leaves_unless_kept(call, identity) as kept:
+            try:
+                async with _music(call, wanted=music):
+                    dialing = dial(call, number, identity, call.settings.sip_trunk)
+                    await _while_it_lasts(call, dialing)
+            except NotAnswered as error:
+                _failed(call, "bring in", error, began)
+            call.journal.took("bring in", began, outcome="ok")
+            introducing = say_within(session, introduction, INTRODUCTION_SECONDS)
+            await _while_it_lasts(call, introducing)
+            if identity not in call.room.remote_participants:
+                raise ToolError("Whoever was called has hung up again. Tell the caller, and go on.")
+            call.end(Reason.TRANSFERRED)
+            kept.set()
     raise StopResponse
 
 
@@ -144,6 +155,13 @@ def _failed(call: Call, what: str, error: NotAnswered, began: int) -> NoReturn:
     extra = call.journal.fields(sip=error.status)
     log.warning("%s: %s", what, error, extra=extra)
     raise ToolError(f"{SENTENCES[error.reason]} Tell the caller, and go on with the conversation.")
+
+
+async def _say(call: Call, session: AgentSession[None] | None, sentence: str) -> None:
+    """Say to the caller what comes; nothing comes when the call ends meanwhile."""
+    if session is not None and sentence:
+        await say_known(session, sentence).wait_for_playout()
+    _stop_if_over(call)
 
 
 def _stop_if_over(call: Call) -> None:
@@ -188,9 +206,14 @@ async def _music(call: Call, *, wanted: bool) -> AsyncIterator[None]:
         yield
         return
     player = BackgroundAudioPlayer()
-    await player.start(room=call.room)
     try:
-        player.play(AudioConfig(BuiltinAudioClip.HOLD_MUSIC, volume=0.5), loop=True)
+        try:
+            async with asyncio.timeout(START_MUSIC_SECONDS):
+                await player.start(room=call.room)
+            player.play(AudioConfig(BuiltinAudioClip.HOLD_MUSIC, volume=0.5), loop=True)
+        except Exception as error:
+            extra = call.journal.fields()
+            log.warning("no music while it rings: %s", one_line(error), extra=extra)
         yield
     finally:
         with suppress(TimeoutError):
