@@ -112,6 +112,7 @@ PUBLIC = {
     "agent.knowledge.ingest.ingest": (),
     "agent.settings.load_settings": (),
     "agent.transport.Caller": ("identity", "name", "kind", "attributes", "can_publish"),
+    "agent.web.NO_STORE": (),
     "agent.web.Refused": ("status", "json", "headers"),
     "agent.web.Tokens": ("answer",),
     "agent.web.app.PAGE": (),

@@ -78,6 +78,22 @@ def idle_process(executor: JobExecutorType = JobExecutorType.THREAD) -> Any:
     return SimpleNamespace(executor_type=executor, userdata={})
 
 
+@pytest.mark.parametrize(
+    ("url", "is_asked"),
+    [("ws://127.0.0.1:7880", False), ("wss://a-project.livekit.cloud", True)],
+)
+def test_a_proxy_is_not_asked_for_a_server_on_this_machine_but_for_models(
+    monkeypatch: pytest.MonkeyPatch, url: str, is_asked: bool
+) -> None:
+    proxy = "http://proxy.example.com:3128"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    server, process = server_with(livekit_url=url), idle_process()
+    assert server._http_proxy == (proxy if is_asked else None)
+    assert server.setup_fnc is not None
+    server.setup_fnc(process)
+    assert process._http_proxy == proxy
+
+
 def test_a_persona_loads_what_it_needs_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
 

@@ -23,6 +23,7 @@ from agent.telemetry import (
     Readable,
     export_spans,
     format_root,
+    hush_hang_ups,
     log_to,
     protected_logging,
 )
@@ -52,6 +53,28 @@ def test_a_record_is_one_json_object_with_its_time_in_utc_milliseconds() -> None
         "room": "room",
         **fields,
     }
+
+
+@pytest.mark.parametrize(
+    ("message", "level"),
+    [
+        ("rtc_session - publisher data channel '_reliable' closed unexpectedly", "DEBUG"),
+        ("rtc_session - publisher data channel '_data_track' closed unexpectedly", "DEBUG"),
+        ("the connection of the recognizer closed unexpectedly", "ERROR"),
+    ],
+)
+def test_a_hang_up_is_no_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, message: str, level: str
+) -> None:
+    sdk = logging.getLogger("livekit")
+    monkeypatch.setattr(sdk, "filters", [])
+    hush_hang_ups()
+    with caplog.at_level(logging.DEBUG, "livekit"):
+        sdk.error("%s", message)
+    with caplog.at_level(logging.INFO, "livekit"):
+        sdk.error("%s", message)
+    shown = [record.levelname for record in caplog.records]
+    assert shown == ([level] if level == "DEBUG" else [level] * 2)
 
 
 @pytest.mark.parametrize("formatter", [JsonLines(), Readable()])

@@ -51,7 +51,7 @@ def settings(livekit: LiveKit, monkeypatch: pytest.MonkeyPatch) -> Settings:
 async def ask(tokens: Tokens, room: str = "", visitor: str = "ann") -> dict[str, str]:
     """An answer of the token endpoint."""
     body = f'{{"room": "{room}"}}'.encode()
-    return await tokens.answer(body, origin=ORIGIN, address="192.0.2.1", visitor=visitor)
+    return await tokens.answer(body, origin=ORIGIN, address="192.0.2.1", who=visitor)
 
 
 async def test_a_token_lets_a_guest_speak_and_nothing_more(settings: Settings) -> None:
@@ -144,9 +144,9 @@ class Talk:
         found = dict[str, psutil.Process]()
         for child in descendants(self.process.pid):
             line = " ".join(child.cmdline())
-            if line.endswith(("-m agent dev", "-m agent start")):
+            if line.endswith(("-m agent dev --as-child", "-m agent start --as-child")):
                 found["worker"] = child
-            elif "livekit-server" in line:
+            elif child.name().startswith("livekit-server"):
                 found["livekit-server"] = child
         return found
 
@@ -206,16 +206,17 @@ async def talking(project: Project, *options: str, **environment: str) -> AsyncI
 async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Project) -> None:
     # livekit-server would heed them before its configuration
     others = {"REDIS_HOST": f"{HERE}:1", "LIVEKIT_KEYS": f"another: {'s' * 32}"}
+    # and the SDK would ask it for a server on this machine, by either name
+    others |= dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY"), f"http://{HERE}:1")
     async with talking(default_project, **others) as page, aiohttp.ClientSession() as http:
         assert page.address.startswith("http://127.0.0.1:"), page.err
+        assert page.err.count("loading LiveKit's SDK ...") <= 1
         async with http.get(page.address) as answer:
             assert answer.status == 200
         children = page.children()
         assert children.keys() == {"livekit-server", "worker"}
         theirs = [psutil.Process(page.process.pid), *descendants(page.process.pid)]
-        # but the worker's, which says how it is to whoever asks
-        own = {child.pid for child in [children["worker"], *children["worker"].children(True)]}
-        assert {ip for each in theirs if each.pid not in own for ip in bound(each)} == {HERE}
+        assert {ip for each in theirs for ip in bound(each)} == {HERE}
 
         for _ in range(2):
             answered = await page.token(http)
@@ -263,6 +264,17 @@ async def test_a_part_that_ends_ends_it_all_with_a_sentence(
             assert await page.process.wait() == 1
         assert [name for name, child in children.items() if child.is_running()] == []
     assert f"{part} ended with exit code -9" in page.err[-1]
+
+
+async def test_what_it_has_started_ends_with_it_when_it_is_killed(default_project: Project) -> None:
+    async with talking(default_project) as page:
+        children = page.children()
+        theirs = descendants(page.process.pid)
+        (own,) = {child.ppid() for child in children.values()}
+        psutil.Process(own).kill()
+        _, alive = psutil.wait_procs(theirs, PATIENCE)
+        assert alive == []
+        assert children.keys() == {"livekit-server", "worker"}
 
 
 async def test_a_signal_while_it_starts_stops_what_has_started(default_project: Project) -> None:

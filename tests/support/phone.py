@@ -3,68 +3,83 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 import struct
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import cache
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import numpy.typing as npt
+from livekit import rtc
 
 from agent.models.scripted import SAMPLE_RATE, hum
 from tests.support.sip import Network
 
+Samples = npt.NDArray[np.int16]
+
 PATIENCE = 60.0
-# samples of 20 ms, at 8 kHz
+RATE = 8000
+# samples of 20 ms
 FRAME = 160
+LOUD = 500.0
+# packets of silence, after which somebody has stopped speaking and does not only take a breath
+QUIET_PACKETS = 40
 KEYS = "0123456789*#ABCD"
+PCMU, KEY = 0, 101
 PHRASES = {
+    100: "Trying",
+    180: "Ringing",
     200: "OK",
+    202: "Accepted",
     403: "Forbidden",
     404: "Not Found",
     480: "Temporarily Unavailable",
     486: "Busy Here",
+    487: "Request Terminated",
     500: "Server Internal Error",
     503: "Service Unavailable",
     603: "Decline",
 }
 
 
-@cache
-def _decoded() -> list[int]:
-    def decode(byte: int) -> int:
-        byte = ~byte & 255
-        size = (((byte & 15) << 3) + 132 << ((byte >> 4) & 7)) - 132
-        return -size if byte & 128 else size
-
-    return [decode(byte) for byte in range(256)]
+def _decode(codes: npt.NDArray[np.int32]) -> Samples:
+    """G.711's μ-law; Python has lost its own."""
+    sizes = (((codes & 15) << 3) + 132 << ((codes >> 4) & 7)) - 132
+    return np.where(codes & 128, -sizes, sizes).astype(np.int16)
 
 
-def _encoded(sample: int) -> int:
-    sign, size = (128, -sample) if sample < 0 else (0, sample)
-    size = min(size, 32635) + 132
-    exponent = size.bit_length() - 8
-    return ~(sign | exponent << 4 | (size >> exponent + 3) & 15) & 255
+_DECODED = _decode(~np.arange(256, dtype=np.int32) & 255)
 
 
-def tone(pitch: float = 1000.0, seconds: float = 1.0, loudness: int = 8000) -> list[int]:
-    """A sine at 8 kHz."""
-    return [
-        int(loudness * math.sin(2 * math.pi * pitch * at / 8000))
-        for at in range(int(8000 * seconds))
-    ]
+def _encoded(samples: Samples) -> bytes:
+    sizes = np.minimum(np.abs(samples.astype(np.int32)), 32_635) + 132
+    exponents = np.log2(sizes).astype(np.int32) - 7
+    codes = np.where(samples < 0, 128, 0) | exponents << 4 | (sizes >> exponents + 3) & 15
+    return (~codes & 255).astype(np.uint8).tobytes()
+
+
+def _resampled(samples: Samples, rate: int, wanted: int) -> Samples:
+    if rate == wanted:
+        return samples
+    resampler = rtc.AudioResampler(rate, wanted)
+    frames = resampler.push(bytearray(samples.tobytes())) + resampler.flush()
+    return np.concatenate([np.frombuffer(bytes(frame.data), np.int16) for frame in frames])
+
+
+def _loudness(samples: Samples) -> float:
+    return float(np.sqrt((samples.astype(float) ** 2).mean())) if len(samples) else 0.0
 
 
 def loud_seconds(text: str) -> float:
     """How much of what the scripted voice hums is not silence, in packets of a phone."""
-    samples = np.frombuffer(hum(text), "<i2").astype(float)
+    samples = np.frombuffer(hum(text), np.int16)
     size = SAMPLE_RATE // 50
     packets = samples[: len(samples) // size * size].reshape(-1, size)
-    return 0.02 * int((np.sqrt((packets**2).mean(axis=1)) > 500).sum())
+    return 0.02 * sum(_loudness(packet) > LOUD for packet in packets)
 
 
 class Message:
@@ -90,15 +105,19 @@ class Sound(asyncio.DatagramProtocol):
     """The sound of one phone, both ways: RTP of 20 ms a packet."""
 
     def __init__(self) -> None:
-        # the loudness (rms) of each packet that was heard, and when the first was not silence
+        # the loudness (rms) of each packet that was heard
         self.heard: list[float] = []
-        self.first_sound_at: float | None = None
+        # something that is not silence was heard
         self.sound = asyncio.Event()
+        self.first_sound_at: float | None = None
         self.keys: list[str] = []
-        self.says: list[int] = []  # samples still to be said; silence when there are none
         self.remote: tuple[str, int] | None = None
         self.pumping: asyncio.Task[None] | None = None
         self.transport: asyncio.DatagramTransport
+        self._packets: list[Samples] = []
+        self._packet = asyncio.Event()
+        # still to be said; silence when there is nothing
+        self._says: Samples = np.zeros(0, np.int16)
         self._keys_seen: set[int] = set()
         self._keys_to_send: list[tuple[int, bytes, bool]] = []
         self._sequence, self._timestamp = random.randrange(30_000), random.randrange(1 << 30)
@@ -111,37 +130,49 @@ class Sound(asyncio.DatagramProtocol):
         if len(data) < 12:
             return
         kind, timestamp = data[1] & 0x7F, struct.unpack("!I", data[4:8])[0]
-        if kind == 101 and timestamp not in self._keys_seen:
+        if kind == KEY and timestamp not in self._keys_seen:
             self._keys_seen.add(timestamp)
             self.keys.append(KEYS[data[12] & 15])
-        if kind != 0:
-            return
-        samples = [_decoded()[byte] for byte in data[12:]]
-        loudness = math.sqrt(sum(sample**2 for sample in samples) / max(len(samples), 1))
-        self.heard.append(loudness)
-        if loudness > 500:
-            self.first_sound_at = self.first_sound_at or time.monotonic()
-            self.sound.set()
+        if kind == PCMU:
+            samples = _DECODED[np.frombuffer(data[12:], np.uint8)]
+            self._packets.append(samples)
+            self.heard.append(_loudness(samples))
+            if self.heard[-1] > LOUD:
+                self.first_sound_at = self.first_sound_at or time.monotonic()
+                self.sound.set()
+        self._packet.set()
 
     @property
     def loud_seconds(self) -> float:
         """How much of what was heard was not silence."""
-        return 0.02 * sum(loudness > 500 for loudness in self.heard)
+        return 0.02 * sum(loudness > LOUD for loudness in self.heard)
 
-    async def pump(self) -> None:
-        """Send a packet every 20 ms: a key, what is to be said, or silence."""
-        following = time.monotonic()
-        while True:
-            if self._keys_to_send:
-                began, payload, mark = self._keys_to_send.pop(0)
-                self._send(101, payload, began, mark=mark)
-            else:
-                said, self.says = self.says[:FRAME], self.says[FRAME:]
-                said += [0] * (FRAME - len(said))
-                self._send(0, bytes(map(_encoded, said)), self._timestamp)
-            self._timestamp += FRAME
-            following += 0.02
-            await asyncio.sleep(max(0, following - time.monotonic()))
+    def words_heard(self, rate: int, start: int = 0) -> Samples:
+        """What was heard since packet number `start`, at this rate."""
+        return _resampled(np.concatenate(self._packets[start:]), RATE, rate)
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Wait until it has happened; looks at every packet."""
+        async with asyncio.timeout(PATIENCE):
+            while not happened():
+                self._packet.clear()
+                await self._packet.wait()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nobody has spoken for a while."""
+        return not any(loudness > LOUD for loudness in self.heard[-QUIET_PACKETS:])
+
+    async def hear_out(self) -> int:
+        """Wait until somebody speaks, and then is quiet; the number of the first packet."""
+        start = len(self.heard)
+        await self.until(lambda: any(loudness > LOUD for loudness in self.heard[start:]))
+        await self.until(lambda: self.is_quiet)
+        return start
+
+    def say(self, samples: Samples, rate: int) -> None:
+        """Say this, after what is said already."""
+        self._says = np.concatenate([self._says, _resampled(samples, rate, RATE)])
 
     def press(self, keys: str) -> None:
         """Press keys, one after another."""
@@ -152,9 +183,28 @@ class Sound(asyncio.DatagramProtocol):
                 payload = struct.pack("!BBH", KEYS.index(key), end | 10, min(part + 1, 6) * FRAME)
                 self._keys_to_send.append((began, payload, part == 0))
 
+    async def pump(self) -> None:
+        """Send a packet every 20 ms: a key, what is to be said, or silence."""
+        following = time.monotonic()
+        while True:
+            if self._keys_to_send:
+                began, payload, mark = self._keys_to_send.pop(0)
+                self._send(KEY, payload, began, mark=mark)
+            else:
+                said, self._says = self._says[:FRAME], self._says[FRAME:]
+                said = np.pad(said, (0, FRAME - len(said)))
+                self._send(PCMU, _encoded(said), self._timestamp)
+            self._timestamp += FRAME
+            following += 0.02
+            await asyncio.sleep(max(0, following - time.monotonic()))
+
+    def stop(self) -> None:
+        """Send nothing more, as a phone whose network is gone."""
+        if self.pumping is not None:
+            self.pumping.cancel()
+
     def _send(self, kind: int, payload: bytes, timestamp: int, *, mark: bool = False) -> None:
-        if self.remote is None:
-            return
+        assert self.remote is not None
         head = struct.pack(
             "!BBHII",
             0x80,
@@ -181,16 +231,18 @@ class Phone(asyncio.DatagramProtocol):
     rings: float = 0.1
     # where it listens for calls: outbound trunks lead there
     port: int = 0
+    # what becomes of a transfer; None to say nothing of it
     refer: str | None = "200 OK"
     refer_to: str = ""
     ringing: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
-    # refused, cancelled, or hung up by the other side
+    # refused, cancelled, or hung up by either side
     over: asyncio.Event = field(default_factory=asyncio.Event)
     referred: asyncio.Event = field(default_factory=asyncio.Event)
-    # what ended it: BYE, CANCEL, or a status
+    # what ended it: "BYE" or "CANCEL" of the other side, a status, or "hung up" by itself
     how: str = ""
     # times of time.monotonic()
+    called_at: float = 0.0
     answered_at: float = 0.0
     over_at: float = 0.0
     invited: int = 0
@@ -220,9 +272,11 @@ class Phone(asyncio.DatagramProtocol):
     ) -> None:
         if self.answered.is_set() and not self.over.is_set():
             self.hang_up()
-        elif self._invite is None and self.ringing.is_set() and not self.over.is_set():
+        elif self.called_at and not self.over.is_set():
+            # or it would ring for minutes
             self.cancel()
-        for task in [*self._tasks, *([self.sound.pumping] if self.sound.pumping else [])]:
+        self.sound.stop()
+        for task in self._tasks:
             task.cancel()
         self._transport.close()
         self.sound.transport.close()
@@ -239,6 +293,7 @@ class Phone(asyncio.DatagramProtocol):
         self._target = f"sip:{number}@127.0.0.1:{self.network.port}"
         self._call_id, self._branch = f"{random.randrange(1 << 48):x}", _branch()
         self._from = f"<sip:{self.number}@127.0.0.1:{self.port}>;tag={self._tag}"
+        self.called_at = time.monotonic()
         self._request("INVITE", self._target, f"<{self._target}>", self._branch, self._sdp())
 
     def cancel(self) -> None:
@@ -247,42 +302,8 @@ class Phone(asyncio.DatagramProtocol):
 
     def hang_up(self) -> None:
         """Hang up."""
-        assert self._dialog is not None
         self._in_dialog("BYE")
         self._end("hung up")
-
-    # SIP
-
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        if len(data) < 20:
-            return
-        message = Message(data)
-        if message.status:
-            self._response(message)
-            return
-        match message.method:
-            case "INVITE":
-                if self._invite is None:
-                    self._invite, self.invited = message, self.invited + 1
-                    self._run(self._called(message))
-            case "BYE":
-                self._reply(message, 200)
-                self._end("BYE")
-            case "CANCEL":
-                self._reply(message, 200)
-                if self._invite is not None and not self.answered.is_set():
-                    self._reply(self._invite, 487, "Request Terminated")
-                    self._end("CANCEL")
-            case "REFER":
-                self.refer_to = message["refer-to"]
-                self._reply(message, 202, "Accepted")
-                self.referred.set()
-                if self.refer is not None:
-                    self.notify(self.refer)
-            case "ACK":
-                pass
-            case _:
-                self._reply(message, 200)
 
     def notify(self, result: str) -> None:
         """Tell what came of a transfer."""
@@ -292,9 +313,44 @@ class Phone(asyncio.DatagramProtocol):
         )
         self._in_dialog("NOTIFY", f"SIP/2.0 {result}\r\n", extra)
 
+    # SIP
+
+    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
+        # shorter ones keep a connection alive
+        if len(data) < 20:
+            return
+        message = Message(data)
+        if message.status:
+            self._response(message)
+            return
+        match message.method:
+            case "INVITE":
+                # or one that is sent again
+                if self._invite is None:
+                    self._invite, self.invited = message, self.invited + 1
+                    self._run(self._called(message))
+            case "BYE":
+                self._reply(message, 200)
+                self._end("BYE")
+            case "CANCEL":
+                self._reply(message, 200)
+                if self._invite is not None and not self.answered.is_set():
+                    self._reply(self._invite, 487)
+                    self._end("CANCEL")
+            case "REFER":
+                self.refer_to = message["refer-to"]
+                self._reply(message, 202)
+                self.referred.set()
+                if self.refer is not None:
+                    self.notify(self.refer)
+            case "ACK":
+                pass
+            case _:
+                self._reply(message, 200)
+
     async def _called(self, invite: Message) -> None:
-        self._reply(invite, 100, "Trying")
-        self._reply(invite, 180, "Ringing")
+        self._reply(invite, 100)
+        self._reply(invite, 180)
         self.ringing.set()
         if self.answer is None:
             return
@@ -323,6 +379,7 @@ class Phone(asyncio.DatagramProtocol):
         good = answer.status == 200 and contact is not None
         uri = contact[1] if good and contact else self._target
         self._request("ACK", uri, answer["to"], _branch() if good else self._branch)
+        # or one that is sent again
         if self.answered.is_set() or self.over.is_set():
             return
         if good:
@@ -345,8 +402,7 @@ class Phone(asyncio.DatagramProtocol):
         if not self.over.is_set():
             self.how, self.over_at = how, time.monotonic()
             self.over.set()
-            if self.sound.pumping is not None:
-                self.sound.pumping.cancel()
+            self.sound.stop()
 
     def _in_dialog(self, method: str, body: str = "", extra: str = "") -> None:
         assert self._dialog is not None
@@ -370,7 +426,7 @@ class Phone(asyncio.DatagramProtocol):
             self._peer,
         )
 
-    def _reply(self, message: Message, status: int, phrase: str = "", body: str = "") -> None:
+    def _reply(self, message: Message, status: int, body: str = "") -> None:
         to = message["to"]
         if "tag=" not in to and status > 100:
             to += f";tag={self._tag}"
@@ -380,7 +436,7 @@ class Phone(asyncio.DatagramProtocol):
         kind = "Content-Type: application/sdp\r\n" if body else ""
         self._transport.sendto(
             (
-                f"SIP/2.0 {status} {phrase or PHRASES.get(status, 'No')}\r\n{via}{routes}"
+                f"SIP/2.0 {status} {PHRASES.get(status, 'No')}\r\n{via}{routes}"
                 f"From: {message['from']}\r\nTo: {to}\r\nCall-ID: {message['call-id']}\r\n"
                 f"CSeq: {message['cseq']}\r\n{contact}{kind}"
                 f"Content-Length: {len(body)}\r\n\r\n{body}"
@@ -391,12 +447,13 @@ class Phone(asyncio.DatagramProtocol):
     def _sdp(self) -> str:
         return (
             "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
-            f"m=audio {self._sound_port} RTP/AVP 0 101\r\na=rtpmap:0 PCMU/8000\r\n"
-            "a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-16\r\na=ptime:20\r\na=sendrecv\r\n"
+            f"m=audio {self._sound_port} RTP/AVP {PCMU} {KEY}\r\na=rtpmap:{PCMU} PCMU/8000\r\n"
+            f"a=rtpmap:{KEY} telephone-event/8000\r\na=fmtp:{KEY} 0-16\r\na=ptime:20\r\n"
+            "a=sendrecv\r\n"
         )
 
-    def _run(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -176,10 +176,8 @@ class LiveKit:
 
 
 @asynccontextmanager
-async def livekit_server(
-    folder: Path | None = None, *, redis: str | None = None
-) -> AsyncIterator[LiveKit]:
-    """A private server on free loopback ports, ended on exit; `redis` is for telephones."""
+async def livekit_server(folder: Path | None = None) -> AsyncIterator[LiveKit]:
+    """A private server on free loopback ports, ended on exit."""
     require_binary()
     with tempfile.TemporaryDirectory() as scratch:
         home = folder or Path(scratch)
@@ -198,7 +196,6 @@ rtc:
   stun_servers: ["127.0.0.1:3478"]
 agents: {{ target_load: 100 }}
 logging: {{ level: info, json: true }}
-{f"redis: {{ address: {redis} }}" if redis else ""}
 """,
             encoding="utf-8",
         )

@@ -33,7 +33,6 @@ TOLERATED = (
     "worker is at full capacity",
     "draining worker",
     "unknown FFI handle",
-    "closed unexpectedly",
     "failed to send session event",
     "no warmed process available",
     "timed out waiting for idle processes",

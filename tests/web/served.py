@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -60,8 +60,7 @@ class Served(Tokens):
         *,
         origin: str | None,
         address: str,
-        visitor: str,
-        caller: Caller | None = None,
+        who: Caller | str | Callable[[], Awaitable[Caller | str]],
         metadata: str = "",
     ) -> dict[str, str]:
         """A token for a new room and a new caller, or for those that are asked for again."""

@@ -37,9 +37,12 @@ class StandIn:
         await self.room.local_participant.set_attributes({"lk.agent.state": state})
 
     async def transcribe(
-        self, segment: str, *pieces: str, of: str = "", final: bool = True
+        self, segment: str, *pieces: str, of: str = "", final: bool = True, ends: bool = True
     ) -> None:
-        """A transcript, in pieces: of the agent itself, or of the caller `of`."""
+        """A transcript, in pieces: of the agent itself, or of the caller `of`.
+
+        One that does not end is one that the agent is still speaking.
+        """
         writer = await self.room.local_participant.stream_text(
             topic="lk.transcription",
             attributes={
@@ -50,7 +53,8 @@ class StandIn:
         )
         for piece in pieces:
             await writer.write(piece)
-        await writer.aclose()
+        if ends:
+            await writer.aclose()
 
     def _read(self, reader: rtc.TextStreamReader, _: str) -> None:
         async def read() -> None:

@@ -237,6 +237,19 @@ async def test_a_reloaded_page_goes_on_in_its_room(page: Page, page_server: Serv
         assert len(agent.room.remote_participants) == 1
 
 
+async def test_a_line_that_a_reload_breaks_off_says_so(page: Page, page_server: Served) -> None:
+    room = await connected(page, page_server)
+    async with stand_in(page_server.livekit, room) as agent:
+        await agent.transcribe("1", "Hello!")
+        await agent.transcribe("2", "It costs 14", ends=False)
+        await page.until(f"{says('Hello!')} && {says('It costs 14')}")
+
+        await page.reload()
+
+        await page.until(says("It costs 14 …"))
+        assert await page.run(says("Hello!"))
+
+
 def left_from(room: str, seconds: float = 0, said: str = "") -> str:
     """A script: this tab's page has left the room so long ago."""
     lines = [["1", {"who": "agent", "text": said}]] if said else []

@@ -31,6 +31,8 @@ const PATIENCE_MS = 15_000;
 export interface Line {
   who: "you" | "agent";
   text: string;
+  /** More of it is coming, to this page and to no other. */
+  isOpen?: boolean;
 }
 
 /** What is not as it should be, each in a sentence. */
@@ -187,9 +189,11 @@ export class Conversation {
     for await (const piece of reader) {
       text += piece;
       if (!text.trim()) continue;
-      this.lines.set(id, { who, text: text.trim() });
+      this.lines.set(id, { who, text: text.trim(), isOpen: true });
       this.#changed();
     }
+    const line = this.lines.get(id);
+    if (line) line.isOpen = false;
   }
 
   /** Muted by nobody: the browser has taken the microphone away, and there is no other. */

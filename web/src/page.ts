@@ -113,7 +113,12 @@ type Kept = [left: number, room: string, lines: [string, Line][]];
 /** What a page needs that is loaded in the place of this one. */
 function keep(): void {
   if (!conversation?.room || conversation.state === "ended") return;
-  const kept: Kept = [Date.now(), conversation.room, [...conversation.lines]];
+  // the rest of a line is not sent again
+  const lines = [...conversation.lines].map(([id, line]): [string, Line] => [
+    id,
+    { who: line.who, text: line.isOpen ? `${line.text} …` : line.text },
+  ]);
+  const kept: Kept = [Date.now(), conversation.room, lines];
   try {
     sessionStorage.setItem(KEPT, JSON.stringify(kept));
   } catch {

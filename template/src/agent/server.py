@@ -63,6 +63,7 @@ class Server(AgentServer):
             threshold = min(threshold, SERVER_TARGET_LOAD)
         super().__init__(
             preload_modules=["agent.server", "agent.ignore_sigterm"],
+            host=settings.host,
             port=settings.port,
             prometheus_port=settings.metrics_port or None,
             drain_timeout=max(settings.drain_seconds, 1),  # 0 would wait for ever
@@ -73,6 +74,11 @@ class Server(AgentServer):
             load_threshold=ServerEnvOption(dev_default=math.inf, prod_default=threshold),
         )
         self.sounds: Path | None = None
+        # of the environment; private, and the template's canary tells when it changes
+        self.proxy = self._http_proxy
+        if settings.server_is_here:
+            # for the worker, which asks nobody else; its jobs ask models
+            self._http_proxy = None
         self.configure(settings)
         # a call that asks for a worker before is never given to this one, so the health check
         # fails until then; private, and the template's canary tells when it changes
@@ -89,7 +95,9 @@ class Server(AgentServer):
     def configure(self, settings: Settings) -> None:
         """Hand these settings to the jobs; the worker's own (ports, load) stay as they are."""
         self.settings = settings
-        self.setup_fnc = partial(prewarm, settings, sounds_folder=self.sounds)
+        self.setup_fnc = partial(
+            prewarm, settings, sounds_folder=self.sounds, proxy=self.proxy or None
+        )
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         settings = self.settings
@@ -181,13 +189,21 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
     log.error("call ended: %s", Reason.JOB_DIED, extra={"fields": fields})
 
 
-def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | None = None) -> None:
+def prewarm(
+    settings: Settings,
+    process: JobProcess,
+    *,
+    sounds_folder: Path | None = None,
+    proxy: str | None = None,
+) -> None:
     """Give an idle process the settings, and load what its call would otherwise wait for."""
     if process.executor_type is JobExecutorType.PROCESS:
         dump_stacks_when_killed()
     process.userdata["settings"] = settings
+    process._http_proxy = proxy
     sounds.kept.share(sounds_folder)
     telemetry.export_spans()
+    telemetry.hush_hang_ups()
     for name in PREWARMED:
         # `agent start` has reported it before, and the call that needs it will
         with suppress(ImportError), telemetry.protected_logging():

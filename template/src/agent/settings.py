@@ -24,6 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 DEFAULTS = Path(__file__).with_name("defaults.toml")
 
 
@@ -113,6 +114,9 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=find_home, description="The project's root.")
     data_dir: Path = Field(
         default=Path("data"), description="Where the agent writes; a volume in containers."
+    )
+    host: str = Field(
+        default="", description="Where the worker is asked for its health; empty: everywhere."
     )
     port: int = Field(
         default=8081, ge=0, le=65535, description="Port of the worker's health endpoint."
@@ -434,6 +438,11 @@ class Settings(BaseSettings):
         """The voice that was chosen; empty for one of another provider than the default voice's."""
         chosen = "tts_voice" in self.model_fields_set or self.tts_model.startswith("cartesia/")
         return self.tts_voice if chosen else ""
+
+    @property
+    def server_is_here(self) -> bool:
+        """Whether the LiveKit server is on this machine, so that no proxy leads to it."""
+        return _parts(self.livekit_url).hostname in LOOPBACK
 
     @property
     def keyless(self) -> bool:

@@ -75,6 +75,9 @@ PRIVATE = "lk.pii."
 # and who is a caller, which it does not mark: a phone's identity is its number
 WHO = {"participant", "participant_identity", "identity"}
 
+# what the SDK logs as an error whenever a room is left, once for each channel
+LEFT = re.compile(r"publisher data channel '\w+' closed unexpectedly")
+
 # the fields that only the record of an ended call has
 END = {"call", "reason", "seconds", "turns"}
 
@@ -171,6 +174,18 @@ def log_to(stream: TextIO = sys.stderr, *, level: str = "INFO") -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("agent").setLevel(level)
+
+
+def hush_hang_ups() -> None:
+    """In a job: no error of the SDK's because somebody has hung up, but DEBUG."""
+    logging.getLogger("livekit").addFilter(_hushed)
+
+
+def _hushed(record: logging.LogRecord) -> bool:
+    if not LEFT.search(record.getMessage()):
+        return True
+    record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+    return logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
 @contextmanager

@@ -254,6 +254,18 @@ def test_a_port_in_use_is_one_line(
     assert ended.err.count("\n") == 1
 
 
+def test_a_host_that_is_not_this_machine_s_is_one_line(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_HOST", "192.0.2.1")  # for documentation, so nobody's
+
+    ended = agent("start")
+
+    assert ended.code == 2
+    assert ended.err.startswith("agent: AGENT_HOST=192.0.2.1 is no address of this machine: ")
+    assert ended.err.count("\n") == 1
+
+
 def _folder_with_lk(home: Path) -> Path:
     lk = home / "bin" / "lk"
     lk.parent.mkdir()

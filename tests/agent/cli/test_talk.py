@@ -84,6 +84,30 @@ def test_a_port_in_use_is_named(agent: Agent) -> None:
     assert "--port" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "host"),
+    [
+        ([], "127.0.0.1"),
+        (["--public", "https://a.example"], "0.0.0.0"),
+        (["--public", "https://a.example", "--host", "127.0.0.1"], "127.0.0.1"),
+    ],
+)
+def test_the_page_is_served_where_it_has_to_be(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, options: list[str], host: str
+) -> None:
+    def refused(address: tuple[str, int]) -> None:
+        raise OSError(1, "not in this test")
+
+    monkeypatch.setattr(socket, "create_server", refused)
+    assert f"cannot be served on {host}, port 0" in agent(*options).err
+
+
+def test_a_host_for_others_needs_their_address(agent: Agent) -> None:
+    ended = agent("--host", "0.0.0.0")
+    assert ended.code == 2
+    assert "--public" in ended.err
+
+
 def test_a_machine_without_a_server_is_told_how_to_get_one(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +144,9 @@ def test_keys_of_a_server_elsewhere_are_not_given_to_whoever_opens_the_page(
     assert SECRET not in ended.err
 
 
-@pytest.mark.parametrize("url", ["talk.example.com", "ftp://a.example", "https://a.example/talk"])
+@pytest.mark.parametrize(
+    "url", ["talk.example.com", "ftp://a.example", "https://a.example/talk", "https://a.example:b"]
+)
 def test_where_others_open_it_is_an_address(agent: Agent, url: str) -> None:
     ended = agent("--public", url)
     assert ended.code == 2
@@ -134,6 +160,7 @@ def test_where_others_open_it_is_an_address(agent: Agent, url: str) -> None:
         ("HTTPS://talk.example.com:443", "https://talk.example.com"),
         ("http://talk.example.com:80", "http://talk.example.com"),
         ("https://talk.example.com:8443", "https://talk.example.com:8443"),
+        ("https://Bücher.example", "https://xn--bcher-kva.example"),
     ],
 )
 def test_where_others_open_it_is_compared_as_browsers_write_it(given: str, origin: str) -> None:
@@ -177,6 +204,17 @@ def test_an_error_in_the_owners_file_names_the_line(
     ended = agent()
     assert ended.code == 2
     assert "NameError: name 'session' is not defined (test_talk.py, line" in ended.err
+
+
+def test_an_owners_function_that_is_not_async_is_refused_at_the_start(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(request: object) -> None: ...
+
+    monkeypatch.setattr("agent.callers.caller_of", nobody)
+    ended = agent()
+    assert ended.code == 2
+    assert "write `async def caller_of(request: web.Request) -> Caller | None:`" in ended.err
 
 
 @pytest.mark.parametrize(("installed", "models"), [(True, "local"), (False, "scripted")])

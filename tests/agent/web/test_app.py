@@ -17,6 +17,7 @@ from agent.settings import load_settings
 from agent.transport import Caller
 from agent.web import Tokens
 from agent.web.app import COOKIE, CallerOf, address_of, page_headers, web_app
+from agent.web.tokens import NEW_CALLS
 from tests.support.room_service import room_service
 
 HERE = "https://talk.example.com"
@@ -168,8 +169,8 @@ async def test_a_refusal_is_a_sentence(
 
 
 async def test_who_calls_too_often_is_told_for_how_long_to_wait(client: Client) -> None:
-    answers = [await client.post("/token", headers=ASKING) for _ in range(21)]
-    assert [answer.status for answer in answers] == [*[200] * 20, 429]
+    answers = [await client.post("/token", headers=ASKING) for _ in range(NEW_CALLS + 1)]
+    assert [answer.status for answer in answers] == [*[200] * NEW_CALLS, 429]
     assert int(answers[-1].headers["Retry-After"]) > 0
 
 
@@ -202,6 +203,20 @@ async def test_the_owner_says_who_calls_or_refuses(
         status, said = await as_("broken")
         assert (status, "session" in said["error"]) == (500, False)
         assert "KeyError: 'session'" in caplog.text
+
+
+async def test_the_owner_is_not_asked_who_calls_from_another_page(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def looked_up(request: web.Request) -> Caller | None:
+        asked.append(request.headers["Origin"])
+        return None
+
+    asked = list[str]()
+    async with serving(page, monkeypatch, looked_up) as client:
+        for origin in "https://evil.example", HERE:
+            await client.post("/token", headers={"Origin": origin})
+    assert asked == [HERE]
 
 
 async def test_nobody_is_known_by_default() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,14 @@ from agent.memory.identity import key_of
 from agent.settings import load_settings
 from agent.transport import Caller
 from agent.web import Refused, Tokens, tokens
-from agent.web.tokens import AGENT_SECONDS, ASKS, RateLimit, network_of, websocket_url
+from agent.web.tokens import (
+    AGENT_SECONDS,
+    ASKS,
+    NEW_CALLS,
+    RateLimit,
+    network_of,
+    websocket_url,
+)
 from tests.support.room_service import KEY, SECRET, RoomService, room_service
 
 HERE = "http://127.0.0.1:7890"
@@ -48,7 +56,7 @@ async def ask(
     **more: Any,
 ) -> dict[str, str]:
     body = json.dumps({**more, **({"room": room} if room else {})}).encode()
-    return await desk.answer(body, origin=origin, address=address, visitor=visitor, caller=caller)
+    return await desk.answer(body, origin=origin, address=address, who=caller or visitor)
 
 
 def claims(answer: dict[str, str]) -> Any:
@@ -85,7 +93,7 @@ async def test_the_agent_is_sent_into_each_room_once_and_told_what_it_is_about(
     desk: Tokens, server: RoomService
 ) -> None:
     answer = await desk.answer(
-        b"", origin=HERE, address="192.0.2.1", visitor="ann", metadata='{"order": 1042}'
+        b"", origin=HERE, address="192.0.2.1", who="ann", metadata='{"order": 1042}'
     )
 
     (made,) = server.made
@@ -182,6 +190,33 @@ async def test_another_page_gets_no_token(
 
 
 @pytest.mark.parametrize(
+    ("origin", "body", "asks", "status"),
+    [
+        ("https://evil.example", b"", 0, 403),
+        (HERE, b"nonsense", 0, 400),
+        (HERE, b"", ASKS, 429),
+    ],
+)
+async def test_nobody_is_looked_up_for_a_request_that_is_refused_anyway(
+    desk: Tokens, origin: str, body: bytes, asks: int, status: int
+) -> None:
+    async def who() -> str:
+        looked_up.append("ann")
+        return "a secret of ann's browser"
+
+    looked_up = list[str]()
+    first = await desk.answer(b"", origin=HERE, address="192.0.2.1", who=who)
+    assert looked_up == ["ann"]
+    for _ in range(asks):
+        with suppress(Refused):
+            await ask(desk, first["room"])
+    with pytest.raises(Refused) as refused:
+        await desk.answer(body, origin=origin, address="192.0.2.1", who=who)
+    assert refused.value.status == status
+    assert looked_up == ["ann"]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         *(b"room", b"[]", b'"room"', b"\xff", b'{"room": 7}', b'{"room": ["a"]}', b"[" * 4000),
@@ -196,7 +231,7 @@ async def test_what_is_not_understood_or_not_a_visitors_to_choose_is_refused(
     desk: Tokens, server: RoomService, body: bytes
 ) -> None:
     with pytest.raises(Refused) as refused:
-        await desk.answer(body, origin=HERE, address="192.0.2.1", visitor="ann")
+        await desk.answer(body, origin=HERE, address="192.0.2.1", who="ann")
     assert refused.value.status == 400
     assert server.made == []
 
@@ -212,20 +247,50 @@ async def test_clients_of_livekit_are_understood(desk: Tokens, server: RoomServi
 async def test_who_starts_too_many_calls_waits_and_others_do_not(
     desk: Tokens, server: RoomService
 ) -> None:
-    for _ in range(ASKS):
+    for _ in range(NEW_CALLS):
         await ask(desk, address="2001:db8::1")
     for address in "2001:db8::1", "2001:db8::abcd:1":
         with pytest.raises(Refused) as refused:
             await ask(desk, address=address)
         assert refused.value.status == 429
-        assert 0 < int(refused.value.headers["Retry-After"]) <= 60
+        seconds = int(refused.value.headers["Retry-After"])
+        assert 0 < seconds <= 60
+        assert f"wait for {seconds} s" in refused.value.json["error"]
     await ask(desk, address="2001:db8:1::1")
     await ask(desk, address="2001:db8::1", caller=Caller("ann"))
-    assert len(server.made) == ASKS + 2
+    assert len(server.made) == NEW_CALLS + 2
+
+
+async def test_who_has_signed_in_waits_wherever_they_are(desk: Tokens, server: RoomService) -> None:
+    for number in range(NEW_CALLS):
+        await ask(desk, address=f"192.0.2.{number}", caller=Caller("ann"))
+    with pytest.raises(Refused, match="Too many calls"):
+        await ask(desk, address="192.0.2.99", caller=Caller("ann"))
+    assert len(server.made) == NEW_CALLS
+
+
+async def test_a_call_may_be_gone_on_with_when_no_new_one_may_be_started(
+    desk: Tokens, server: RoomService
+) -> None:
+    *_, last = [await ask(desk) for _ in range(NEW_CALLS)]
+    server.present = [AGENT]
+    for _ in range(ASKS - NEW_CALLS):
+        assert (await ask(desk, last["room"]))["room"] == last["room"]
+    # which is not for ever either
+    with pytest.raises(Refused, match="Too many calls"):
+        await ask(desk, last["room"])
+    assert len(server.made) == NEW_CALLS
+
+
+async def test_an_application_says_how_many_calls_may_be_started(server: RoomService) -> None:
+    desk = Tokens(load_settings(), origins={HERE}, new_calls=1)
+    await ask(desk)
+    with pytest.raises(Refused, match="Too many calls"):
+        await ask(desk)
 
 
 async def test_nobody_is_named_like_the_address_of_guests(desk: Tokens) -> None:
-    for _ in range(ASKS):
+    for _ in range(NEW_CALLS):
         await ask(desk, caller=Caller("192.0.2.1"))
     await ask(desk, address="192.0.2.1")
 
@@ -237,14 +302,22 @@ def test_the_limit_counts_a_window_and_forgets_who_does_not_ask_any_more(
     monkeypatch.setattr(time, "monotonic", lambda: now)
     limit = RateLimit(2, 10)
     waits = []
+
+    def wait(who: str) -> int:
+        try:
+            limit.count(who)
+        except Refused as refused:
+            return int(refused.headers["Retry-After"])
+        return 0
+
     for now, who in [  # noqa: B007 (the clock reads it)
         *((1000, "a"), (1004, "a"), (1005, "a"), (1009.5, "a")),
         *((1010, "a"), (1011, "b"), (1013, "a"), (1014, "a")),
     ]:
-        waits.append(limit.wait(who))
+        waits.append(wait(who))
     assert waits == [0, 0, 5, 1, 0, 0, 1, 0]
     now = 1100
-    limit.wait("c")
+    wait("c")
     assert list(limit._asked) == ["c"]
 
 

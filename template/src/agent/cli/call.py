@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -48,7 +50,11 @@ def call(caller: CallerName = None, metadata: Metadata = "") -> int:
     )
     report(room_caller.link())
     report(f"Token: {room_caller.token()}")
-    return converse(room_caller)
+    code = converse(room_caller)
+    # Python's own end would abort now and then (134): the SDK's native threads still call into it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class RoomCaller(Conversation):

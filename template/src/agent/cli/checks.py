@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import os
 import re
 import socket
 import time
@@ -117,15 +118,18 @@ def check_models(settings: Settings, *, unreachable: Level = "fail") -> list[Fin
         return found
 
 
-def check_port(port: int, name: str) -> list[Finding]:
-    """Whether an endpoint can be served on `port`, the value of `name`, on all interfaces."""
+def check_port(port: int, name: str, host: str = "") -> list[Finding]:
+    """Whether `port`, the value of `name`, is free for an endpoint; without a host, everywhere."""
     try:
-        socket.create_server(("", port)).close()
+        socket.create_server((host, port)).close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             what = f"port {port} is in use, perhaps by another worker"
             return [Finding("fail", "port", what, f"stop that, or set {name} to a free port")]
-        what = f"port {port} cannot be used ({error.strerror})"
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            what = f"AGENT_HOST={host} is no address of this machine"
+            return [Finding("fail", "port", what, "set it to one of them, or leave it empty")]
+        what = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
         return [Finding("fail", "port", what, f"set {name} to another port")]
     return []
 

@@ -91,7 +91,7 @@ def inference_elsewhere(settings: Settings) -> list[Finding]:
     fitting = on_cloud or inference_has_own_keys() or has_own_models()
     if settings.models != "livekit" or not host or fitting:
         return []
-    what = "AGENT_MODELS=livekit needs LiveKit Cloud, and LIVEKIT_URL is another server"
+    what = "AGENT_MODELS=livekit needs LiveKit Cloud, and the server is another"
     scripted = "set AGENT_MODELS=scripted to try the agent without a model"
     own = "let your persona bring its own models"
     return [Finding("warn", "models", what, f"use a LiveKit Cloud project, {own}, or {scripted}")]

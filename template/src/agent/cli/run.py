@@ -7,11 +7,13 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.cli import terminal
 from agent.cli.checks import (
     Finding,
     check_connection,
@@ -27,16 +29,18 @@ if TYPE_CHECKING:
     from agent.server import Server
 
 SERVER = Path(__file__).parents[1] / "server.py"
+# what `agent talk` starts its worker with
+AsChild = Annotated[bool, typer.Option("--as-child", hidden=True)]
 
 
-def start() -> int:
+def start(as_child: AsChild = False) -> int:
     """Take calls until a signal; the first one lets the live calls end. Logs JSON lines."""
-    return serve(dev=False)
+    return serve(dev=False, as_child=as_child)
 
 
-def dev() -> int:
+def dev(as_child: AsChild = False) -> int:
     """Take calls on this machine, with readable logs, and stop at once on a signal."""
-    return serve(dev=True)
+    return serve(dev=True, as_child=as_child)
 
 
 def _address(value: str | None) -> str | None:
@@ -57,7 +61,7 @@ def console(
 ) -> int:
     """Speak with the agent at this machine's microphone, without a server; needs LiveKit's `lk`."""
     settings = load_settings()
-    found = check_port(settings.port, "AGENT_PORT")
+    found = check_port(settings.port, "AGENT_PORT", settings.host)
     if settings.models == "livekit" and settings.keyless and connect_addr is None:
         cure = "put them into .env.local, or set AGENT_MODELS=scripted"
         found.append(Finding("fail", "keys", "AGENT_MODELS=livekit needs keys", cure))
@@ -77,12 +81,19 @@ def console(
     return 0
 
 
-def serve(*, dev: bool) -> int:
-    """Take calls until a signal; the exit code. Raises SettingsError, KnowledgeUnavailable."""
+def serve(*, dev: bool, as_child: bool = False) -> int:
+    """Take calls until a signal; the exit code. Raises SettingsError, KnowledgeUnavailable.
+
+    As a child also until standard input closes, which is a pipe of the parent's.
+    """
     # until the SDK has handlers of its own: as a container's first process we would ignore it
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if as_child:
+        # what takes long, the parent has said
+        terminal.PATIENCE_SECONDS = threading.TIMEOUT_MAX
+        threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
     settings = load_settings()
-    found = check_connection(settings) + check_port(settings.port, "AGENT_PORT")
+    found = check_connection(settings) + check_port(settings.port, "AGENT_PORT", settings.host)
     if settings.metrics_port:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
     require(found)
@@ -96,6 +107,12 @@ def serve(*, dev: bool) -> int:
     run_sdk("start", "--log-level", settings.log_level, *(["--dev"] if dev else []))
     # the SDK logs the failure and would exit 0, and then no supervisor restarts the worker
     return 1 if server.failed else 0
+
+
+def stop_with_parent() -> None:
+    """Stop as a signal would, once the parent has ended, however it did."""
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def load_server() -> Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import secrets
@@ -35,14 +36,13 @@ from agent.cli.checks import (
     server_api,
 )
 from agent.cli.terminal import busy, report, unless
-from agent.settings import Settings, SettingsError, load_settings
+from agent.settings import LOOPBACK, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from agent.web.app import CallerOf
 
 PORT = 7890
 HERE = "127.0.0.1"
-LOOPBACK = {HERE, "::1", "localhost"}
 # where the template's own tests build one
 BUILT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "livekit-agent-template")
 SERVER_SECONDS = 20.0  # for a server of ours to answer
@@ -54,12 +54,15 @@ def _address(value: str | None) -> str | None:
     """The address as browsers send it in `Origin`: small letters, and no port that is the usual."""
     if value is None:
         return None
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
-        such = "https://talk.example.com"
-        raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
-    usual = ":443" if parts.scheme == "https" else ":80"
-    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
+    # slow to import, and always beside aiohttp; it writes international names as browsers do
+    from yarl import URL
+
+    with suppress(ValueError):
+        url = URL(value)
+        if url.scheme in {"http", "https"} and url.host and url.path == "/":
+            return str(url.origin())
+    such = "https://talk.example.com"
+    raise typer.BadParameter(f"{value!r} is not an address: write one such as {such}")
 
 
 def talk(
@@ -71,6 +74,9 @@ def talk(
             callback=_address,
             help="Where others open the page, such as https://talk.example.com.",
         ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Of the page; by default loopback, with --public all.")
     ] = None,
     no_worker: Annotated[
         bool, typer.Option("--no-worker", help="Only the page: workers are elsewhere.")
@@ -89,7 +95,9 @@ def talk(
     settings = load_settings()
     keyless = settings.keyless
     inside = public is None or (urlsplit(public).hostname in LOOPBACK)
-    with listen(HERE if inside else "0.0.0.0", port) as listening:
+    if host not in {None, HERE} and public is None:
+        raise SettingsError(["--host is for others: say by --public where they open the page"])
+    with listen(host or (HERE if inside else "0.0.0.0"), port) as listening:
         port = listening.getsockname()[1]
         caller_of = load_caller_of()
         server = find_server(settings, public, needed=no_worker)
@@ -98,7 +106,7 @@ def talk(
         if not no_worker:
             if public is not None:
                 # whose worker would answer there, nobody could tell
-                require(check_port(settings.port, "AGENT_PORT"))
+                require(check_port(settings.port, "AGENT_PORT", settings.host))
             load_calls()
             settings = with_a_voice(settings, keyless=keyless, public=public is not None)
             # not left to the worker: the first time takes longer than a worker is waited for
@@ -119,14 +127,17 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        problem = f"the page cannot be served on port {port} ({error.strerror})"
+        # its own `strerror` says the address once more
+        unknown = isinstance(error, socket.gaierror)
+        why = error.strerror if unknown else os.strerror(error.errno or 0)
+        problem = f"the page cannot be served on {host}, port {port} ({why})"
         cure = "stop what uses it, perhaps another `agent talk`, or choose one with --port"
         raise SettingsError([f"{problem}: {cure}"]) from error
 
 
 def load_caller_of() -> CallerOf:
     """The owner's function that says who a visitor is; raises SettingsError."""
-    with busy("loading LiveKit's SDK"):
+    with busy("loading the page"):
         app = import_module("agent.web.app")
     if not (app.PAGE / "index.html").is_file():
         raise SettingsError([f"there is no page in {app.PAGE}: restore it from version control"])
@@ -138,6 +149,10 @@ def load_caller_of() -> CallerOf:
     except Exception as error:
         problem = f"agent.callers gives no `caller_of`: {location(error)}"
         raise SettingsError([problem]) from error
+    if not inspect.iscoroutinefunction(found):
+        problem = "`caller_of` in agent.callers is no async function"
+        cure = "write `async def caller_of(request: web.Request) -> Caller | None:`"
+        raise SettingsError([f"{problem}: {cure}"])
     return found
 
 
@@ -146,7 +161,7 @@ def find_server(settings: Settings, public: str | None, *, needed: bool) -> Serv
     if not (settings.livekit_url or public or needed):
         return Server.found()
     require(check_connection(settings))
-    if public is None and urlsplit(settings.livekit_url).hostname not in LOOPBACK:
+    if public is None and not settings.server_is_here:
         problem = f"LIVEKIT_URL is {settings.livekit_url}, and whoever opens the page calls there"
         cure = (
             "with your keys: say by `--public URL` where they open it, or leave that server out,"
@@ -169,14 +184,12 @@ def with_a_voice(settings: Settings, *, keyless: bool, public: bool) -> Settings
         require(found)
         return settings
     keyless = keyless and settings.models == "livekit"
-    why = "No keys in the environment" if keyless else found[0].sentence
+    why = "No keys in the environment, so" if keyless else f"{found[0].sentence}. So"
     source = "" if settings.knowledge == "none" else " from your documents"
     if all(find_spec(name) for name in GROUP):
-        report(f"{why}, so a script answers{source}, heard and spoken here (AGENT_MODELS=local).")
+        report(f"{why} a script answers{source}, heard and spoken here (AGENT_MODELS=local).")
         return settings.model_copy(update={"models": "local"})
-    report(
-        f"{why}, so a script answers{source} (AGENT_MODELS=scripted). It hums, and hears nobody:"
-    )
+    report(f"{why} a script answers{source} (AGENT_MODELS=scripted). It hums, and hears nobody:")
     report("type to it, or stop it, run `uv sync --group speech`, and speak.")
     return settings.model_copy(update={"models": "scripted"})
 
@@ -239,14 +252,26 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
+            # which reads on until this process has ended, by SIGKILL too; Linux alone has a
+            # signal for that
+            watching = await asyncio.create_subprocess_exec(
+                *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
             try:
-                if not await answers(process, self.port, SERVER_SECONDS):
+                if not await answers(process, HERE, self.port, SERVER_SECONDS):
                     log.seek(0)
                     said = log.read().decode(errors="replace").strip().splitlines()[-3:]
                     report("\n".join([f"{self.binary} does not start:", *said]))
                     raise typer.Exit(1)
                 yield process
             finally:
+                # first: the number of a process that has ended may be another's
+                with suppress(ProcessLookupError):
+                    watching.kill()
+                await watching.wait()
                 # on a gentle signal it would wait for those who are still in a room
                 with suppress(ProcessLookupError):
                     process.kill()
@@ -268,28 +293,34 @@ class Worker:
         Stopping waits for live calls of the public; until `hurry`.
         """
         settings = self.settings
-        port = settings.port if self.public else free_port()
+        host, port = (settings.host, settings.port) if self.public else (HERE, free_port())
         environment = {
             "AGENT_HOME": str(settings.home),
             "AGENT_MODELS": settings.models,
+            "AGENT_HOST": host,
             "AGENT_PORT": str(port),
             "LIVEKIT_URL": settings.livekit_url,
             "LIVEKIT_API_KEY": settings.livekit_api_key,
             "LIVEKIT_API_SECRET": settings.livekit_api_secret.get_secret_value(),
         }
+        if settings.server_is_here:
+            # the SDK's native part would ask it for a server on this machine, whatever NO_PROXY
+            # says; empty, because .env.local would fill in what is missing
+            environment |= {"HTTP_PROXY": "", "http_proxy": ""}
         if not self.public:
             environment["AGENT_METRICS_PORT"] = "0"
             environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agent", "start" if self.public else "dev"),
+            *(sys.executable, "-m", "agent", "start" if self.public else "dev", "--as-child"),
             cwd=settings.home,
             env={**os.environ, **environment},
-            stdin=asyncio.subprocess.DEVNULL,
+            # closed by the end of this process, by SIGKILL too, and then the worker stops
+            stdin=asyncio.subprocess.PIPE,
             stdout=2,
             start_new_session=True,
         )
         try:
-            if not await answers(process, port, WORKER_SECONDS):
+            if not await answers(process, host or HERE, port, WORKER_SECONDS):
                 ended = process.returncode
                 how = "does not register" if ended is None else f"ended with exit code {ended}"
                 report(f"the worker {how}: what it says above is why, `agent doctor` knows more")
@@ -308,8 +339,10 @@ class Worker:
                 await process.wait()
 
 
-async def answers(process: asyncio.subprocess.Process, port: int, seconds: float) -> bool:
-    """Wait until the process answers a health check on its port; False if it never does."""
+async def answers(
+    process: asyncio.subprocess.Process, host: str, port: int, seconds: float
+) -> bool:
+    """Wait until the process answers a health check; False if it never does."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=seconds)
@@ -317,7 +350,7 @@ async def answers(process: asyncio.subprocess.Process, port: int, seconds: float
         async with asyncio.timeout(seconds), aiohttp.ClientSession(timeout=timeout) as http:
             while process.returncode is None:
                 with suppress(aiohttp.ClientError, OSError):
-                    async with http.get(f"http://{HERE}:{port}/") as answer:
+                    async with http.get(f"http://{host}:{port}/") as answer:
                         if answer.status == 200:
                             return True
                 await asyncio.sleep(0.05)

@@ -3,6 +3,6 @@
 `agent talk` serves it. A web application of your own takes `Tokens`: docs/agent/web.md.
 """
 
-from agent.web.tokens import Refused, Tokens
+from agent.web.tokens import NO_STORE, Refused, Tokens
 
-__all__ = ["Refused", "Tokens"]
+__all__ = ["NO_STORE", "Refused", "Tokens"]

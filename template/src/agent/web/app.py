@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from agent.transport import Caller
-from agent.web.tokens import Refused, Tokens
+from agent.web.tokens import NO_STORE, Refused, Tokens
 
 log = logging.getLogger("agent.web")
 
@@ -90,13 +90,16 @@ class Endpoint:
 
     async def post(self, request: web.Request) -> web.Response:
         visitor = request.cookies.get(COOKIE) or secrets.token_hex(16)
+
+        async def who() -> Caller | str:
+            return await self.caller_of(request) or visitor
+
         try:
             answer = await self.tokens.answer(
                 await request.read(),
                 origin=request.headers.get("Origin"),
                 address=address_of(request.remote, request.headers.get("X-Forwarded-For")),
-                visitor=visitor,
-                caller=await self.caller_of(request),
+                who=who,
             )
         except Refused as refused:
             return web.json_response(refused.json, status=refused.status, headers=refused.headers)
@@ -114,7 +117,7 @@ class Endpoint:
 
 def json_answer(answer: dict[str, str], status: int = 200) -> web.Response:
     """An answer of the endpoint, which nobody keeps."""
-    return web.json_response(answer, status=status, headers={"Cache-Control": "no-store"})
+    return web.json_response(answer, status=status, headers=NO_STORE)
 
 
 def address_of(peer: str | None, forwarded: str | None) -> str:

@@ -14,7 +14,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -30,11 +30,16 @@ from agent.transport import Caller
 log = logging.getLogger("agent.web")
 
 TOKEN_LIFE = timedelta(minutes=5)  # to join; who has joined stays
-ASKS, ASK_SECONDS = 20, 60.0  # so many answers for one caller within so long
+ASK_SECONDS = 60.0
+ASKS = 60  # so many requests of one network within so long
+# and so many new calls of one guest's network, or of one caller: each keeps a job of a worker,
+# until the caller has left or `caller_wait_seconds` have passed without one
+NEW_CALLS = 5
 # a room without an agent is waited in for so long; then nobody comes, and a new call is better
 AGENT_SECONDS = 8.0
 SERVER_SECONDS = 5.0
 MAX_BODY = 4096
+NO_STORE = {"Cache-Control": "no-store"}  # of every answer: nobody keeps a token
 # what LiveKit's clients may ask for, and is not theirs to choose
 DECIDED_HERE = (
     *("participant_identity", "participant_name", "participant_metadata"),
@@ -49,7 +54,7 @@ class Refused(Exception):
         super().__init__(sentence)
         self.status = status
         self.json = {"error": sentence}
-        self.headers = {"Cache-Control": "no-store"}
+        self.headers = dict(NO_STORE)
         if retry_after is not None:
             self.headers["Retry-After"] = str(retry_after)
 
@@ -57,15 +62,22 @@ class Refused(Exception):
 class Tokens:
     """Lets the visitors of a page call this project's agent, within limits.
 
-    `origins` are the addresses at which the page is opened, such as https://example.com.
+    `origins` are the addresses at which the page is opened, such as https://example.com. In a
+    minute, `new_calls` may be started by one caller or from one network of guests.
     """
 
     def __init__(
-        self, settings: Settings, *, origins: Collection[str], life: timedelta = TOKEN_LIFE
+        self,
+        settings: Settings,
+        *,
+        origins: Collection[str],
+        new_calls: int = NEW_CALLS,
+        life: timedelta = TOKEN_LIFE,
     ) -> None:
         self._settings, self._life = settings, life
         self._origins = frozenset(origins)
-        self._rate = RateLimit(ASKS, ASK_SECONDS)
+        self._asks = RateLimit(ASKS, ASK_SECONDS)
+        self._new_calls = RateLimit(new_calls, ASK_SECONDS)
 
     async def answer(
         self,
@@ -73,26 +85,29 @@ class Tokens:
         *,
         origin: str | None,
         address: str,
-        visitor: str,
-        caller: Caller | None = None,
+        who: Caller | str | Callable[[], Awaitable[Caller | str]],
         metadata: str = "",
     ) -> dict[str, str]:
         """The answer to a POST with this body; raises Refused.
 
-        `caller` is who your session says it is, None for a guest. `visitor` is a secret of the
-        visitor's session or cookie: it lets a guest go on with their own call, and nobody else.
+        `who` is the caller whom your session knows, or for a guest a secret of their session or
+        cookie: it lets them go on with their own call, and nobody else. An async function that
+        finds this out, such as in a database, is called only for a request that is within limits.
         `address` is where the request comes from, `metadata` what the call is about.
         """
-        if not (caller or visitor):
-            raise ValueError("a guest without a secret would share a call with the next one")
         if origin not in self._origins:
             raise Refused(403, "Calls from another page are not taken.")
-        whose = f"caller {caller.identity}" if caller else f"guest {visitor}"
-        if wait := self._rate.wait(whose if caller else network_of(address)):
-            raise Refused(429, "Too many calls were started. Please wait.", retry_after=wait)
         room = asked_room(body)
+        network = network_of(address)
+        self._asks.count(network)
+        known = await who() if callable(who) else who
+        if not known:
+            raise ValueError("a guest without a secret would share a call with the next one")
+        caller = known if isinstance(known, Caller) else None
+        whose = f"caller {caller.identity}" if caller else f"guest {known}"
         async with self._server() as server:
             if not (self._is_theirs(room, whose) and await goes_on(server, room)):
+                self._new_calls.count(whose if caller else network)
                 room = self._new_room(whose)
                 await server.agent_dispatch.create_dispatch(
                     api.CreateAgentDispatchRequest(
@@ -206,8 +221,8 @@ class RateLimit:
         self._times, self._seconds = times, seconds
         self._asked: dict[str, deque[float]] = {}
 
-    def wait(self, key: str) -> int:
-        """Count a request; how many seconds it has to wait, 0 if it may go on."""
+    def count(self, key: str) -> None:
+        """Count a request; raises Refused if it has to wait."""
         now = time.monotonic()
         # in the order of their last request: who has not asked for long is in front
         for old in list(self._asked):
@@ -219,6 +234,7 @@ class RateLimit:
             asked.popleft()
         self._asked[key] = asked
         if len(asked) >= self._times:
-            return math.ceil(self._seconds - (now - asked[0])) or 1
+            wait = math.ceil(self._seconds - (now - asked[0])) or 1
+            sentence = f"Too many calls were started. Please wait for {wait} s and try again."
+            raise Refused(429, sentence, retry_after=wait)
         asked.append(now)
-        return 0
