@@ -58,6 +58,7 @@ STEP_BY_STEP = 3
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
+        "called",
         "profile",
         "metadata",
         "room",
@@ -93,6 +94,10 @@ PUBLIC = {
             "session_options",
             "room_options",
             "before_start",
+            "callee_speaks_first",
+            "detects_voicemail",
+            "is_voicemail",
+            "on_voicemail",
             "tools",
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
@@ -111,6 +116,8 @@ PUBLIC = {
     "agent.knowledge.evaluate.questions_in": (),
     "agent.knowledge.ingest.ingest": (),
     "agent.settings.load_settings": (),
+    "agent.telephony.transfers.bring_in": (),
+    "agent.telephony.transfers.transfer": (),
     "agent.transport.Caller": ("identity", "name", "kind", "attributes", "can_publish"),
     "agent.web.NO_STORE": (),
     "agent.web.Refused": ("status", "json", "headers"),
