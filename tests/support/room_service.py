@@ -55,6 +55,10 @@ class RoomService:
     transfer: sip.TransferSIPParticipantResponse = field(
         default_factory=sip.TransferSIPParticipantResponse
     )
+    # what a carrier's calls are taken with
+    inbound: list[sip.SIPInboundTrunkInfo] = field(default_factory=list)
+    rules: list[sip.SIPDispatchRuleInfo] = field(default_factory=list)
+    outbound: list[sip.SIPOutboundTrunkInfo] = field(default_factory=list)
     # identities
     removed: list[str] = field(default_factory=list)
     port: int = 0
@@ -82,6 +86,16 @@ class RoomService:
                 self.transferred.append(sip.TransferSIPParticipantRequest.FromString(body))
                 await self._ring()
                 return self.transfer
+            case "ListSIPInboundTrunk" | "ListSIPDispatchRule" | "ListSIPOutboundTrunk" if (
+                self.refusal
+            ):
+                raise self.refusal
+            case "ListSIPInboundTrunk":
+                return sip.ListSIPInboundTrunkResponse(items=self.inbound)
+            case "ListSIPDispatchRule":
+                return sip.ListSIPDispatchRuleResponse(items=self.rules)
+            case "ListSIPOutboundTrunk":
+                return sip.ListSIPOutboundTrunkResponse(items=self.outbound)
             case "RemoveParticipant":
                 self.removed.append(room.RoomParticipantIdentity.FromString(body).identity)
                 return room.RemoveParticipantResponse()

@@ -46,6 +46,8 @@ async def run_call(call: Call) -> None:
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
         read_all(persona, call)
+        if (keys := optional_module("agent.telephony.keys")) is not None:
+            keys.listen_for_keys(call, persona)
         await hear_callee(call, session, persona)
         await greeting.say(await profile)
     async with call.step(Step.STAY):

@@ -286,6 +286,10 @@ class Settings(BaseSettings):
         default=30, gt=0, le=80, description="How long a phone that is called may ring."
     )
 
+    key_seconds: float = Field(
+        default=2, gt=0, description="How long a phone's key waits for the next one of a number."
+    )
+
     # memory
     remember_phone_numbers: bool = Field(
         default=False, description="Whether callers are remembered by phone number."

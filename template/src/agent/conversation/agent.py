@@ -236,7 +236,13 @@ class CallAgent(Agent):
             return self._persona.cannot_hear()
         return "I am sorry, I cannot hear you at the moment."
 
-    # of calls that the agent makes
+    # of the telephone
+
+    async def on_keys(self, keys: str) -> None:
+        """The caller has pressed these keys: up to `#`, or until AGENT_KEY_SECONDS brought no more.
+
+        `#` alone is a key, too. By default nothing happens.
+        """
 
     def is_voicemail(self, words: str) -> bool:
         """Whether a machine has answered, by its first words, where `detects_voicemail` is set.
