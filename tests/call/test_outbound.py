@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +70,7 @@ def phone_port() -> int:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stage(network: Network, project: Project, phone_port: int) -> AsyncIterator[Scene]:
     """A worker whose trunk leads to `phone_port`."""
-    settings = {
+    settings: dict[str, Any] = {
         "AGENT_SIP_TRUNK": await network.outbound(phone_port),
         "AGENT_CALLS_TO": "+4930",
         "AGENT_RING_SECONDS": "4",
@@ -118,7 +120,7 @@ async def test_who_answers_hears_the_greeting_whole(
         await called(stage, end, room)
 
 
-REFUSED = {
+REFUSED: dict[str, list[int | None]] = {
     "out-busy": [486],
     "out-declined": [603],
     "out-invalid": [404],
@@ -200,7 +202,7 @@ async def test_a_phone_does_not_ring_for_an_agent_that_is_gone(
     network: Network, project: Project, phone_port: int, end: End
 ) -> None:
     room = new_room("out")
-    settings = {
+    settings: dict[str, Any] = {
         "AGENT_SIP_TRUNK": await network.outbound(phone_port),
         "AGENT_CALLS_TO": "+4930",
         "AGENT_RING_SECONDS": "60",
@@ -311,7 +313,7 @@ async def test_a_machine_gets_the_message_and_is_nobody(
     await asyncio.to_thread(local.load)
     project = telephoned(template, tmp_path)
     project.install("--group", "speech")
-    settings = {
+    settings: dict[str, Any] = {
         "AGENT_MODELS": "local",
         "AGENT_IDLE_PROCESSES": "1",
         "AGENT_SIP_TRUNK": await network.outbound(phone_port),

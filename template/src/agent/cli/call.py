@@ -101,12 +101,14 @@ class RoomCaller(Conversation):
 
         secret = self._settings.livekit_api_secret.get_secret_value()
         token = api.AccessToken(self._settings.livekit_api_key, secret)
-        grants = api.VideoGrants(room_join=True, room=self.room, **self._token_grants())
-        return token.with_identity(self._identity).with_ttl(TOKEN_LIFE).with_grants(grants).to_jwt()
+        token = token.with_identity(self._identity).with_ttl(TOKEN_LIFE)
+        return token.with_grants(self._grants()).to_jwt()
 
-    def _token_grants(self) -> dict[str, bool]:
-        """What more the token says about who joins with it."""
-        return {}
+    def _grants(self) -> api.VideoGrants:
+        """What whoever joins with the token may do."""
+        from livekit import api
+
+        return api.VideoGrants(room_join=True, room=self.room)
 
     def _watch_room(self, room: rtc.Room) -> None:
         """The place to look at more that happens in the room."""

@@ -19,7 +19,7 @@ from agent.reasons import Reason
 from agent.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from livekit import rtc
+    from livekit import api, rtc
 
 # what came of a call; 0 for one that somebody answered, 1 for any other end
 EXIT_CODES = {
@@ -117,8 +117,10 @@ class CallWatcher(RoomCaller):
     async def _until_answered(self, closed: int) -> None:
         """Nobody speaks to this side."""
 
-    def _token_grants(self) -> dict[str, bool]:
-        return {"hidden": True, "can_publish": False, "can_publish_data": False}
+    def _grants(self) -> api.VideoGrants:
+        grants = super()._grants()
+        grants.hidden, grants.can_publish, grants.can_publish_data = True, False, False
+        return grants
 
     def _watch_room(self, room: rtc.Room) -> None:
         from agent.transport.room import REASON
