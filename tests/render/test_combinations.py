@@ -87,7 +87,13 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
     ):
         return True
     if case["telephony"] == "no" and module.startswith(
-        ("telephony/", "cli/call_number.py", "cli/trunks.py", "docs/agent/telephone.md")
+        (
+            "deploy/telephony/",
+            "telephony/",
+            "cli/call_number.py",
+            "cli/trunks.py",
+            "docs/agent/telephone.md",
+        )
     ):
         return True
     if module == "sqlite_thread.py":
