@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -217,7 +218,7 @@ async def test_the_phone_is_hung_up_by_a_worker_of_its_own(
     project: Project,
     number: str,
     verb: str,
-    settings: dict[str, str],
+    settings: dict[str, Any],
     signal_: signal.Signals | None,
     reason: str,
 ) -> None:
@@ -268,7 +269,7 @@ async def test_a_phone_is_understood_answered_and_told_goodbye(
     await asyncio.to_thread(local.load)
     project = render(template, tmp_path / "front-desk", PAIRS[0])
     project.install("--group", "speech")
-    settings = {
+    settings: dict[str, Any] = {
         "AGENT_MODELS": "local",
         "AGENT_IDLE_PROCESSES": "1",
         # a busy machine hears slowly

@@ -59,7 +59,7 @@ def _encoded(samples: Samples) -> bytes:
     sizes = np.minimum(np.abs(samples.astype(np.int32)), 32_635) + 132
     exponents = np.log2(sizes).astype(np.int32) - 7
     codes = np.where(samples < 0, 128, 0) | exponents << 4 | (sizes >> exponents + 3) & 15
-    return (~codes & 255).astype(np.uint8).tobytes()
+    return bytes((~codes & 255).astype(np.uint8))
 
 
 def _resampled(samples: Samples, rate: int, wanted: int) -> Samples:

@@ -65,10 +65,11 @@ class Network:
 
     async def outbound(self, port: int, number: str = "+4930555000", *, tcp: bool = False) -> str:
         """A trunk that leads to a phone which listens there; its id."""
+        by = api.SIPTransport.SIP_TRANSPORT_TCP if tcp else api.SIPTransport.SIP_TRANSPORT_UDP
         trunk = api.SIPOutboundTrunkInfo(
             name=f"to {port}",
             address=f"127.0.0.1:{port}",
-            transport=api.SIPTransport.Value(f"SIP_TRANSPORT_{'TCP' if tcp else 'UDP'}"),
+            transport=by,
             numbers=[number],
         )
         async with self.livekit.api() as server:
