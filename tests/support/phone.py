@@ -280,6 +280,8 @@ class Phone(asyncio.DatagramProtocol):
             task.cancel()
         self._transport.close()
         self.sound.transport.close()
+        # the next phone may want the port, which is free a turn of the loop later
+        await asyncio.sleep(0)
 
     async def wait(self, event: asyncio.Event) -> None:
         """Wait for one of its events."""

@@ -126,6 +126,8 @@ async def test_what_may_not_be_called_is_not(
         with pytest.raises(CallOver):
             await place_call(made.call, made.persona)
     assert made.call.reason == reason
+    # `agent call` hears of it
+    assert made.line.tells_reason
     assert not server.dialed
     (warned,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "nobody was reached" in warned.message

@@ -87,6 +87,12 @@ def _with_number(settings: Settings, number: str, metadata: str) -> str:
     return json.dumps({**told, "call": number})
 
 
+def exit_code_of(reason: str) -> int:
+    """What a call that ended for this reason is to its caller; empty: nobody knows why."""
+    failed = reason in ("", Reason.JOB_DIED, Reason.WORKER_DIED) or reason.startswith("error")
+    return EXIT_CODES.get(reason, 1 if failed else 0)
+
+
 class CallWatcher(RoomCaller):
     """Sends the agent into a room of its own to call somebody, and watches: unseen and mute."""
 
@@ -104,8 +110,7 @@ class CallWatcher(RoomCaller):
             report(f"The call is over: {self.reason}.")
         else:
             report(problem or "The call is over, and no reason is known: look at the worker's log.")
-        failed = not self.reason or self.reason.startswith("error")
-        return EXIT_CODES.get(self.reason, 1 if failed else 0)
+        return exit_code_of(self.reason)
 
     async def hang_up(self) -> None:
         """Delete the room, which ends the call."""

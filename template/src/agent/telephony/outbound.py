@@ -45,13 +45,14 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
     told = wanted_call(call.metadata)
     if not told.get("call"):
         return None
+    if isinstance(call.transport, RoomTransport):
+        call.transport.tells_reason = True
     try:
         call.called = number = e164(str(told["call"]))
     except NotANumber as error:
         _give_up(call, persona, NotAnswered(Reason.INVALID_NUMBER, str(error)))
     if not isinstance(call.transport, RoomTransport):
         return None
-    call.transport.tells_reason = True
     identity = f"sip_{number}"
     call.ringing = True
     try:
