@@ -27,6 +27,7 @@ from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
 from agent.models import ModelsUnavailable
+from agent.reports import delivery
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -38,6 +39,8 @@ MAX_IDLE_PROCESSES = 4  # the SDK's own default is one a core, however many ther
 READY_SECONDS = 60.0
 # livekit-server's default `agents.target_load`: it sends no call to a worker that reports more
 SERVER_TARGET_LOAD = 0.7
+# for the reports of the last calls, when a worker stops
+LAST_DELIVERY_SECONDS = 3.0
 # a caller notices that much; a process that is ready takes a call within milliseconds
 WAITED_SECONDS = 0.5
 # what the first call of a process would otherwise wait for
@@ -91,7 +94,10 @@ class Server(AgentServer):
         self._call_log = telemetry.CallLogHandler(counting=settings.metrics_port != 0)
         logging.getLogger().addHandler(self._call_log)
         self.on("worker_started", self._watch_jobs)
-        delivering = asyncio.create_task(keep_delivering(settings), name="memory delivery")
+        delivering = [
+            asyncio.create_task(keep_delivering(settings), name="memory delivery"),
+            asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
+        ]
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0
         elif settings.max_load > SERVER_TARGET_LOAD:
@@ -108,7 +114,10 @@ class Server(AgentServer):
             self.failed = True
             raise
         finally:
-            delivering.cancel()
+            for task in delivering:
+                task.cancel()
+            # of the calls that the worker was drained of; what is left, the next one delivers
+            await delivery.deliver_once(settings, LAST_DELIVERY_SECONDS)
 
     def reported_load(self) -> float:
         """The CPU load, scaled so that it reaches the server's limit where AGENT_MAX_LOAD is."""

@@ -275,19 +275,26 @@ class Settings(BaseSettings):
         default=False, description="Whether callers are remembered by phone number."
     )
     memory_days: int = Field(
-        default=30, gt=0, description="How long a caller is remembered after their last call."
-    )
-    memory_seconds: float = Field(
-        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+        default=30,
+        gt=0,
+        description="How long a caller is remembered after their last call, and its report kept.",
     )
     keep_transcripts: bool = Field(
         default=True,
         description="Whether what is said is kept; false: only facts, and that there was a call.",
     )
+    memory_seconds: float = Field(
+        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+    )
     resume_seconds: float = Field(
         default=120,
         ge=0,
         description="Expert: how long after it broke off a call is resumed by calling again.",
+    )
+
+    # what is kept of every call
+    calls_kept: int = Field(
+        default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
     )
 
     # knowledge

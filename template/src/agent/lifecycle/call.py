@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
 from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks, warn_of_long_close
-from agent.lifecycle.journal import CallJournal, CallOver
+from agent.lifecycle.journal import CallJournal, CallOver, usage_of
 from agent.lifecycle.resource import (
     BackgroundTasks,
     ManagedResource,
@@ -27,7 +27,9 @@ from agent.lifecycle.steps import Steps
 from agent.lifecycle.timeouts import Step
 from agent.lifecycle.typed_lines import TypedLines
 from agent.memory import Profile, Turn
+from agent.memory.identity import key_of
 from agent.reasons import NOBODY_LISTENS, Reason
+from agent.reports import Report
 from agent.settings import Settings
 from agent.transport import Caller, Transport, can_publish
 
@@ -67,6 +69,7 @@ class Call:
         self.transport, self.settings = transport, settings
         self.journal = CallJournal(transport.call_id, transport.room_name, transport.began)
         self.caller: Caller | None = None
+        self.remembered_as: str | None = None  # the caller's key; None for a stranger
         self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
@@ -245,8 +248,38 @@ class Call:
     def add_turn(self, item: str, role: str, text: str) -> None:
         """Count a finished turn of either side, and have it remembered."""
         self.turns += 1
+        self.journal.draft.add_said(role, text, time.time())
         if self.memory is not None:
             self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
+
+    @property
+    def caller_keys(self) -> set[str]:
+        """All that the caller is known by, for those who have to find them again to forget."""
+        if (caller := self.caller) is None:
+            return set()
+        number = key_of(caller.identity, caller.kind, caller.attributes, phones=True)
+        return {key for key in (caller.identity, self.remembered_as, number) if key}
+
+    def report(self) -> Report:
+        """What has happened until now: the final report once everything is closed."""
+        draft, caller = self.journal.draft, self.caller
+        return Report(
+            call=self.transport.call_id,
+            room=self.transport.room_name,
+            agent=self.settings.name,
+            began=draft.began,
+            seconds=self.journal.age_seconds,
+            reason=self.reason or "",
+            caller=self.remembered_as,
+            kind=caller.kind if caller is not None else "",
+            said=list(draft.said),
+            tools=list(draft.tools),
+            lookups=list(draft.lookups),
+            failures=list(draft.failures),
+            steps=list(draft.steps),
+            closes=list(draft.closes),
+            usage=usage_of(self.session),
+        )
 
     async def answer(self, text: str) -> None:
         """Answer a line that the caller has typed, in its turn."""

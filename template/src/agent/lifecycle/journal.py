@@ -16,6 +16,7 @@ from typing import Any
 from livekit.agents.telemetry import tracer
 from opentelemetry import trace
 
+from agent.lifecycle.draft import ReportDraft
 from agent.lifecycle.timeouts import Step
 
 log = logging.getLogger("agent.call")
@@ -42,6 +43,7 @@ class CallJournal:
     def __init__(self, call_id: str, room_name: str, began: float) -> None:
         self._call = {"call": call_id, "room": room_name}
         self._began = began
+        self.draft = ReportDraft()
         self._degraded: set[str] = set()  # parts that the call was warned of
         self._span: trace.Span = trace.INVALID_SPAN
         self._closing: trace.Span = trace.INVALID_SPAN
@@ -68,6 +70,8 @@ class CallJournal:
         """Warn, and count, that the call goes on without a part; what follows is for debugging."""
         known = part in self._degraded
         self._degraded.add(part)
+        if not known:
+            self.draft.add_failure(part, sentence, "the call went on without it")
         extra = self.fields() if known else self.fields(degraded=part)
         log.log(logging.DEBUG if known else logging.WARNING, "%s", sentence, extra=extra)
 
@@ -98,6 +102,7 @@ class CallJournal:
             span.end()
             said = {"step": step.number, "name": step.title, "outcome": outcome}
             self.record(f"step {step.number}: {step.title}", **said, ms=self.age_ms)
+            self.draft.add_step(step.number, step.title, outcome)
 
     def call_ends(self, reason: str) -> None:
         """The moment in which the end is known."""
@@ -107,8 +112,9 @@ class CallJournal:
     def resource_closed(self, name: str, outcome: str, began: int, seconds: float) -> None:
         """One resource was closed, from `began` (time.time_ns) on."""
         self._start_span(f"close {name}", self._closing, began, outcome=outcome).end()
-        fields = {"resource": name, "outcome": outcome, "ms": round(seconds * 1000)}
-        self.record(f"closed {name}", **fields)
+        ms = round(seconds * 1000)
+        self.record(f"closed {name}", resource=name, outcome=outcome, ms=ms)
+        self.draft.add_close(name, outcome, ms)
 
     def call_ended(self, reason: str | None, turns: int) -> None:
         """The last record of the call, and the end of its span."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from agent.circuit_breaker import Unanswered, within
 from agent.memory import Item, Memory, MemoryUnavailable, spool
+from agent.outbox import in_a_thread
 from agent.settings import Settings
 from agent.telemetry import Journal
 
@@ -148,7 +146,10 @@ class WriteQueue:
         left = len(self._waiting)
         if left:
             try:
-                await _keep(self._folder, list(self._waiting))
+                entries = list(self._waiting)
+                await in_a_thread(
+                    lambda: spool.keep(self._folder, entries), SPOOL_SECONDS, "memory spool"
+                )
             except OSError as error:
                 self._not_spooled(error)
             else:
@@ -173,24 +174,6 @@ class WriteQueue:
             self._journal.warn_once("memory", log, sentence)
         else:
             log.warning("%s", sentence, extra=self._journal.fields())
-
-
-async def _keep(folder: Path, entries: list[spool.Entry]) -> None:
-    """Spool in a thread of its own, which a hanging disk may keep.
-
-    The threads of the loop's executor are waited for when the process ends.
-    """
-    done: Future[Path] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(spool.keep(folder, entries))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="memory spool", daemon=True).start()
-    async with asyncio.timeout(SPOOL_SECONDS):
-        await asyncio.shield(asyncio.wrap_future(done))
 
 
 def reason_of(error: Exception) -> str:
