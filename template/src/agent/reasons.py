@@ -24,6 +24,8 @@ class Reason:
         return f"error in step {step} ({name})"
 
 
+REASONS = tuple(value for name, value in vars(Reason).items() if name.isupper())
+
 NOBODY_LISTENS = frozenset(
     {
         Reason.CALLER_LEFT,

@@ -18,16 +18,19 @@ from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from agent import knowledge, memory, one_line, telemetry
 from agent.conversation import sounds
 from agent.entrypoint import models_for, prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
-from agent.lifecycle import Call, Reason
+from agent.lifecycle import Call, Reason, Step
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
+from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
-from agent.reports import delivery
+from agent.reasons import REASONS
+from agent.reports import STAGES, delivery
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -91,7 +94,8 @@ class Server(AgentServer):
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         settings = self.settings
         self._ending_rooms: set[asyncio.Task[None]] = set()
-        self._call_log = telemetry.CallLogHandler(counting=settings.metrics_port != 0)
+        counts = self.measured() if settings.metrics_port else None
+        self._call_log = telemetry.CallLogHandler(counts)
         logging.getLogger().addHandler(self._call_log)
         self.on("worker_started", self._watch_jobs)
         delivering = [
@@ -118,6 +122,26 @@ class Server(AgentServer):
                 task.cancel()
             # of the calls that the worker was drained of; what is left, the next one delivers
             await delivery.deliver_once(settings, LAST_DELIVERY_SECONDS)
+
+    def measured(self, registry: CollectorRegistry = REGISTRY) -> Metrics:
+        """The metrics of this worker, which the SDK serves beside its own."""
+        settings = self.settings
+        errors = [Reason.error(step.number, step.title) for step in Step if step != Step.CLEAN_UP]
+        metrics = Metrics(settings, [*REASONS, *errors], STAGES, registry=registry)
+        calls = "agent_calls_in_progress", "Calls that this worker has now."
+        metrics.watch(*calls, lambda: len(self.active_jobs))
+        free = "agent_takes_calls", "1 while this worker would take a call."
+        metrics.watch(*free, lambda: not self._connection_failed and self._is_available())
+        wait = {
+            f"report {place.name}": files_in(place.folder(settings), "*.json")
+            for place in delivery.places(settings)
+        }
+        if settings.memory != "none":
+            wait["memory"] = files_in(settings.data / "spool", "*.jsonl")
+        help = "What calls have left for a later delivery."
+        metrics.watch_each("agent_waiting", help, "what", wait)
+        metrics.watch_outages(settings)
+        return metrics
 
     def reported_load(self) -> float:
         """The CPU load, scaled so that it reaches the server's limit where AGENT_MAX_LOAD is."""

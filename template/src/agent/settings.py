@@ -10,13 +10,14 @@ import difflib
 import os
 import re
 import tomllib
+from base64 import b64decode
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -296,6 +297,14 @@ class Settings(BaseSettings):
     calls_kept: int = Field(
         default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
     )
+    webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="Where each call's report is sent when it has ended."
+    )
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        validate_default=True,
+        description="What these are signed with: whsec_ and 24 to 64 bytes as base64.",
+    )
 
     # knowledge
     knowledge_lookup: Literal["before", "tool"] = Field(
@@ -360,6 +369,26 @@ class Settings(BaseSettings):
             raise ValueError("it has characters that no key has, such as spaces: copy it again")
         return SecretStr(key)
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_an_address(cls, value: SecretStr) -> SecretStr:
+        if (url := value.get_secret_value()) and not (
+            _parts(url).scheme in {"http", "https"} and _parts(url).netloc
+        ):
+            raise ValueError("write an address such as https://example.com/calls")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_is_signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        secret, url = value.get_secret_value().strip(), info.data.get("webhook_url")
+        such = "write whsec_ and what `openssl rand -base64 32` prints"
+        if not secret and url is not None and url.get_secret_value():
+            raise ValueError(f"AGENT_WEBHOOK_URL needs it, since reports are signed: {such}")
+        if secret and not _is_webhook_secret(secret):
+            raise ValueError(f"it is none of standardwebhooks.com: {such}")
+        return SecretStr(secret)
+
     @field_validator("llm_url", "stt_url", "tts_url")
     @classmethod
     def _server_is_an_address(cls, value: str) -> str:
@@ -423,6 +452,13 @@ class Settings(BaseSettings):
     def keyless(self) -> bool:
         """Whether the keys that LiveKit Inference needs are missing."""
         return not (self.livekit_api_key and self.livekit_api_secret.get_secret_value())
+
+
+def _is_webhook_secret(secret: str) -> bool:
+    try:
+        return 24 <= len(b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def _parts(address: str) -> SplitResult:

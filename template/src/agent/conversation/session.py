@@ -105,6 +105,8 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         state_changed()
 
     def state_changed(*_: object) -> None:
+        if session.agent_state == "speaking":
+            call.first_word()
         call.steps.heard(
             speaking="speaking" in (session.agent_state, session.user_state),
             asking=isinstance(session.current_agent, AgentTask),

@@ -76,6 +76,8 @@ class Call:
         self.memory: CallMemory | None = None
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
+        # when the caller was there, until they hear the first word
+        self._came: float | None = None
         self.persona: Any = None  # the first agent of the call; others may take over
         self.configs: dict[Any, Any] = {}  # what `per_call` has read
         self._sequence = ClosingSequence(self)
@@ -170,9 +172,16 @@ class Call:
                 raise
             self.end(Reason.NO_SHOW)
             raise CallOver(Reason.NO_SHOW) from None
+        self._came = time.monotonic()
         if self.transport.limited:
             self._length_timer = self._end_in(self.settings.max_call_seconds, Reason.TOO_LONG)
         return self.caller
+
+    def first_word(self) -> None:
+        """The agent is heard; only the first time counts."""
+        if self._came is not None:
+            self.journal.first_word(time.monotonic() - self._came)
+            self._came = None
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""

@@ -104,6 +104,11 @@ class CallJournal:
             self.record(f"step {step.number}: {step.title}", **said, ms=self.age_ms)
             self.draft.add_step(step.number, step.title, outcome)
 
+    def first_word(self, seconds: float) -> None:
+        """The caller, who has been there for so long, hears the agent."""
+        ms = round(seconds * 1000)
+        self.record(f"first word after {ms} ms", first_word_ms=ms)
+
     def call_ends(self, reason: str) -> None:
         """The moment in which the end is known."""
         self.record(f"ending: {reason}", ending=reason, ms=self.age_ms)

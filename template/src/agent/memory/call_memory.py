@@ -55,11 +55,16 @@ class StoredCallMemory:
             )
         except Exception as error:
             self.queue.store_failed(f"{reason_of(error)}; the caller is taken for an unknown one")
+            self._recalled("error")
             return None
         self.queue.store_answered()
+        self._recalled("unknown" if profile is None else "known")
         if profile is None or self._settings.keep_transcripts:
             return profile
         return replace(profile, turns=[])
+
+    def _recalled(self, outcome: str) -> None:
+        log.info("asked the memory", extra=self.queue.journal.fields(recall=outcome))
 
     def add_turn(self, turn: Turn) -> None:
         if self._settings.keep_transcripts:

@@ -31,6 +31,10 @@ class NotDelivered(Exception):
     """A place does not take a report now: which, why, what to do; never a caller's words."""
 
 
+class ReportRefused(NotDelivered):
+    """It is this report that a place does not take; others may be."""
+
+
 @dataclass(frozen=True)
 class Said:
     """One finished turn of either side, begun `at` seconds after the call; `role` as in memory.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.outbox import Locked, locked, oldest_first, write_whole
-from agent.reports import NotDelivered, Report
+from agent.reports import NotDelivered, Report, ReportRefused
 from agent.settings import Settings
 
 log = logging.getLogger("agent.reports")
@@ -34,6 +34,9 @@ UNFINISHED_SECONDS = 60.0
 FORGET_LOCK_SECONDS = 10.0
 # between two looks into the folders
 DELIVERY_SECONDS = 2.0
+# before a place that failed is asked again, and before a report that it refused is sent again; the
+# first time, and then twice as long each time
+PLACE_SECONDS, REPORT_SECONDS = (2.0, 60.0), (5.0, 3600.0)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class Place:
 
 PLACES = [
     Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer"),
+    Place(
+        "webhook",
+        lambda settings: bool(settings.webhook_url.get_secret_value()),
+        "agent.reports.webhook:open_deliverer",
+    ),
 ]
 
 
@@ -93,42 +101,78 @@ def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
         write_whole(place.folder(settings), content, suffix=".json", most_bytes=MOST_BYTES)
 
 
-async def keep_delivering(settings: Settings) -> None:
-    """Deliver what waits, now and when more comes, until cancelled; raises nothing.
+class Pauses:
+    """When what has failed is tried again; a worker that starts anew tries everything at once."""
 
-    A place that takes nothing is one warning.
-    """
-    failing: set[str] = set()
+    def __init__(self) -> None:
+        self._failed: dict[Path, tuple[float, float]] = {}  # the pause, and until when
+
+    def is_over(self, of: Path) -> bool:
+        """Whether it may be tried."""
+        return of not in self._failed or time.monotonic() >= self._failed[of][1]
+
+    def failed(self, of: Path, first: float, longest: float) -> None:
+        """It has failed: the pause is twice the last one."""
+        pause = min(2 * self._failed[of][0], longest) if of in self._failed else first
+        self._failed[of] = pause, time.monotonic() + pause
+
+    def worked(self, of: Path) -> None:
+        """It has worked."""
+        self._failed.pop(of, None)
+
+
+async def keep_delivering(settings: Settings) -> None:
+    """Deliver what waits, now and when more comes, until cancelled; raises nothing."""
+    # one that is slow holds up no other
+    await asyncio.gather(*(_keep_delivering(settings, place) for place in PLACES))
+
+
+async def _keep_delivering(settings: Settings, place: Place) -> None:
+    """A place that takes nothing is one warning."""
+    level, pauses, folder = logging.WARNING, Pauses(), place.folder(settings)
     while True:
-        for place in PLACES:
-            try:
-                await deliver(settings, place)
-                failing.discard(place.name)
-            except Exception as error:
-                known = isinstance(error, NotDelivered | OSError)
-                why = str(error) if known else type(error).__name__
-                level = logging.DEBUG if place.name in failing else logging.WARNING
-                log.log(level, "reports wait for a later delivery (%s): %s", place.name, why)
-                failing.add(place.name)
+        try:
+            if pauses.is_over(folder):
+                if await deliver(settings, place, pauses):
+                    level = logging.WARNING
+                pauses.worked(folder)
+        except Exception as error:
+            known = isinstance(error, NotDelivered | OSError)
+            why = str(error) if known else type(error).__name__
+            log.log(level, "reports wait for a later delivery (%s): %s", place.name, why)
+            level = logging.DEBUG
+            if isinstance(error, ReportRefused):
+                pauses.worked(folder)
+            else:
+                pauses.failed(folder, *PLACE_SECONDS)
         await asyncio.sleep(DELIVERY_SECONDS)
 
 
-async def deliver(settings: Settings, place: Place) -> int:
+async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None) -> int:
     """Take what waits to its place; how many that were.
 
-    What another process is delivering is left to it. Raises NotDelivered, OSError.
+    What another process is delivering is left to it, and a report that was refused holds up no
+    other. Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
     """
-    delivered = 0
-    if not (files := waiting(settings, place)):
+    delivered, refused, pauses = 0, None, pauses or Pauses()
+    if not (files := [file for file in waiting(settings, place) if pauses.is_over(file)]):
         return delivered
     async with place.open(settings) as take:
         with suppress(Locked):
             for file in files:
                 with locked(_lock_of(settings, place), seconds=0):
-                    if (report := read(file)) is not None:
-                        await take(report)
-                        delivered += 1
+                    try:
+                        if (report := read(file)) is not None:
+                            await take(report)
+                            delivered += 1
+                    except ReportRefused as error:
+                        refused = error
+                        pauses.failed(file, *REPORT_SECONDS)
+                        continue
                     file.unlink(missing_ok=True)
+                    pauses.worked(file)
+    if refused is not None:
+        raise refused
     return delivered
 
 
