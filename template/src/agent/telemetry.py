@@ -40,6 +40,10 @@ class Journal(Protocol):
         """Add a span from `began` (time.time_ns) until now."""
         ...
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
+        ...
+
 
 class LogJournal:
     """A `Journal` of what runs outside a call: records name no call, and nothing is traced."""
@@ -59,9 +63,14 @@ class LogJournal:
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         return
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        return
+
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
 BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
+# of the time until an answer is heard, and of its stages
+ANSWER_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10)
 
 # what has to reach the worker from its jobs, whatever level is shown
 COUNTED = {
@@ -254,8 +263,24 @@ class _Counts:
             "agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"]
         )
 
+        self._answers = Histogram(
+            "agent_answer_seconds",
+            "Seconds from the end of the caller's words to the first sound of the answer.",
+            buckets=ANSWER_BUCKETS,
+        )
+        self._stages = Histogram(
+            "agent_answer_stage_seconds",
+            "What these seconds were spent on, by stage.",
+            ["stage"],
+            buckets=ANSWER_BUCKETS,
+        )
+
     def count(self, fields: dict[str, Any]) -> None:
-        if "degraded" in fields:
+        if "heard_ms" in fields:
+            self._answers.observe(fields["heard_ms"] / 1000)
+            for stage, ms in fields["stages"].items():
+                self._stages.labels(stage).observe(ms / 1000)
+        elif "degraded" in fields:
             self._degraded.labels(fields["degraded"]).inc()
         elif "resource" in fields:
             self._closes.labels(fields["resource"], fields["outcome"]).inc()

@@ -245,12 +245,18 @@ class Call:
             raise CallOver(f"{task} was not started: the call is over ({self.reason})")
         return self.background.spawn(work, name)
 
-    def add_turn(self, item: str, role: str, text: str) -> None:
-        """Count a finished turn of either side, and have it remembered."""
+    def add_turn(
+        self, item: str, role: str, text: str, *, moment: float | None = None, **times: Any
+    ) -> None:
+        """Count a finished turn of either side, begun at `moment`, and have it remembered.
+
+        `times` are those of a `Said` in the report.
+        """
+        now = time.time()
         self.turns += 1
-        self.journal.draft.add_said(role, text, time.time())
+        self.journal.draft.add_said(role, text, moment or now, **times)
         if self.memory is not None:
-            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
+            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=now))
 
     @property
     def caller_keys(self) -> set[str]:
@@ -318,6 +324,7 @@ class Call:
             step = self.steps.current
             sentence = f"step {step.number} ({step.title}) failed: {one_line(error)}"
             log.error("%s", sentence, exc_info=error, extra=self.journal.fields())
+            self.journal.draft.add_failure(step.title, one_line(error), "the call ended")
             self.end(Reason.error(step.number, step.title))
 
     async def hang_up(self) -> None:
