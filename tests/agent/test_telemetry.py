@@ -145,6 +145,19 @@ def test_the_worker_counts_calls_turns_and_closes_from_their_records(
     assert value("agent_closes_total", {"resource": "memory", "outcome": "timeout"}) == 1
 
 
+def test_the_worker_counts_how_long_answers_and_their_stages_took(
+    ledger: CallLogHandler, registry: CollectorRegistry
+) -> None:
+    stages = {"turn": 500, "model": 750}
+    fields = {"heard_ms": 1250, "slowest": "model", "stages": stages, "call": "a", "room": "r"}
+    ledger.handle(record(fields=fields))
+
+    value = registry.get_sample_value
+    assert value("agent_answer_seconds_sum") == 1.25
+    assert value("agent_answer_stage_seconds_sum", {"stage": "model"}) == 0.75
+    assert value("agent_answer_stage_seconds_bucket", {"stage": "turn", "le": "0.5"}) == 1
+
+
 class Raising:
     """Fields that raise when they are read."""
 

@@ -14,9 +14,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from aiohttp import web
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
+from livekit.agents.utils.http_server import HttpServer
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -29,6 +31,7 @@ from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
 from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
+from agent.outside import Readiness
 from agent.reasons import REASONS
 from agent.reports import STAGES, delivery
 from agent.settings import Settings, load_settings
@@ -78,6 +81,25 @@ class Server(AgentServer):
         # fails until then; private, and the template's canary tells when it changes
         self._connection_failed = True
         self.on("worker_registered", self._registered)
+
+    # The SDK makes the server of its health check and starts it in one go, and once started it
+    # takes no route more; private, and the template's canary tells when it changes.
+    @property
+    def _http_server(self) -> HttpServer | None:
+        return self._health_server
+
+    @_http_server.setter
+    def _http_server(self, server: HttpServer | None) -> None:
+        self._health_server = server
+        if server is not None:
+            self._readiness = Readiness(lambda: self.settings)
+            server.app.router.add_get("/ready", self._ready)
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        """Whether calls would come here, and have all that the owner opens for them."""
+        checks = {"livekit": not self._connection_failed, **await self._readiness.check()}
+        ready = all(checks.values())
+        return web.json_response({"ready": ready, "checks": checks}, status=200 if ready else 503)
 
     def _registered(self, *_: object) -> None:
         self._connection_failed = False

@@ -40,6 +40,10 @@ class Journal(Protocol):
         """Add a span from `began` (time.time_ns) until now."""
         ...
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
+        ...
+
 
 class LogJournal:
     """A `Journal` of what runs outside a call: records name no call, and nothing is traced."""
@@ -57,6 +61,9 @@ class LogJournal:
         log.log(logging.DEBUG if known else logging.WARNING, "%s", sentence, extra=extra)
 
     def took(self, name: str, began: int, **attributes: str | int) -> None:
+        return
+
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
         return
 
 

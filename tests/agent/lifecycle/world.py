@@ -471,7 +471,10 @@ class World:
             if resource.name == "session":
                 await call.open_session(resource)
             else:
-                seconds = {"open_seconds": part.open_seconds, "close_seconds": part.close_seconds}
+                seconds: dict[str, Any] = {
+                    "open_seconds": part.open_seconds,
+                    "close_seconds": part.close_seconds,
+                }
                 assert await call.open(resource.name, resource, **seconds) == resource.name
             resource.told = "opened"
         except CallOver:

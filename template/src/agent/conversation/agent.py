@@ -33,6 +33,7 @@ from agent.conversation.fallback import (
     EmptyReply,
     StreamTimeout,
     busy_tones,
+    has_words,
     is_reply,
     with_substitutes,
 )
@@ -294,10 +295,11 @@ class CallAgent(Agent):
 
         timeout = StreamTimeout(self.call.settings.reply_seconds)
         model = self.llm if is_given(self.llm) else self.session.llm
-        replied = False
+        replied, began, spoke = False, time.time(), 0.0
         try:
             async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
                 replied = replied or is_reply(chunk)
+                spoke = spoke or (time.time() if has_words(chunk) else 0.0)
                 yield chunk
             if not replied:
                 # as after a web page instead of an answer: for the SDK no error, but silence
@@ -306,6 +308,8 @@ class CallAgent(Agent):
         except Exception as error:
             if self.model_failed("language model", error):
                 yield self.sorry()
+        finally:
+            self.call.journal.waits.add("model", began, spoke or time.time())
 
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
@@ -323,11 +327,14 @@ class CallAgent(Agent):
             return
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
         known: list[str] = []  # for the voice that is asked next
+        began = 0.0
 
         async def words() -> AsyncIterator[str]:
+            nonlocal began
             for part in tuple(known):
                 yield part
             async for part in text:
+                began = began or time.time()
                 known.append(part)
                 yield part
             # until now the voice may have waited for its next words
@@ -338,6 +345,9 @@ class CallAgent(Agent):
 
         try:
             async for frame in with_substitutes(model, spoken, timeout, self.call.journal.fields()):
+                if began:
+                    self.call.journal.waits.add("voice", began, time.time())
+                    began = 0.0
                 recording.add(frame)
                 yield frame
             self.model_answered("text-to-speech")
@@ -377,6 +387,8 @@ class CallAgent(Agent):
         failures = self._failures[model] = self._failures.get(model, 0) + 1
         extra = self.call.journal.fields(failures=failures)
         log.warning("%s failed: %s", model, one_line(error), extra=extra)
+        done = "the caller was told, and the call went on"
+        self.call.journal.draft.add_failure(model, one_line(error), done)
         if failures < MOST_FAILURES:
             return True
         self.call.fail(RuntimeError(f"{model} has failed {MOST_FAILURES} times in a row"))

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
@@ -80,6 +81,8 @@ class Call:
         self._came: float | None = None
         self.persona: Any = None  # the first agent of the call; others may take over
         self.configs: dict[Any, Any] = {}  # what `per_call` has read
+        # how to ask each open resource whether it works
+        self.pings: dict[str, Callable[[], Awaitable[object]] | None] = {}
         self._sequence = ClosingSequence(self)
         self.opened = ResourceStack(self._sequence)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
@@ -219,8 +222,12 @@ class Call:
         *,
         open_seconds: float = timeouts.OPEN_SECONDS,
         close_seconds: float = timeouts.CLOSE_SECONDS,
+        ping: Callable[[T], Awaitable[object]] | None = None,
     ) -> T:
         """Enter `manager` and hold it until the call is over; what it yields.
+
+        `ping` asks what was yielded whether it works, and raises if it does not. No call does so:
+        it is for `/ready` of the worker, and for `agent doctor`.
 
         It is closed for you, once, in reverse order of opening, in the task that entered it. It
         has `close_seconds` for that, or what is left of the AGENT_CLOSE_SECONDS (8 at most) that
@@ -232,7 +239,9 @@ class Call:
             raise CallOver(f"{name} was not opened: the call is over ({self.reason})")
         warn_of_long_close(self, name, close_seconds)
         resource = self.opened.add(name, manager, open_seconds, close_seconds)
-        return await asyncio.shield(resource.ready)
+        value = await asyncio.shield(resource.ready)
+        self.pings[name] = None if ping is None else partial(ping, value)
+        return value
 
     async def open_session(self, manager: AbstractAsyncContextManager[AgentSession[None]]) -> None:
         """Open the session: the one resource that speaks while it closes, and is closed first."""
@@ -254,12 +263,18 @@ class Call:
             raise CallOver(f"{task} was not started: the call is over ({self.reason})")
         return self.background.spawn(work, name)
 
-    def add_turn(self, item: str, role: str, text: str) -> None:
-        """Count a finished turn of either side, and have it remembered."""
+    def add_turn(
+        self, item: str, role: str, text: str, *, moment: float | None = None, **times: Any
+    ) -> None:
+        """Count a finished turn of either side, begun at `moment`, and have it remembered.
+
+        `times` are those of a `Said` in the report.
+        """
+        now = time.time()
         self.turns += 1
-        self.journal.draft.add_said(role, text, time.time())
+        self.journal.draft.add_said(role, text, moment or now, **times)
         if self.memory is not None:
-            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
+            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=now))
 
     @property
     def caller_keys(self) -> set[str]:
@@ -327,6 +342,7 @@ class Call:
             step = self.steps.current
             sentence = f"step {step.number} ({step.title}) failed: {one_line(error)}"
             log.error("%s", sentence, exc_info=error, extra=self.journal.fields())
+            self.journal.draft.add_failure(step.title, one_line(error), "the call ended")
             self.end(Reason.error(step.number, step.title))
 
     async def hang_up(self) -> None:

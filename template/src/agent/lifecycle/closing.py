@@ -154,7 +154,8 @@ class ClosingSequence:
     def _is_to_report(self) -> bool:
         """Whether the report is still to be left, and wanted; true once."""
         before, self._reported = self._reported, True
-        return not before and bool(delivery.places(self._call.settings))
+        is_a_call = bool(self._call.transport.call_id)
+        return is_a_call and not before and bool(delivery.places(self._call.settings))
 
     def _leave_report(self, report: Report) -> None:
         """Leave the report where a worker finds it."""

@@ -40,25 +40,26 @@ class ReportDraft:
         """A finished turn of either side, begun at `moment` (time.time())."""
         if len(self.said) < MOST:
             times = heard_ms, dict(stages or {})
-            self.said.append(Said(self.at(moment), role, text, interrupted, *times))
+            self.said.append(Said(self.at(moment), role, plain(text), interrupted, *times))
 
     def add_tool(
         self, name: str, arguments: str, result: str, outcome: str, began: float, ms: int
     ) -> None:
         """A tool that was used from `began` (time.time()) on."""
         if len(self.tools) < MOST:
-            self.tools.append(ToolUse(self.at(began), name, arguments, result, outcome, ms))
+            given = plain(arguments), plain(result)
+            self.tools.append(ToolUse(self.at(began), name, *given, outcome, ms))
 
     def add_lookup(self, question: str, passages: list[str], outcome: str, ms: int) -> None:
         """Documents were asked, until now."""
         if len(self.lookups) < MOST:
             at = self.at(time.time() - ms / 1000)
-            self.lookups.append(LookUp(at, question, passages, outcome, ms))
+            self.lookups.append(LookUp(at, plain(question), passages, outcome, ms))
 
     def add_failure(self, part: str, problem: str, done: str) -> None:
         """A part has failed, and the call has done something about it."""
         if len(self.failures) < MOST:
-            self.failures.append(Failure(self.at(), part, problem, done))
+            self.failures.append(Failure(self.at(), part, plain(problem), done))
 
     def add_step(self, number: int, name: str, outcome: str) -> None:
         """A step is done."""
@@ -67,3 +68,8 @@ class ReportDraft:
     def add_close(self, name: str, outcome: str, ms: int) -> None:
         """A resource was closed."""
         self.closes.append(Close(name, outcome, ms))
+
+
+def plain(text: str) -> str:
+    """The text without half a surrogate pair, which is in no JSON."""
+    return text.encode(errors="replace").decode()

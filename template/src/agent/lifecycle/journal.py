@@ -18,6 +18,8 @@ from opentelemetry import trace
 
 from agent.lifecycle.draft import ReportDraft
 from agent.lifecycle.timeouts import Step
+from agent.lifecycle.waits import Waits
+from agent.reports import STAGES
 
 log = logging.getLogger("agent.call")
 
@@ -43,7 +45,7 @@ class CallJournal:
     def __init__(self, call_id: str, room_name: str, began: float) -> None:
         self._call = {"call": call_id, "room": room_name}
         self._began = began
-        self.draft = ReportDraft()
+        self.draft, self.waits = ReportDraft(), Waits()
         self._degraded: set[str] = set()  # parts that the call was warned of
         self._span: trace.Span = trace.INVALID_SPAN
         self._closing: trace.Span = trace.INVALID_SPAN
@@ -78,6 +80,26 @@ class CallJournal:
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         """Add a span to the call's trace from `began` (time.time_ns) until now."""
         self._start_span(name, self._span, began, **attributes).end()
+
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
+        ended = time.time_ns()
+        self.waits.add("documents", began / 1e9, ended / 1e9)
+        self.draft.add_lookup(question, passages, outcome, round((ended - began) / 1e6))
+        self.took("look up", began, outcome=outcome, passages="; ".join(passages))
+
+    def answered(self, asked: float, heard: float, heard_ms: int, stages: dict[str, int]) -> None:
+        """The caller has heard the answer to words that ended at `asked` (of time.time())."""
+        slowest = max(stages, key=lambda stage: stages[stage], default="other")
+        sentence = f"answered after {heard_ms / 1000:.2f} s"
+        if stages:
+            sentence += f", {stages[slowest] / 1000:.2f} s of it {STAGES[slowest]}"
+        self.record(sentence, heard_ms=heard_ms, slowest=slowest, stages=stages)
+        times = {f"{stage}_ms": ms for stage, ms in stages.items()}
+        span = self._start_span(
+            "answer", self._span, int(asked * 1e9), heard_ms=heard_ms, slowest=slowest, **times
+        )
+        span.end(int(heard * 1e9))
 
     # ------------------------------------------------------------------ the call's course
 
