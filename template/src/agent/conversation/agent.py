@@ -45,6 +45,7 @@ from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
 from agent.models import Models, models_of
+from agent.reports import Report
 from agent.settings import Settings
 from agent.transport import Caller, can_publish
 
@@ -265,6 +266,15 @@ class CallAgent(Agent):
                 await said.wait_for_playout()
         early = await self.call.transport.early_texts()
         self._answering = [asyncio.create_task(self.call.answer(text)) for text in early]
+
+    async def after_call(self, report: Report) -> None:
+        """Do something with what happened in a call: a summary, an entry elsewhere, an email.
+
+        It runs once for each call, when everything of it is closed, in a process of its own with
+        what resources.py opens (`self.call.resources`); nobody is there, so there is no session.
+        It has `after_call_seconds`. If it raises or takes longer it is run again later, also after
+        a restart, so let a second run with the same `report.call` do no harm.
+        """
 
     async def on_exit(self) -> None:
         """Say the last sentence, if somebody is there to hear it; the session is closing.

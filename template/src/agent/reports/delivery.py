@@ -31,7 +31,7 @@ DAY = 86_400.0
 # after which no process is still writing an unfinished file
 UNFINISHED_SECONDS = 60.0
 # how long forgetting waits for a delivery
-FORGET_LOCK_SECONDS = 10.0
+FORGET_LOCK_SECONDS = 70.0
 # between two looks into the folders
 DELIVERY_SECONDS = 2.0
 # before a place that failed is asked again, and before a report that it refused is sent again; the
@@ -61,6 +61,7 @@ class Place:
     name: str
     is_wanted: Callable[[Settings], bool]
     opener: str
+    takes_long: bool = False
 
     def open(self, settings: Settings) -> AbstractAsyncContextManager[Deliver]:
         """Yield what delivers; it may raise NotDelivered."""
@@ -79,6 +80,13 @@ PLACES = [
         "webhook",
         lambda settings: bool(settings.webhook_url.get_secret_value()),
         "agent.reports.webhook:open_deliverer",
+    ),
+    Place(
+        "after_call",
+        # the owner's code, which is above this
+        lambda settings: bool(import_module("agent.after_call").is_wanted()),
+        "agent.after_call:open_deliverer",
+        takes_long=True,
     ),
 ]
 
@@ -177,11 +185,14 @@ async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None
 
 
 async def deliver_once(settings: Settings, seconds: float) -> list[str]:
-    """Deliver what waits, now and for so long at most; why reports still wait, by place."""
+    """Deliver what waits, now and for so long at most; why reports still wait, by place.
+
+    What takes long is left to `keep_delivering`.
+    """
     failed = []
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            for place in PLACES:
+            for place in (place for place in PLACES if not place.takes_long):
                 try:
                     await deliver(settings, place)
                 except (NotDelivered, OSError) as error:
