@@ -33,7 +33,7 @@ from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
 from agent.outside import Readiness
 from agent.reasons import REASONS
-from agent.reports import STAGES, delivery
+from agent.reports import STAGES, delivery, recordings
 from agent.settings import Settings, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -123,6 +123,7 @@ class Server(AgentServer):
         delivering = [
             asyncio.create_task(keep_delivering(settings), name="memory delivery"),
             asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
+            asyncio.create_task(recordings.keep_tidy(settings), name="old recordings"),
         ]
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0

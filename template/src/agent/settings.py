@@ -297,6 +297,9 @@ class Settings(BaseSettings):
     calls_kept: int = Field(
         default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
     )
+    record: Literal["none", "audio"] = Field(
+        default="none", description="audio: both sides are recorded, and callers are told first."
+    )
     after_call_seconds: float = Field(
         default=30, gt=0, le=60, description="How long `after_call` of your persona may take."
     )

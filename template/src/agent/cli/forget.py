@@ -11,7 +11,7 @@ from agent.cli.checks import Finding, fail
 from agent.cli.terminal import busy, report
 from agent.memory import MemoryUnavailable, forget_waiting, open_store
 from agent.memory.identity import keys_of
-from agent.reports import NotDelivered, delivery, kept
+from agent.reports import NotDelivered, delivery, kept, recordings
 from agent.settings import Settings, SettingsError, load_settings
 
 MEMORY_SECONDS = 5.0
@@ -25,12 +25,14 @@ def forget(
     """Delete everything that is kept of a caller, reports of their calls too."""
     settings = load_settings()
     with busy("asking the memory"):
-        items, calls = asyncio.run(_forget(settings, caller))
+        items, calls, recorded = asyncio.run(_forget(settings, caller))
     if items:
         report(f"{items} turns, calls and facts of {caller} deleted")
     if calls:
         report(f"{calls} reports of calls of {caller} deleted")
-    if items or calls:
+    if recorded:
+        report(f"{recorded} recordings of calls of {caller} deleted")
+    if items or calls or recorded:
         return 0
     if settings.memory == "none" and not settings.calls_kept:
         both = "AGENT_MEMORY_URL=none and AGENT_CALLS_KEPT=0"
@@ -39,15 +41,16 @@ def forget(
     return 0
 
 
-async def _forget(settings: Settings, caller: str) -> tuple[int, int]:
-    """How many items of memory, and reports, were deleted."""
+async def _forget(settings: Settings, caller: str) -> tuple[int, int, int]:
+    """How many items of memory, reports and recordings were deleted."""
     keys = keys_of(caller)
     try:
         # first, or a worker would deliver it afterwards
         items, calls = forget_waiting(settings, keys), delivery.forget(settings, keys)
+        recorded = recordings.forget(settings, keys)
     except OSError as error:
         raise MemoryUnavailable(
-            f"what waits for the memory in {settings.data} cannot be deleted "
+            f"what is kept in {settings.data} cannot be deleted "
             f"({error.strerror}): try again as the user who runs the agent"
         ) from error
     try:
@@ -56,7 +59,7 @@ async def _forget(settings: Settings, caller: str) -> tuple[int, int]:
         raise MemoryUnavailable(str(error)) from error
     async with open_store(settings) as memory:
         items += sum([await memory.forget(key) for key in keys]) if memory else 0
-    return items, calls
+    return items, calls, recorded
 
 
 async def memory_findings(settings: Settings) -> list[Finding]:

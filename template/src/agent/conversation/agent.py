@@ -234,6 +234,15 @@ class CallAgent(Agent):
             return self._persona.cannot_hear()
         return "I am sorry, I cannot hear you at the moment."
 
+    def recording_notice(self) -> str:
+        """What a caller is told before the greeting where AGENT_RECORD=audio; then it is recorded.
+
+        What it has to say depends on where your callers are.
+        """
+        if self is not self._persona:
+            return self._persona.recording_notice()
+        return "This call is recorded."
+
     # what happens in every call
 
     def is_caller(self, somebody: Caller) -> bool:
@@ -385,6 +394,10 @@ class CallAgent(Agent):
         at = [item.id for item in informed.items].index(said[-1].id)
         informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
+
+    def has_failed(self, model: str) -> bool:
+        """Whether it failed when it was last asked."""
+        return self._failures.get(model, 0) > 0
 
     def model_answered(self, model: str) -> None:
         """Forget its failures: only those in a row count."""
@@ -560,6 +573,11 @@ class Greeting:
             agent.call.profile = profile = self._profile
             if profile is not None:
                 await agent.update_chat_ctx(agent._informed(agent.chat_ctx))
+            if agent.call.settings.record == "audio":
+                # here, because most calls do without the SDK's recorder
+                from agent.conversation.recording import record
+
+                await record(agent)
             await agent.welcome(profile)
         except Exception as error:
             self._said.set_exception(error)

@@ -73,6 +73,7 @@ class Call:
         self.remembered_as: str | None = None  # the caller's key; None for a stranger
         self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
+        self.recording: str | None = None  # the file, once it is recorded
         self.turns = 0  # finished turns of either side
         self.memory: CallMemory | None = None
         self.knowledge: CallKnowledge | None = None
@@ -303,6 +304,7 @@ class Call:
             steps=list(draft.steps),
             closes=list(draft.closes),
             usage=usage_of(self.session),
+            recording=self.recording,
         )
 
     async def answer(self, text: str) -> None:
