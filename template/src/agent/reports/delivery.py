@@ -70,9 +70,8 @@ class Place:
         return settings.data / "reports" / self.name
 
 
-PLACES = [
-    Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer"),
-]
+KEPT = Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer")
+PLACES = [KEPT]
 
 
 def places(settings: Settings) -> list[Place]:
