@@ -297,6 +297,10 @@ class Settings(BaseSettings):
     calls_kept: int = Field(
         default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
     )
+    redact: Literal["none", "cards", "numbers"] = Field(
+        default="none",
+        description="Left out of what is kept: cards; numbers: those, and any of six digits.",
+    )
     record: Literal["none", "audio"] = Field(
         default="none", description="audio: both sides are recorded, and callers are told first."
     )

@@ -159,6 +159,7 @@ def test_help_names_every_command(agent: Agent) -> None:
 
     assert ended.code == 0
     always = ["chat", "talk", "start", "dev", "console", "call", "rehearse"]
+    always += ["calls", "report"]
     asked_for = ["ingest", "evaluate", "download-files", "forget"]
     assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
 
@@ -172,7 +173,19 @@ def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
     monkeypatch.setattr("agent.cli.find_spec", lambda name: None if name.endswith(LEFT_OUT) else 1)
 
     assert commands_of(agent("--help").out) == [
-        *("chat", "start", "dev", "console", "call", "rehearse", "forget", "doctor", "update")
+        *(
+            "chat",
+            "start",
+            "dev",
+            "console",
+            "call",
+            "rehearse",
+            "calls",
+            "report",
+            "forget",
+            "doctor",
+            "update",
+        )
     ]
     assert agent("ingest").code == 2
 

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from agent.lifecycle.draft import ReportDraft
 from agent.reports import Report, Said
-
-
-def report(**fields: object) -> Report:
-    """A report of a call that went well."""
-    known: dict[str, object] = {"call": "AJ_1", "room": "room", "agent": "agent", "began": 1e9}
-    return Report(**{**known, "seconds": 12.5, "reason": "caller left", **fields})  # type: ignore[arg-type]
+from tests.agent.reports.made import report
 
 
 def test_a_report_is_the_same_after_a_journey_as_json() -> None:

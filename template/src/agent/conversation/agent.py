@@ -44,6 +44,7 @@ from agent.conversation.tools import ToolGuard, search_tool, tools_of, toolsets_
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
+from agent.memory.identity import key_of
 from agent.models import Models, models_of
 from agent.reports import Report
 from agent.settings import Settings
@@ -258,9 +259,10 @@ class CallAgent(Agent):
 
         Two people must never share a key. The default is docs/agent/memory.md's.
         """
-        if (memory := self.call.memory) is None:
-            return None
-        return memory.key_of(caller.identity, caller.kind, caller.attributes)
+        known_by = caller.identity, caller.kind, caller.attributes
+        if (memory := self.call.memory) is None:  # the report of the call says it, too
+            return key_of(*known_by, phones=self.call.settings.remember_phone_numbers)
+        return memory.key_of(*known_by)
 
     async def welcome(self, profile: Profile | None) -> None:
         """Greet with what is known of the caller, and answer what was written before."""

@@ -31,6 +31,7 @@ from agent.memory import Profile, Turn
 from agent.memory.identity import key_of
 from agent.reasons import NOBODY_LISTENS, Reason
 from agent.reports import Report
+from agent.reports.privacy import as_kept
 from agent.settings import Settings
 from agent.transport import Caller, Transport, can_publish
 
@@ -286,9 +287,12 @@ class Call:
         return {key for key in (caller.identity, self.remembered_as, number) if key}
 
     def report(self) -> Report:
-        """What has happened until now: the final report once everything is closed."""
+        """What has happened until now: the final report once everything is closed.
+
+        It has no words, cards or numbers that the settings leave out of what is kept.
+        """
         draft, caller = self.journal.draft, self.caller
-        return Report(
+        made = Report(
             call=self.transport.call_id,
             room=self.transport.room_name,
             agent=self.settings.name,
@@ -306,6 +310,7 @@ class Call:
             usage=usage_of(self.session),
             recording=self.recording,
         )
+        return as_kept(made, self.settings)
 
     async def answer(self, text: str) -> None:
         """Answer a line that the caller has typed, in its turn."""

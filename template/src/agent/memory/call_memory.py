@@ -10,6 +10,7 @@ from dataclasses import replace
 from agent.memory import CallRecord, Item, Memory, Note, Profile, Turn, open_store
 from agent.memory.identity import key_of
 from agent.memory.write_queue import WriteQueue, reason_of
+from agent.redaction import redacted
 from agent.settings import Settings
 from agent.telemetry import Journal
 
@@ -68,10 +69,11 @@ class StoredCallMemory:
 
     def add_turn(self, turn: Turn) -> None:
         if self._settings.keep_transcripts:
-            self._add(turn)
+            self._add(replace(turn, text=redacted(turn.text, self._settings.redact)))
 
     def add_note(self, note: Note) -> bool:
-        return self._add(note)
+        fact = note.fact and redacted(note.fact, self._settings.redact)
+        return self._add(replace(note, fact=fact))
 
     def add_call(self, record: CallRecord) -> None:
         self._add(record)

@@ -6,11 +6,13 @@ code; docs/agent/reports.md describes each field.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 # of the layout of a report: a field that is added leaves it, one that changes its meaning does not
 VERSION = 1
@@ -150,12 +152,11 @@ class Report:
 
     def to_json(self) -> bytes:
         """The report as JSON, on one line."""
-        return _adapter().dump_json(self)
+        return json.dumps(self.to_dict()).encode("ascii")
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
-        data: dict[str, Any] = _adapter().dump_python(self, mode="json")
-        return data
+        return asdict(self)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Report:
@@ -171,4 +172,7 @@ class Report:
 
 @lru_cache(maxsize=1)
 def _adapter() -> TypeAdapter[Report]:
+    # here, because only those who read reports need it, and it takes a while
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Report)

@@ -74,8 +74,9 @@ class Place:
         return settings.data / "reports" / self.name
 
 
+KEPT = Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer")
 PLACES = [
-    Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer"),
+    KEPT,
     Place(
         "webhook",
         lambda settings: bool(settings.webhook_url.get_secret_value()),
