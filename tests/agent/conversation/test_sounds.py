@@ -136,7 +136,9 @@ async def calling(
 
 def files(folder: Path) -> list[Path]:
     """Those that have not been used for longest first."""
-    return sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+    # a call leaves its report in another folder there
+    found = [file for file in folder.iterdir() if file.is_file()]
+    return sorted(found, key=lambda file: file.stat().st_mtime)
 
 
 def heard(call: Talk) -> list[bytes]:
