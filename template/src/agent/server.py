@@ -27,8 +27,8 @@ from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
 from agent.models import ModelsUnavailable
-from agent.reports import delivery
-from agent.settings import Settings, load_settings
+from agent.reports import cost, delivery
+from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
 
 log = logging.getLogger("agent.call")
@@ -191,6 +191,8 @@ def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | No
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
+    with suppress(SettingsError):  # the call warns
+        cost.load_prices(settings.home)
     with suppress(MemoryUnavailable, KnowledgeUnavailable):
         memory.load(settings)
         knowledge.load(settings)
