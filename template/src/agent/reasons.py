@@ -10,6 +10,7 @@ class Reason:
     AGENT_HUNG_UP = "agent hung up"
     TOO_LONG = "too long"
     TOO_SILENT = "too silent"
+    TOO_EXPENSIVE = "too expensive"
     ROOM_CLOSED = "room closed"
     REMOVED = "removed"
     WORKER_STOPPED = "worker stopped"

@@ -33,8 +33,8 @@ from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
 from agent.outside import Readiness
 from agent.reasons import REASONS
-from agent.reports import STAGES, delivery, recordings
-from agent.settings import Settings, load_settings
+from agent.reports import STAGES, cost, delivery, recordings
+from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
 
 log = logging.getLogger("agent.call")
@@ -238,6 +238,8 @@ def prewarm(settings: Settings, process: JobProcess, *, sounds_folder: Path | No
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
+    with suppress(SettingsError):  # the call warns
+        cost.load_prices(settings.home)
     with suppress(MemoryUnavailable, KnowledgeUnavailable):
         memory.load(settings)
         knowledge.load(settings)

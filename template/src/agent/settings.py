@@ -236,6 +236,11 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(
         default=3600, gt=0, description="The longest call; then the agent says goodbye."
     )
+    max_call_cost: float = Field(
+        default=0,
+        ge=0,
+        description="The dearest call, in the currency of its prices; then the agent says goodbye.",
+    )
     max_silence_seconds: float = Field(
         default=60,
         gt=0,

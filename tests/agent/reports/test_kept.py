@@ -87,13 +87,15 @@ class TestFile(KeptContract):
         return settings_for(tmp_path, request.param)
 
 
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A server that the tests share."""
+    with closing(RedisServer("valkey", keeps=False)) as running:
+        yield running.url
+
+
 class TestRedis(KeptContract):
     """In the Redis that memory has."""
-
-    @pytest.fixture(scope="class")
-    def url(self) -> Iterator[str]:
-        with closing(RedisServer("valkey", keeps=False)) as running:
-            yield running.url
 
     @pytest.fixture
     def settings(self, tmp_path: Path, url: str) -> Settings:

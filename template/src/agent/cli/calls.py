@@ -166,7 +166,8 @@ def wait_of(said: Said) -> str:
     if said.heard_ms is None:
         return ""
     parts = sorted(said.stages.items(), key=lambda stage: -stage[1])
-    spent = ", ".join(f"{stage} {ms / 1000:.2f}" for stage, ms in parts)
+    # what took no hundredth of a second is not worth a word
+    spent = ", ".join(f"{stage} {ms / 1000:.2f}" for stage, ms in parts if ms >= 5)
     return f"{said.heard_ms / 1000:.2f} s" + (f": {spent}" if spent else "")
 
 

@@ -200,7 +200,7 @@ class CallAgent(Agent):
         if self is not self._persona:
             return self._persona.goodbye(reason)
         match reason:
-            case Reason.TOO_LONG:
+            case Reason.TOO_LONG | Reason.TOO_EXPENSIVE:
                 return (
                     "We have talked for as long as I can. Please call again if there is more."
                     " Goodbye!"

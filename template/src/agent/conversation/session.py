@@ -131,6 +131,8 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     replies = ReplyWatch(call, session)
     session.on("error", lambda event: _model_failed(call, session, replies, event))
     session.on("close", closed)
+    if call.settings.max_call_cost:
+        session.on("session_usage_updated", lambda event: call.check_cost())
     if silence is not None:
         _watch_silence(call, session, silence)
     before = call.knowledge is not None and call.settings.knowledge_lookup == "before"

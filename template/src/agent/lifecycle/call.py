@@ -30,9 +30,10 @@ from agent.lifecycle.typed_lines import TypedLines
 from agent.memory import Profile, Turn
 from agent.memory.identity import key_of
 from agent.reasons import NOBODY_LISTENS, Reason
-from agent.reports import Report
+from agent.reports import Cost, Report
+from agent.reports.cost import cost_of, load_prices
 from agent.reports.privacy import as_kept
-from agent.settings import Settings
+from agent.settings import Settings, SettingsError
 from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
@@ -286,6 +287,24 @@ class Call:
         number = key_of(caller.identity, caller.kind, caller.attributes, phones=True)
         return {key for key in (caller.identity, self.remembered_as, number) if key}
 
+    def cost(self) -> Cost | None:
+        """What the call has cost until now; None where the table of prices cannot be read."""
+        try:
+            prices = load_prices(self.settings.home)
+        except SettingsError as error:
+            self.journal.warn_once("prices", log, f"no cost is known: {one_line(error)}")
+            return None
+        usage = getattr(getattr(self.session, "usage", None), "model_usage", [])
+        phone = self.caller is not None and self.caller.kind == "sip"
+        seconds = self.journal.age_seconds if self.transport.limited else 0.0
+        return cost_of(usage, {"room": seconds, "phone": seconds if phone else 0.0}, prices)
+
+    def check_cost(self) -> None:
+        """End the call if it has cost too much."""
+        most = self.settings.max_call_cost
+        if most and self.reason is None and (cost := self.cost()) and cost.total >= most:
+            self.end(Reason.TOO_EXPENSIVE)
+
     def report(self) -> Report:
         """What has happened until now: the final report once everything is closed.
 
@@ -308,6 +327,7 @@ class Call:
             steps=list(draft.steps),
             closes=list(draft.closes),
             usage=usage_of(self.session),
+            cost=self.cost(),
             recording=self.recording,
         )
         return as_kept(made, self.settings)

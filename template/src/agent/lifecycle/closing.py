@@ -99,7 +99,7 @@ class ClosingSequence:
                 await in_a_thread(lambda: self._leave_report(report), seconds, "report")
             except TimeoutError as error:
                 self._report_is_lost(error)
-        call.journal.call_ended(call.reason, call.turns)
+        call.journal.call_ended(call.reason, call.turns, call.cost())
 
     async def _stop_steps(self) -> None:
         steps = self._call.running_steps

@@ -19,7 +19,7 @@ from opentelemetry import trace
 from agent.lifecycle.draft import ReportDraft
 from agent.lifecycle.timeouts import Step
 from agent.lifecycle.waits import Waits
-from agent.reports import STAGES
+from agent.reports import STAGES, Cost
 
 log = logging.getLogger("agent.call")
 
@@ -143,9 +143,11 @@ class CallJournal:
         self.record(f"closed {name}", resource=name, outcome=outcome, ms=ms)
         self.draft.add_close(name, outcome, ms)
 
-    def call_ended(self, reason: str | None, turns: int) -> None:
+    def call_ended(self, reason: str | None, turns: int, cost: Cost | None = None) -> None:
         """The last record of the call, and the end of its span."""
         fields = {"reason": reason, "seconds": self.age_seconds, "turns": turns}
+        if cost is not None:
+            fields |= {"cost": cost.total, "currency": cost.currency}
         self.record(f"call ended: {reason}", **fields)
         self._span.set_attributes({**fields, "reason": reason or ""})
         self._span.end()
