@@ -32,12 +32,19 @@ NOTICE = "We record this call."
 class Microphone(AudioInput):
     """A caller who hums without a pause."""
 
+    last: Microphone
+
     def __init__(self) -> None:
         super().__init__(label="a microphone")
         self._next = time.monotonic()
+        self.frames, self.enough, self.heard = 0, 1_000_000, asyncio.Event()
+        Microphone.last = self
 
     async def __anext__(self) -> rtc.AudioFrame:
         self._next += 0.05
+        self.frames += 1
+        if self.frames >= self.enough:
+            self.heard.set()
         await asyncio.sleep(max(0.0, self._next - time.monotonic()))
         count = RATE // 20
         hum = (3000 * np.sin(np.arange(count) * 0.05)).astype(np.int16)
@@ -98,6 +105,10 @@ class Persona(CallAgent):
     async def welcome(self, profile: Any) -> None:
         type(self).recorded_at_welcome = self.call.recording is not None
         await super().welcome(profile)
+        if self.call.recording:  # until a second of the caller has been heard
+            microphone = Microphone.last
+            microphone.enough = microphone.frames + 20
+            await microphone.heard.wait()
 
 
 class Mute(Persona):
