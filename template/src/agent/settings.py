@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         default=Path("data"), description="Where the agent writes; a volume in containers."
     )
     host: str = Field(
-        default="", description="Where the worker is asked for its health; empty: everywhere."
+        default="", description="Where health and metrics are served; empty: on every interface."
     )
     port: int = Field(
         default=8081, ge=0, le=65535, description="Port of the worker's health endpoint."

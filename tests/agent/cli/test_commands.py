@@ -262,7 +262,7 @@ def test_a_host_that_is_not_this_machine_s_is_one_line(
     ended = agent("start")
 
     assert ended.code == 2
-    assert ended.err.startswith("agent: AGENT_HOST=192.0.2.1 is no address of this machine: ")
+    assert ended.err.startswith("agent: AGENT_HOST=192.0.2.1 is no IPv4 address of this machine: ")
     assert ended.err.count("\n") == 1
 
 

@@ -127,7 +127,7 @@ def check_port(port: int, name: str, host: str = "") -> list[Finding]:
             what = f"port {port} is in use, perhaps by another worker"
             return [Finding("fail", "port", what, f"stop that, or set {name} to a free port")]
         if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            what = f"AGENT_HOST={host} is no address of this machine"
+            what = f"AGENT_HOST={host} is no IPv4 address of this machine"
             return [Finding("fail", "port", what, "set it to one of them, or leave it empty")]
         what = f"port {port} cannot be used ({os.strerror(error.errno or 0)})"
         return [Finding("fail", "port", what, f"set {name} to another port")]

@@ -95,7 +95,7 @@ def serve(*, dev: bool, as_child: bool = False) -> int:
     settings = load_settings()
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT", settings.host)
     if settings.metrics_port:
-        found += check_port(settings.metrics_port, "AGENT_METRICS_PORT")
+        found += check_port(settings.metrics_port, "AGENT_METRICS_PORT", settings.host)
     require(found)
     prepare_documents(settings)
     server = load_server()

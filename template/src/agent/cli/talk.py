@@ -59,6 +59,7 @@ def _address(value: str | None) -> str | None:
         parts = urlsplit(value)
         host, port = parts.hostname or "", parts.port
         if host and parts.scheme in usual and parts.path in {"", "/"}:
+            # of the older IDNA: a name with ß is to be given as xn--…
             host = f"[{host}]" if ":" in host else host.encode("idna").decode()
             end = "" if port in {None, usual[parts.scheme]} else f":{port}"
             return f"{parts.scheme}://{host}{end}"
@@ -253,28 +254,15 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-            # which reads on until this process has ended, by SIGKILL too; Linux alone has a
-            # signal for that
-            with lifeline() as stdin:
-                watching = await asyncio.create_subprocess_exec(
-                    *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
-                    stdin=stdin,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL,
-                    start_new_session=True,
-                )
             try:
-                if not await answers(process, HERE, self.port, SERVER_SECONDS):
-                    log.seek(0)
-                    said = log.read().decode(errors="replace").strip().splitlines()[-3:]
-                    report("\n".join([f"{self.binary} does not start:", *said]))
-                    raise typer.Exit(1)
-                yield process
+                async with killed_with_us(process):
+                    if not await answers(process, HERE, self.port, SERVER_SECONDS):
+                        log.seek(0)
+                        said = log.read().decode(errors="replace").strip().splitlines()[-3:]
+                        report("\n".join([f"{self.binary} does not start:", *said]))
+                        raise typer.Exit(1)
+                    yield process
             finally:
-                # first: the number of a process that has ended may be another's
-                with suppress(ProcessLookupError):
-                    watching.kill()
-                await watching.wait()
                 # on a gentle signal it would wait for those who are still in a room
                 with suppress(ProcessLookupError):
                     process.kill()
@@ -354,6 +342,27 @@ def lifeline() -> Iterator[int]:
         yield reading
     finally:
         os.close(reading)
+
+
+@asynccontextmanager
+async def killed_with_us(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """Inside, the end of this process is that of another, which reads nothing itself."""
+    with lifeline() as stdin:
+        # Linux alone has a signal for this
+        watching = await asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", 'read -r _; kill -9 "$0"', str(process.pid)),
+            stdin=stdin,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        # before the other ends: its number may be somebody else's then
+        with suppress(ProcessLookupError):
+            watching.kill()
+        await watching.wait()
 
 
 async def answers(
