@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from tests.support.templates import Template, isolated_environment, make_templat
 BOTH_TOOLS = "seconds of both tools"  # the property of the tests that compare them
 
 pytest.register_assert_rewrite("tests.call.scene")
+
+# a shell's background job is begun with SIGINT ignored, and so would be all that a test begins
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # what takes longest begins first, so that no process is left alone with it at the end
