@@ -153,7 +153,7 @@ def test_the_worker_counts_calls_turns_and_closes_from_their_records(
     )
     ledger.handle(record(fields={"ending": "too long", "ms": 1, "call": "c", "room": "r"}))
     ledger.handle(record(name="livekit.agents", fields={"reason": "another logger's", "call": "d"}))
-    assert ledger.ended == {"a", "b"}
+    assert ledger.ended == {"a": "too long", "b": "job died"}
     value = REGISTRY.get_sample_value
     assert value("agent_calls_total", {"reason": "too long"}) == 1
     assert value("agent_calls_total", {"reason": "job died"}) == 1
@@ -194,11 +194,11 @@ def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
         # an error would end the SDK's thread
         one.handle(record(name=name, fields=fields))
 
-    assert ledger.ended == set()
+    assert ledger.ended == {}
     ledger.handle(
         record(fields={"reason": "too long", "seconds": 90.0, "turns": 4, "call": "a", "room": "r"})
     )
-    assert ledger.ended == {"a"}
+    assert ledger.ended == {"a": "too long"}
     counted = {sample.name: sample for metric in REGISTRY.collect() for sample in metric.samples}
     assert counted["agent_calls_total"].labels == {"reason": "too long"}
     values = [
@@ -282,7 +282,7 @@ def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(
     finally:
         root.setLevel(before[0])
         calls.setLevel(before[1])
-    assert ledger.ended == {"a"}
+    assert ledger.ended == {"a": "too long"}
     assert [json.loads(line)["message"] for line in shown.getvalue().splitlines()] == [
         "the voice failed"
     ]

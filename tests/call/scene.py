@@ -132,7 +132,7 @@ class Scene:
 
     def remembered(self, end: End, record: Record) -> None:
         """Memory has the call's reason and every finished turn."""
-        assert self._kept(record["call"]) == (end.reason, record["turns"])
+        assert self.remembered_call(record["call"]) == (end.reason, record["turns"])
         assert self.turns(record["call"]) == record["turns"]
 
     def turns(self, call: str) -> int:
@@ -146,7 +146,7 @@ class Scene:
                 db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0]
             )
 
-    def _kept(self, call: str) -> tuple[str, int]:
+    def remembered_call(self, call: str) -> tuple[str, int]:
         """The reason and the turns in the one record of a call."""
         if self.project.chosen.memory == "redis":
             with closing(self._redis()) as redis:

@@ -86,6 +86,16 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
         ("web/", "callers.py", "cli/talk.py", "docs/agent/web.md")
     ):
         return True
+    if case["telephony"] == "no" and module.startswith(
+        (
+            "deploy/telephony/",
+            "telephony/",
+            "cli/call_number.py",
+            "cli/trunks.py",
+            "docs/agent/telephone.md",
+        )
+    ):
+        return True
     if module == "sqlite_thread.py":
         return "sqlite" not in (knowledge, memory)
     return module == "circuit_breaker.py" and knowledge == memory == "none"

@@ -18,13 +18,39 @@ class Reason:
     # the worker notices a killed job and ends its room: see agent.server
     JOB_DIED = "job died"
 
+    # of calls that the agent makes, and that nobody answered: see agent.telephony
+    BUSY = "busy"
+    NO_ANSWER = "no answer"
+    DECLINED = "declined"
+    INVALID_NUMBER = "invalid number"
+    NOT_ALLOWED = "number not allowed"
+    UNREACHABLE = "unreachable"
+    TRUNK_FAILED = "trunk failed"
+    VOICEMAIL = "voicemail"
+    # the caller talks to somebody else now
+    TRANSFERRED = "transferred"
+
     @staticmethod
     def error(step: int, name: str) -> str:
         """The reason of a call that a step ended."""
         return f"error in step {step} ({name})"
 
 
-NOBODY_LISTENS = frozenset(
+# nobody was spoken to; an answering machine is nobody
+NOT_REACHED = frozenset(
+    {
+        Reason.BUSY,
+        Reason.NO_ANSWER,
+        Reason.DECLINED,
+        Reason.INVALID_NUMBER,
+        Reason.NOT_ALLOWED,
+        Reason.UNREACHABLE,
+        Reason.TRUNK_FAILED,
+        Reason.VOICEMAIL,
+    }
+)
+
+NOBODY_LISTENS = NOT_REACHED | frozenset(
     {
         Reason.CALLER_LEFT,
         Reason.CALLER_DROPPED,
@@ -33,6 +59,8 @@ NOBODY_LISTENS = frozenset(
         Reason.REMOVED,
         # somebody does, but everything that could speak has been cancelled
         Reason.WORKER_DIED,
+        # or they talk to each other
+        Reason.TRANSFERRED,
     }
 )
 

@@ -10,13 +10,16 @@ import math
 import os
 import signal
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
+from livekit.agents.types import NOT_GIVEN, NotGivenOr
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 
 from agent import knowledge, memory, one_line, telemetry
@@ -41,7 +44,10 @@ SERVER_TARGET_LOAD = 0.7
 # a caller notices that much; a process that is ready takes a call within milliseconds
 WAITED_SECONDS = 0.5
 # what the first call of a process would otherwise wait for
-PREWARMED = ("agent.persona", "agent.resources", "agent.transport.preconnect", "numpy.fft")
+PREWARMED = (
+    *("agent.persona", "agent.resources", "agent.transport.preconnect", "numpy.fft"),
+    *("agent.telephony.outbound", "agent.telephony.answered"),
+)
 
 
 class Server(AgentServer):
@@ -95,7 +101,7 @@ class Server(AgentServer):
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         settings = self.settings
-        self._ending_rooms: set[asyncio.Task[None]] = set()
+        self._rooms: set[asyncio.Task[None]] = set()
         self._call_log = telemetry.CallLogHandler(counting=settings.metrics_port != 0)
         logging.getLogger().addHandler(self._call_log)
         self.on("worker_started", self._watch_jobs)
@@ -145,14 +151,27 @@ class Server(AgentServer):
         """End the room of a job that was killed or crashed: it has closed nothing itself."""
         if process.running_job is None:
             return
-        job = process.running_job.job.id
-        if job in self._call_log.ended:
-            self._call_log.ended.discard(job)
-        elif getattr(process, "exitcode", 0) != 0:
-            ending = end_orphaned_room(process.running_job)
-            task = asyncio.create_task(ending, name="end an orphaned room")
-            self._ending_rooms.add(task)
-            task.add_done_callback(self._ending_rooms.discard)
+        job, room = process.running_job.job.id, process.running_job.job.room
+        reason = self._call_log.ended.pop(job, None)
+        if reason == Reason.TRANSFERRED:
+            transfers = importlib.import_module("agent.telephony.transfers")
+            self._look_after(transfers.hang_up_when_alone(room.name, room.sid))
+        elif reason is None and getattr(process, "exitcode", 0) != 0:
+            self._look_after(end_orphaned_room(process.running_job))
+
+    def _look_after(self, work: Coroutine[Any, Any, None]) -> None:
+        """A room whose job is gone."""
+        task = asyncio.create_task(work, name="a room without a job")
+        self._rooms.add(task)
+        task.add_done_callback(self._rooms.discard)
+
+    async def drain(self, timeout: NotGivenOr[int | None] = NOT_GIVEN) -> None:  # noqa: ASYNC109
+        """Wait for the calls that go on, and, within the same time, for rooms without a job."""
+        until = time.monotonic() + self.settings.drain_seconds
+        await super().drain(timeout)
+        left = until - time.monotonic()
+        if self._rooms and left > 0:
+            await asyncio.wait(set(self._rooms), timeout=left)
 
 
 async def end_orphaned_room(running: RunningJobInfo) -> None:

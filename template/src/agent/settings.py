@@ -274,6 +274,22 @@ class Settings(BaseSettings):
         description="Expert: how long the last sentence may take if the worker stops; in dev 0.5.",
     )
 
+    # calls that the agent makes
+    calls_to: str = Field(
+        default="",
+        description="Prefixes of the numbers that may be called, such as +49,+431; empty: none.",
+    )
+    sip_trunk: str = Field(
+        default="", description="The outbound trunk that calls are made with: its id, ST_…"
+    )
+    ring_seconds: float = Field(
+        default=30, gt=0, le=80, description="How long a phone that is called may ring."
+    )
+
+    key_seconds: float = Field(
+        default=2, gt=0, description="How long a phone's key waits for the next one of a number."
+    )
+
     # memory
     remember_phone_numbers: bool = Field(
         default=False, description="Whether callers are remembered by phone number."
@@ -372,6 +388,17 @@ class Settings(BaseSettings):
         ):
             raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
+
+    @field_validator("calls_to")
+    @classmethod
+    def _prefixes_are_international(cls, value: str) -> str:
+        for entry in value.split(","):
+            if entry.strip() and not re.fullmatch(r"\+[0-9]*", entry.strip()):
+                raise ValueError(
+                    f"{entry.strip()!r} begins no international number: write prefixes such as"
+                    " +49,+431; + allows every country"
+                )
+        return value
 
     @field_validator("memory_url")
     @classmethod

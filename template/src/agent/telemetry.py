@@ -230,17 +230,16 @@ class CallLogHandler(logging.Handler):
 
     def __init__(self, *, counting: bool) -> None:
         super().__init__()
-        # jobs, until their processes have closed too
-        self.ended: set[str] = set()
+        # jobs and why their calls ended, until their processes have closed too
+        self.ended: dict[str, str] = {}
         self._counts = _Counts() if counting else None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in the end of a call, the close of a resource, and a part that failed."""
         try:
             fields = getattr(record, "fields", {})
-            ended = (
-                {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
-            )
+            is_end = record.name == "agent.call" and fields.keys() >= END
+            ended = {fields["call"]: fields["reason"]} if is_end else {}
             is_counted = record.name == "agent.call" or (
                 record.name in COUNTED and "degraded" in fields
             )

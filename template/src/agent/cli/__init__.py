@@ -17,6 +17,8 @@ COMMANDS = {
     "talk": ("talk",),
     "run": ("start", "dev", "console"),
     "call": ("call",),
+    # with telephony, in place of the one above
+    "call_number": ("call",),
     "rehearse": ("rehearse",),
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),

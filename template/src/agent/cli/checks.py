@@ -180,12 +180,12 @@ def load_calls() -> float:
 
 def check_owner_modules() -> list[Finding]:
     """Whether the owner's modules can be imported, and quickly: now, not in the first call."""
-    owners_module = import_module("agent.entrypoint").owners_module
+    optional_module = import_module("agent.entrypoint").optional_module
     found = []
     for name in ("agent.persona", "agent.resources"):
         began = time.monotonic()
         try:
-            owners_module(name)
+            optional_module(name)
         except Exception as error:
             found.append(Finding("fail", "code", f"{name} cannot be imported", location(error)))
         if (seconds := time.monotonic() - began) > SLOW_IMPORT_SECONDS:

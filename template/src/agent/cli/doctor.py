@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +93,10 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     found = check_connection(settings)
     yield from found or [Finding("ok", "keys", keys)]
     if not any(finding.level == "fail" for finding in found):
-        yield check_server(settings)
+        yield (server := check_server(settings))
+        if server.level == "ok" and find_spec("agent.telephony") is not None:
+            with busy("asking for trunks"):
+                yield from import_module("agent.cli.trunks").check_trunks(settings)
     no_keys = ", no keys needed" if settings.models in {"scripted", "local"} else ", all answer"
     answer_ = Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")
     yield from check_models(settings) or [answer_]

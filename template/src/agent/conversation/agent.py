@@ -84,6 +84,10 @@ class CallAgent(Agent):
     must_finish_tools: frozenset[str] = frozenset()
     # ids of tool sets that a call cannot do without: it ends when one of them cannot connect
     must_have_tools: frozenset[str] = frozenset()
+    # of calls that the agent makes: whether the callee's first words come before the greeting
+    callee_speaks_first: bool = False
+    # … and whether they decide if a machine has answered
+    detects_voicemail: bool = False
 
     # until when it knows what was said; None for an agent that was not written as a CallAgent
     _since: float | None = None
@@ -232,6 +236,25 @@ class CallAgent(Agent):
             return self._persona.cannot_hear()
         return "I am sorry, I cannot hear you at the moment."
 
+    # of the telephone
+
+    async def on_keys(self, keys: str) -> None:
+        """The caller has pressed these keys: up to `#`, or until AGENT_KEY_SECONDS brought no more.
+
+        `#` alone is a key, too. By default nothing happens.
+        """
+
+    def is_voicemail(self, words: str) -> bool:
+        """Whether a machine has answered, by its first words, where `detects_voicemail` is set.
+
+        It is asked where the SDK's detection is uncertain, or lacks a model that it needs.
+        """
+        return False
+
+    def on_voicemail(self) -> str | None:
+        """The message to leave when a machine has answered; None hangs up without one."""
+        return None
+
     # what happens in every call
 
     def is_caller(self, somebody: Caller) -> bool:
@@ -277,7 +300,7 @@ class CallAgent(Agent):
             self.call.fail(RuntimeError("the session closed by itself"))
         if self.call.can_speak and self.call.reason is not None:
             sentence = self.goodbye(self.call.reason)
-            await _say_within(self.session, sentence, self.call.goodbye_seconds)
+            await say_within(self.session, sentence, self.call.goodbye_seconds)
 
     # the models may fail or hang: the caller hears something in any case
 
@@ -548,7 +571,7 @@ class Greeting:
             self._said.set_result(None)
 
 
-async def _say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
+async def say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
     """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
     try:
         said = say_known(session, sentence, allow_interruptions=False)

@@ -53,8 +53,9 @@ T = TypeVar("T")
 class Call:
     """One call, from the job until it is closed.
 
-    Owners use `caller`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`,
-    `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
+    Owners use `caller`, `called`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`,
+    `memory`, `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these
+    names.
     """
 
     if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Call:
         self.transport, self.settings = transport, settings
         self.journal = CallJournal(transport.call_id, transport.room_name, transport.began)
         self.caller: Caller | None = None
+        self.called: str | None = None  # the number, of a call that the agent makes
+        self.ringing = False  # while a phone is called that has not answered yet
         self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
         self.turns = 0  # finished turns of either side
@@ -144,7 +147,7 @@ class Call:
             if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                 raise  # the call is closing, or the whole process is ending
             # a lost room fails the steps before its own event arrives
-            await self._wait_for_room_event()
+            await self.wait_for_room_event()
             self.fail(error)
         else:
             self.end(Reason.AGENT_HUNG_UP)
@@ -296,8 +299,11 @@ class Call:
         self.end(Reason.AGENT_HUNG_UP)
 
     def caller_gone(self, *, on_purpose: bool) -> None:
-        """The caller left the room; a broken connection has `rejoin_seconds`, a phone has none."""
-        if self.reason is not None:
+        """The caller left the room; a broken connection has `rejoin_seconds`, a phone has none.
+
+        A phone that is still ringing has not hung up: whoever called it is told why it left.
+        """
+        if self.reason is not None or self.ringing:
             return
         if on_purpose or self.caller is None or self.caller.kind == "sip":
             self.end(Reason.CALLER_LEFT)
@@ -323,10 +329,10 @@ class Call:
         A server that deletes the room, or removes the agent, ends the job too, a moment before its
         event arrives in the room.
         """
-        await self._wait_for_room_event()
+        await self.wait_for_room_event()
         self.end(Reason.WORKER_STOPPED)
 
-    async def _wait_for_room_event(self) -> None:
+    async def wait_for_room_event(self) -> None:
         """A moment in which the room may name the cause of what looks like another end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeouts.ROOM_EVENT_SECONDS):

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,9 @@ ON_PURPOSE = {
     Why.USER_UNAVAILABLE,
     Why.PARTICIPANT_REMOVED,
 }
+# the agent's attribute that says why the call ended
+REASON = "agent.reason"
+TELL_SECONDS = 0.5
 ACTIVE = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
 # after these somebody may be the caller who was not before
 NEWS: tuple[rtc.room.EventTypes, ...] = (
@@ -62,6 +65,8 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
+        # whether those in the room are told why the call ended, before it is deleted
+        self.tells_reason = False
         self._reads_texts = True
         self._typing: asyncio.Task[None] | None = None
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
@@ -227,10 +232,19 @@ class RoomTransport:
                 deployment=job.deployment,
                 attributes=job.attributes,
             )
+        if self.tells_reason and self._connected:
+            await self._tell_reason()
         if await end_room(self.room_name, sid, me, identity, again):
             fields = {"call": self.call_id, "room": self.room_name}
             sentence = "the caller came back while the call was closing: an agent was sent again"
             log.info(sentence, extra={"fields": fields})
+
+    async def _tell_reason(self) -> None:
+        # whoever waits for it also sees that it does not come
+        with suppress(Exception):
+            async with asyncio.timeout(TELL_SECONDS):
+                reason = {REASON: self._events.reason or ""}
+                await self._room.local_participant.set_attributes(reason)
 
     def finish(self, reason: str) -> None:
         self._end_job(reason)
@@ -286,7 +300,7 @@ async def end_room(
             newer = any(found.sid != sid for found in named)
             if newer and all(person.identity != agent for person in present):
                 return False
-            others = [person.identity for person in present if _can_be_spoken_to(person)]
+            others = [person.identity for person in present if can_be_spoken_to(person)]
             if caller in others and again is not None:
                 # no token does it: those are for a new room
                 await server.agent_dispatch.create_dispatch(again)
@@ -304,6 +318,7 @@ async def end_room(
     return False
 
 
-def _can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+def can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+    """Whether somebody is there who hears and answers, and not a recorder or a viewer."""
     permission = person.permission
     return person.kind in PEOPLE and permission.can_publish and not permission.hidden

@@ -1,0 +1,138 @@
+"""`agent call NUMBER`: the agent of a running worker calls somebody, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agent.cli import call as call_room
+from agent.cli.call import RoomCaller
+from agent.cli.chat import CallerName, Metadata
+from agent.cli.checks import check_connection, require, server_api
+from agent.cli.terminal import busy, report
+from agent.reasons import Reason
+from agent.settings import Settings, SettingsError, load_settings
+
+if TYPE_CHECKING:
+    from livekit import api, rtc
+
+# what came of a call; 0 for one that somebody answered, 1 for any other end
+EXIT_CODES = {
+    Reason.NOT_ALLOWED: 2,
+    Reason.BUSY: 3,
+    Reason.NO_ANSWER: 4,
+    Reason.DECLINED: 5,
+    Reason.INVALID_NUMBER: 6,
+    Reason.UNREACHABLE: 7,
+    Reason.TRUNK_FAILED: 8,
+    Reason.VOICEMAIL: 9,
+}
+STATUSES = {"ringing": "Ringing ...", "active": "Answered."}
+
+
+def call(
+    number: Annotated[
+        str | None,
+        typer.Argument(help="Whom the agent calls, such as +493023125000; without it you call it."),
+    ] = None,
+    caller: CallerName = None,
+    metadata: Metadata = "",
+) -> int:
+    """Call the agent that a running worker answers, or have it call a telephone number.
+
+    Without a number, in text from here, or by voice from a link. With one, the exit code says what
+    came of it: 0 somebody answered, 3 busy, 4 no answer, 5 declined, 6 invalid number, 7
+    unreachable, 8 trunk failed, 9 voicemail.
+    """
+    if number is None:
+        return call_room.call(caller, metadata)
+    settings = load_settings()
+    told = _with_number(settings, number, metadata)
+    require(check_connection(settings))
+    # what matters of the connection shows in how a call ends
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
+    with busy("loading LiveKit's SDK"):
+        import_module("livekit.rtc")
+    watcher = CallWatcher(settings, told)
+    try:
+        return asyncio.run(watcher.watch())
+    except KeyboardInterrupt:
+        asyncio.run(watcher.hang_up())
+        raise
+
+
+def _with_number(settings: Settings, number: str, metadata: str) -> str:
+    """The metadata of a call to this number; raises SettingsError for what cannot be called."""
+    from agent.telephony.numbers import NumberRefused, check_allowed, e164
+
+    problems = []
+    try:
+        number = e164(number)
+        check_allowed(number, settings.calls_to)
+    except NumberRefused as error:
+        problems.append(f"{number}: {error}")
+    try:
+        told = json.loads(metadata or "{}")
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        problems.append("--metadata is no JSON object: write one such as '{\"order\": 1042}'")
+    if problems:
+        raise SettingsError(problems)
+    return json.dumps({**told, "call": number})
+
+
+def exit_code_of(reason: str) -> int:
+    """What a call that ended for this reason is to its caller; empty: nobody knows why."""
+    failed = reason in ("", Reason.JOB_DIED, Reason.WORKER_DIED) or reason.startswith("error")
+    return EXIT_CODES.get(reason, 1 if failed else 0)
+
+
+class CallWatcher(RoomCaller):
+    """Sends the agent into a room of its own to call somebody, and watches: unseen and mute."""
+
+    def __init__(self, settings: Settings, metadata: str) -> None:
+        super().__init__(settings, "watcher", metadata)
+        self.reason = ""
+
+    async def watch(self) -> int:
+        """Have the call made, and wait for its end; what to exit with."""
+        await self.make_room()
+        await self._start()
+        await self.ended.wait()
+        problem = await self.close()
+        if self.reason:
+            report(f"The call is over: {self.reason}.")
+        else:
+            report(problem or "The call is over, and no reason is known: look at the worker's log.")
+        return exit_code_of(self.reason)
+
+    async def hang_up(self) -> None:
+        """Delete the room, which ends the call."""
+        from livekit import api
+
+        async with server_api(self._settings) as server:
+            await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+
+    async def _until_answered(self, closed: int) -> None:
+        """Nobody speaks to this side."""
+
+    def _grants(self) -> api.VideoGrants:
+        grants = super()._grants()
+        grants.hidden, grants.can_publish, grants.can_publish_data = True, False, False
+        return grants
+
+    def _watch_room(self, room: rtc.Room) -> None:
+        from agent.transport.room import REASON
+
+        def changed(changes: dict[str, str], participant: rtc.Participant) -> None:
+            self.reason = changes.get(REASON, self.reason)
+            if status := STATUSES.get(changes.get("sip.callStatus", "")):
+                report(status)
+
+        room.on("participant_attributes_changed", changed)

@@ -1,0 +1,51 @@
+"""The keys that a caller presses, together: up to `#`, or to a pause. They are never logged."""
+
+from __future__ import annotations
+
+import asyncio
+
+from livekit import rtc
+
+from agent.conversation import CallAgent
+from agent.lifecycle import Call
+
+# more than any number that somebody is asked for
+MOST_KEYS = 64
+
+
+def listen_for_keys(call: Call, persona: CallAgent) -> None:
+    """From now on `on_keys` of whichever agent speaks gets what the caller presses."""
+    if call.room is not None:
+        call.room.on("sip_dtmf_received", Keys(call, persona).press)
+
+
+class Keys:
+    """What was pressed since the last `#` or pause."""
+
+    def __init__(self, call: Call, persona: CallAgent) -> None:
+        self._call, self._persona = call, persona
+        self._pressed = ""
+        self._pause: asyncio.TimerHandle | None = None
+
+    def press(self, key: rtc.SipDTMF) -> None:
+        """Somebody in the room has pressed a key."""
+        caller = self._call.caller
+        if caller is None or key.participant is None or key.participant.identity != caller.identity:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        if key.digit == "#":
+            self._finish()
+            return
+        self._pressed = (self._pressed + key.digit)[:MOST_KEYS]
+        loop = asyncio.get_running_loop()
+        self._pause = loop.call_later(self._call.settings.key_seconds, self._finish)
+
+    def _finish(self) -> None:
+        # alone, it is a key like the others
+        keys, self._pressed, self._pause = self._pressed or "#", "", None
+        if self._call.reason is None:
+            session = self._call.session
+            agent = self._persona if session is None else session.current_agent
+            if isinstance(agent, CallAgent):
+                self._call.spawn(agent.on_keys(keys), name="on_keys")

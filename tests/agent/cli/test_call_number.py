@@ -1,0 +1,70 @@
+"""`agent call NUMBER`, without a server: what it refuses, what it hears, and how it exits."""
+
+from __future__ import annotations
+
+import pytest
+from livekit import rtc
+
+from agent.__main__ import main
+from agent.cli.call_number import EXIT_CODES, CallWatcher, exit_code_of
+from agent.reasons import NOT_REACHED, Reason
+from agent.settings import load_settings
+from agent.transport.room import REASON
+from tests.agent.transport.test_room import person
+
+BERLIN = "+493023125000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["0302333"], "no telephone number"),
+        (["+4315551234"], "AGENT_CALLS_TO"),
+        (["+49112"], "emergency"),
+        ([BERLIN, "--metadata", "order 1042"], "no JSON object"),
+    ],
+)
+def test_what_cannot_be_called_is_refused_before_anything_begins(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setenv("AGENT_CALLS_TO", "+49")
+    load_settings.cache_clear()
+    with pytest.raises(SystemExit) as left:
+        main(["call", *arguments])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_reason_of_a_call_that_was_not_answered_has_an_exit_code_of_its_own() -> None:
+    assert EXIT_CODES.keys() == NOT_REACHED
+    assert len({0, 1, *EXIT_CODES.values()}) == len(NOT_REACHED) + 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (Reason.CALLER_LEFT, 0),
+        (Reason.AGENT_HUNG_UP, 0),
+        (Reason.TRANSFERRED, 0),
+        (Reason.BUSY, 3),
+        (Reason.error(5, "start the session"), 1),
+        (Reason.JOB_DIED, 1),
+        ("", 1),
+    ],
+)
+def test_it_exits_with_what_came_of_the_call(reason: str, code: int) -> None:
+    assert exit_code_of(reason) == code
+
+
+async def test_it_hears_from_the_agent_why_the_call_ended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watcher, room = CallWatcher(load_settings(), "{}"), rtc.Room()
+    watcher._watch_room(room)
+    room.emit("participant_attributes_changed", {"sip.callStatus": "ringing"}, person("sip_1"))
+    room.emit("participant_attributes_changed", {REASON: Reason.BUSY}, person("agent"))
+    assert watcher.reason == Reason.BUSY
+    assert capsys.readouterr().err == "Ringing ...\n"

@@ -1,0 +1,206 @@
+"""Who has answered a call that the agent made, and what is remembered of a machine's words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from livekit.agents import ChatContext, ChatMessage, StopResponse, llm
+
+from agent.conversation import CallAgent
+from agent.conversation.session import CallSession, build_session
+from agent.lifecycle import Reason
+from agent.lifecycle.journal import CallOver
+from agent.models import Models
+from agent.models.scripted import ScriptedLLM, ScriptedTTS
+from agent.telephony import answered
+from agent.telephony.outbound import callee
+from tests.agent.telephony.phones import BERLIN, Calling, calling
+from tests.support.room_service import RoomService
+
+KEY = f"tel:{BERLIN}"
+MACHINE = "You have reached Ann. Please leave a message after the tone."
+
+
+class Persona(CallAgent):
+    """It wants to know who has answered, and leaves a message."""
+
+    callee_speaks_first = True
+    detects_voicemail = True
+    message: str | None = "Your bicycle is ready."
+
+    def is_voicemail(self, words: str) -> bool:
+        return "leave a message" in words
+
+    def on_voicemail(self) -> str | None:
+        return self.message
+
+
+class Classifier(ScriptedLLM):
+    """A model that takes who speaks for what the test says."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self._label = label
+
+    def chat(self, **options: Any) -> llm.LLMStream:
+        said = f"/tool save_prediction {json.dumps({'label': self._label})}"
+        message = ChatMessage(role="user", content=[said])
+        return super().chat(**{**options, "chat_ctx": ChatContext(items=[message])})
+
+
+@asynccontextmanager
+async def answering(
+    server: RoomService,
+    monkeypatch: pytest.MonkeyPatch,
+    persona: type[CallAgent] = Persona,
+    model: ScriptedLLM | None = None,
+) -> AsyncIterator[tuple[Calling, CallAgent, CallSession]]:
+    """A call that was answered, in a session without sound."""
+    async with calling(server, monkeypatch) as made:
+        call = made.call
+        call.called, call.caller = BERLIN, callee(BERLIN)
+        agent = persona(call, instructions="Be brief.")
+        voices = Models(model or ScriptedLLM(), None, ScriptedTTS(), None, {})
+        call.session = session = build_session(call, voices, agent)
+        await session.start(agent)
+        made.memory.identify(KEY)
+        try:
+            yield made, agent, session
+        finally:
+            await session.close()
+            call.end(Reason.AGENT_HUNG_UP)
+            await call.wait_closed()
+
+
+async def say(agent: CallAgent, words: str) -> None:
+    """The callee's turn, as the SDK reports it; it is not answered by itself."""
+    message = ChatMessage(role="user", content=[words])
+    with pytest.raises(StopResponse):
+        await agent.on_user_turn_completed(ChatContext.empty(), message)
+
+
+def said(session: CallSession) -> list[str]:
+    """What the agent has said."""
+    spoken = [one for one in session.history.messages() if one.role == "assistant"]
+    return [one.text_content or "" for one in spoken]
+
+
+async def test_a_person_is_heard_first_and_their_words_are_theirs(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(server, monkeypatch) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        await asyncio.sleep(0)
+        assert made.memory.key is None
+        await say(agent, "Hello, this is Ann.")
+        await hearing
+        assert made.call.reason is None
+        assert [turn.text for turn in made.memory.turns] == ["Hello, this is Ann."]
+        assert made.memory.key == KEY
+        assert [one.text_content for one in agent.chat_ctx.messages()][-1] == "Hello, this is Ann."
+        # from now on turns are answered
+        await agent.on_user_turn_completed(
+            ChatContext.empty(), ChatMessage(role="user", content=[])
+        )
+
+
+@pytest.mark.parametrize("message", ["Your bicycle is ready.", None])
+async def test_a_machine_gets_the_message_and_nothing_of_it_is_remembered_but_the_call(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, message: str | None
+) -> None:
+    monkeypatch.setattr(answered, "MACHINE_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(Persona, "message", message)
+    async with answering(server, monkeypatch) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        await asyncio.sleep(0)
+        await say(agent, MACHINE)
+        with pytest.raises(CallOver):
+            await hearing
+        assert made.call.reason == Reason.VOICEMAIL
+        assert said(session) == ([message] if message else [])
+        await made.call.wait_closed()
+    assert made.memory.turns == []
+    (record,) = made.memory.records
+    assert (record.reason, made.memory.key) == (Reason.VOICEMAIL, KEY)
+
+
+async def test_a_machine_is_not_talked_over(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answered, "MACHINE_PAUSE_SECONDS", 0.2)
+    async with answering(server, monkeypatch) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        await asyncio.sleep(0)
+        await say(agent, MACHINE)
+        # it goes on after a breath
+        session._update_user_state("speaking")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(hearing), 0.5)
+        assert said(session) == []
+        session._update_user_state("listening")
+        with pytest.raises(CallOver):
+            await hearing
+        assert said(session) == [Persona.message]
+
+
+async def test_who_says_nothing_is_greeted(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answered, "FIRST_WORDS_SECONDS", 0.05)
+    async with answering(server, monkeypatch) as (made, agent, session):
+        await answered.hear_callee(made.call, session, agent)
+        assert made.call.reason is None
+        assert (made.memory.key, made.memory.turns) == (KEY, [])
+
+
+async def test_a_persona_that_does_not_ask_waits_for_nobody(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(server, monkeypatch, CallAgent) as (made, agent, session):
+        async with asyncio.timeout(1):
+            await answered.hear_callee(made.call, session, agent)
+        assert made.memory.key == KEY
+
+
+@pytest.mark.parametrize(
+    ("label", "reason", "words"),
+    [
+        ("human", None, []),
+        ("machine-vm", Reason.VOICEMAIL, [Persona.message]),
+        # where no message can be left, none is
+        ("machine-unavailable", Reason.VOICEMAIL, []),
+        ("machine-ivr", Reason.VOICEMAIL, []),
+    ],
+)
+async def test_the_sdks_detection_decides_where_it_can_be_used(
+    server: RoomService,
+    monkeypatch: pytest.MonkeyPatch,
+    label: str,
+    reason: str | None,
+    words: list[str],
+) -> None:
+    monkeypatch.setattr(answered, "_can_detect", lambda session: True)
+    monkeypatch.setattr(answered, "TURN_END_SECONDS", 0.05)
+    model = Classifier(label)
+    async with answering(server, monkeypatch, model=model) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        while session._amd is None or not session._amd.started:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        # as the SDK does when it has heard the callee
+        session._amd._on_user_speech_started()
+        session._amd._on_transcript("Hello, this is Ann, what is it?")
+        session._amd._on_user_speech_ended(2.0)
+        assert session._amd._classifier is not None
+        session._amd._classifier.on_end_of_turn()
+        if reason is None:
+            await hearing
+        else:
+            with pytest.raises(CallOver):
+                await hearing
+        assert made.call.reason == reason
+        assert said(session) == words

@@ -1,0 +1,192 @@
+"""Calls that the agent makes: who is called, and why nobody answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from livekit import rtc
+
+from agent.lifecycle import Call, Reason, Step
+from agent.lifecycle.journal import CallOver
+from agent.telephony.outbound import place_call, wanted_call
+from tests.agent.telephony.phones import BERLIN, PHONE, Calling, calling
+from tests.support.room_service import Refusal, RoomService, busy_with
+
+Why = rtc.DisconnectReason
+
+
+async def placed(made: Calling) -> asyncio.Task[object]:
+    """The call is being made, and the phone rings."""
+    placing = asyncio.ensure_future(place_call(made.call, made.persona))
+    await made.server.rings.wait()
+    made.line.ring()
+    return placing
+
+
+@pytest.mark.parametrize(
+    ("metadata", "number"),
+    [
+        ("", None),
+        ("order 1042", None),
+        ("[1]", None),
+        ('{"order": 1042}', None),
+        ('{"call": "+49 30 23125000", "order": 1042}', "+49 30 23125000"),
+    ],
+)
+def test_the_metadata_says_whom_to_call(metadata: str, number: str | None) -> None:
+    assert wanted_call(metadata).get("call") == number
+
+
+async def test_a_phone_that_answers_is_the_caller(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        server.pick_up.set()
+        is_caller = await placing
+        made.line.job.join("supervisor")
+        caller = await made.call.wait_for_caller(is_caller)  # type: ignore[arg-type]
+    assert (caller.identity, caller.kind, made.call.called) == (PHONE, "sip", BERLIN)
+    (asked,) = server.dialed
+    assert (asked.sip_call_to, asked.sip_trunk_id, asked.room_name) == (BERLIN, "ST_1", "room")
+    assert (asked.wait_until_answered, asked.ringing_timeout.seconds) == (True, 30)
+
+
+async def test_a_call_that_nobody_asked_for_is_not_made(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(server, monkeypatch, metadata='{"order": 1042}') as made:
+        assert await place_call(made.call, made.persona) is None
+        assert made.call.called is None
+    assert not server.dialed
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (busy_with(486, "Busy Here"), Reason.BUSY),
+        (busy_with(603, "Decline"), Reason.DECLINED),
+        (busy_with(404, "Not Found"), Reason.INVALID_NUMBER),
+        (busy_with(480, "Temporarily Unavailable"), Reason.UNREACHABLE),
+        (busy_with(503, "Service Unavailable"), Reason.TRUNK_FAILED),
+        (Refusal("canceled", 408, message="sip request timed out"), Reason.NO_ANSWER),
+        (Refusal("not_found", 404, message="no such trunk"), Reason.TRUNK_FAILED),
+    ],
+)
+async def test_a_call_that_nobody_answers_has_a_reason_and_a_record_without_a_turn(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, refusal: Refusal, reason: str
+) -> None:
+    server.refusal = refusal
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        # the room's news may come before the answer, and look like a caller who hangs up
+        made.line.leave(Why.USER_REJECTED)
+        server.pick_up.set()
+        with pytest.raises(CallOver):
+            await placing
+        assert made.call.reason == reason
+        await made.call.wait_closed()
+    (kept,) = made.memory.records
+    assert (kept.reason, kept.turns, made.memory.key) == (reason, 0, f"tel:{BERLIN}")
+    assert made.line.rooms_ended == 1
+
+
+async def test_a_trunk_that_never_rings_has_failed(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refusal = Refusal("canceled", 408, message="sip request timed out")
+    server.pick_up.set()
+    async with calling(server, monkeypatch) as made:
+        with pytest.raises(CallOver):
+            await place_call(made.call, made.persona)
+    assert made.call.reason == Reason.TRUNK_FAILED
+
+
+@pytest.mark.parametrize(
+    ("metadata", "changes", "reason"),
+    [
+        ('{"call": "+19005550123"}', {}, Reason.NOT_ALLOWED),
+        ('{"call": "+19005550123"}', {"calls_to": "+"}, Reason.NOT_ALLOWED),
+        (f'{{"call": "{BERLIN}"}}', {"calls_to": ""}, Reason.NOT_ALLOWED),
+        ('{"call": "my mother"}', {}, Reason.INVALID_NUMBER),
+        (f'{{"call": "{BERLIN}"}}', {"sip_trunk": ""}, Reason.TRUNK_FAILED),
+    ],
+)
+async def test_what_may_not_be_called_is_not(
+    server: RoomService,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    metadata: str,
+    changes: dict[str, object],
+    reason: str,
+) -> None:
+    async with calling(server, monkeypatch, metadata, **changes) as made:
+        with pytest.raises(CallOver):
+            await place_call(made.call, made.persona)
+    assert made.call.reason == reason
+    # `agent call` hears of it
+    assert made.line.tells_reason
+    assert not server.dialed
+    (warned,) = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert "nobody was reached" in warned.message
+
+
+async def test_no_number_is_logged(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "agent")
+    server.refusal = busy_with(486, "Busy Here")
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        server.pick_up.set()
+        with pytest.raises(CallOver):
+            await placing
+        await made.call.wait_closed()
+    said = [f"{one.getMessage()} {getattr(one, 'fields', '')}" for one in caplog.records]
+    assert said
+    assert not [one for one in said if "3023125" in one]
+
+
+async def test_a_phone_that_rings_while_the_room_is_deleted_is_no_failed_trunk(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refusal = Refusal("not_found", 404, message="no such room")
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        server.pick_up.set()
+        made.call.room_gone(removed=False)
+        with pytest.raises(CallOver):
+            await placing
+    assert made.call.reason == Reason.ROOM_CLOSED
+
+
+async def test_who_answers_and_hangs_up_at_once_has_left(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        made.line.leave(Why.CLIENT_INITIATED)
+        assert made.call.reason is None
+        server.pick_up.set()
+        await placing
+        assert made.call.reason == Reason.CALLER_LEFT
+
+
+async def test_the_end_of_a_call_while_it_rings_ends_its_steps(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with calling(server, monkeypatch) as made:
+
+        async def steps(call: Call) -> None:
+            async with call.step(Step.WAIT_FOR_CALLER):
+                await place_call(call, made.persona)
+
+        await made.call.start(steps)
+        await server.rings.wait()
+        made.call.end(Reason.WORKER_STOPPED)
+        await made.call.wait_closed()
+        assert made.call.running_steps is not None
+        assert made.call.running_steps.cancelled()
+    assert made.line.rooms_ended == 1
