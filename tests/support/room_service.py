@@ -133,7 +133,7 @@ class RoomService:
 
 
 @asynccontextmanager
-async def room_service() -> AsyncIterator[RoomService]:
+async def room_service(port: int = 0) -> AsyncIterator[RoomService]:
     """A running one, with nothing in it."""
     service = RoomService()
     app = web.Application()
@@ -141,7 +141,7 @@ async def room_service() -> AsyncIterator[RoomService]:
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         service.port = runner.addresses[0][1]
         yield service
     finally:

@@ -24,7 +24,7 @@ from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
 
 from agent import knowledge, memory, one_line, telemetry
 from agent.conversation import sounds
-from agent.entrypoint import models_for, prewarm_persona, run_call
+from agent.entrypoint import models_for, optional_module, prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
@@ -154,8 +154,7 @@ class Server(AgentServer):
         job, room = process.running_job.job.id, process.running_job.job.room
         reason = self._call_log.ended.pop(job, None)
         if reason == Reason.TRANSFERRED:
-            transfers = importlib.import_module("agent.telephony.transfers")
-            self._look_after(transfers.hang_up_when_alone(room.name, room.sid))
+            self._look_after(hang_up_when_alone(room.name, room.sid))
         elif reason is None and getattr(process, "exitcode", 0) != 0:
             self._look_after(end_orphaned_room(process.running_job))
 
@@ -187,6 +186,14 @@ async def end_orphaned_room(running: RunningJobInfo) -> None:
         log.warning(sentence, one_line(error), extra={"fields": about})
     fields = {"reason": Reason.JOB_DIED, "seconds": seconds, "turns": None, **about}
     log.error("call ended: %s", Reason.JOB_DIED, extra={"fields": fields})
+    # who was being called in may talk to the caller now
+    await hang_up_when_alone(running.job.room.name, running.job.room.sid)
+
+
+async def hang_up_when_alone(room: str, sid: str) -> None:
+    """Look after people who talk on without the agent, where there is a telephone."""
+    if (transfers := optional_module("agent.telephony.transfers")) is not None:
+        await transfers.hang_up_when_alone(room, sid)
 
 
 def prewarm(

@@ -90,6 +90,8 @@ async def calling(
     )
     job = Job()
     job.job.metadata = metadata
+    vars(job.job).update(deployment="", attributes={})
+    vars(job)["local_participant_identity"] = "agent"
     async with api.LiveKitAPI(server.environment["LIVEKIT_URL"], KEY, SECRET) as client:
         line = Telephone(job, client, monkeypatch)
         call = Call(line, settings)

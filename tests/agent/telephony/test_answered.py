@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +91,17 @@ def said(session: CallSession) -> list[str]:
     return [one.text_content or "" for one in spoken]
 
 
+async def detected(session: CallSession, words: str) -> None:
+    """The callee's words, as the SDK's detection gets them."""
+    while session._amd is None or not session._amd.started:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    session._amd._on_user_speech_started()
+    session._amd._on_transcript(words)
+    session._amd._on_user_speech_ended(2.0)
+    assert session._amd._classifier is not None
+    session._amd._classifier.on_end_of_turn()
+
+
 async def test_a_person_is_heard_first_and_their_words_are_theirs(
     server: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +119,22 @@ async def test_a_person_is_heard_first_and_their_words_are_theirs(
         await agent.on_user_turn_completed(
             ChatContext.empty(), ChatMessage(role="user", content=[])
         )
+
+
+async def test_who_hangs_up_before_the_greeting_has_had_the_call(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with answering(server, monkeypatch) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        await asyncio.sleep(0)
+        assert made.memory.key is None
+        made.call.end(Reason.CALLER_LEFT)
+        hearing.cancel()
+        await made.call.wait_closed()
+    assert ([one.reason for one in made.memory.records], made.memory.key) == (
+        [Reason.CALLER_LEFT],
+        KEY,
+    )
 
 
 @pytest.mark.parametrize("message", ["Your bicycle is ready.", None])
@@ -184,19 +212,12 @@ async def test_the_sdks_detection_decides_where_it_can_be_used(
     reason: str | None,
     words: list[str],
 ) -> None:
-    monkeypatch.setattr(answered, "_can_detect", lambda session: True)
+    monkeypatch.setattr(answered, "_can_detect", lambda call, session: True)
     monkeypatch.setattr(answered, "TURN_END_SECONDS", 0.05)
     model = Classifier(label)
     async with answering(server, monkeypatch, model=model) as (made, agent, session):
         hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
-        while session._amd is None or not session._amd.started:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        # as the SDK does when it has heard the callee
-        session._amd._on_user_speech_started()
-        session._amd._on_transcript("Hello, this is Ann, what is it?")
-        session._amd._on_user_speech_ended(2.0)
-        assert session._amd._classifier is not None
-        session._amd._classifier.on_end_of_turn()
+        await detected(session, "Hello, this is Ann, what is it?")
         if reason is None:
             await hearing
         else:
@@ -204,3 +225,34 @@ async def test_the_sdks_detection_decides_where_it_can_be_used(
                 await hearing
         assert made.call.reason == reason
         assert said(session) == words
+
+
+@pytest.mark.parametrize(("words", "reason"), [("Hello?", None), (MACHINE, Reason.VOICEMAIL)])
+async def test_a_model_that_gives_no_opinion_leaves_it_to_the_personas_rule(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, words: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(answered, "_can_detect", lambda call, session: True)
+    monkeypatch.setattr(answered, "DETECTION_SECONDS", 0.3)
+    monkeypatch.setattr(answered, "MACHINE_PAUSE_SECONDS", 0.05)
+    async with answering(server, monkeypatch) as (made, agent, session):
+        hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
+        await detected(session, words)
+        # the turn ends a moment after the verdict
+        assert session._amd is not None
+        over = asyncio.Event()
+        session._amd.on("amd_prediction", lambda _: over.set())
+        await asyncio.wait_for(over.wait(), 5)
+        await say(agent, words)
+        if reason is None:
+            await hearing
+        else:
+            with pytest.raises(CallOver):
+                await hearing
+        assert made.call.reason == reason
+
+
+def test_a_script_is_not_asked_who_speaks() -> None:
+    session: Any = SimpleNamespace(llm=ScriptedLLM(), vad=object(), stt=object())
+    for models, can in (("livekit", True), ("scripted", False), ("local", False)):
+        call: Any = SimpleNamespace(settings=SimpleNamespace(models=models))
+        assert answered._can_detect(call, session) == can

@@ -7,11 +7,14 @@ import logging
 
 import pytest
 from livekit import rtc
+from livekit.protocol import models
 
 from agent.lifecycle import Call, Reason, Step
 from agent.lifecycle.journal import CallOver
-from agent.telephony.outbound import place_call, wanted_call
+from agent.telephony.outbound import callee, place_call, wanted_call
+from agent.transport.room import RoomTransport
 from tests.agent.telephony.phones import BERLIN, PHONE, Calling, calling
+from tests.agent.transport.test_end_room import person as participant
 from tests.support.room_service import Refusal, RoomService, busy_with
 
 Why = rtc.DisconnectReason
@@ -29,6 +32,7 @@ async def placed(made: Calling) -> asyncio.Task[object]:
     ("metadata", "number"),
     [
         ("", None),
+        ('{"call": null}', None),
         ("order 1042", None),
         ("[1]", None),
         ('{"order": 1042}', None),
@@ -37,6 +41,13 @@ async def placed(made: Calling) -> asyncio.Task[object]:
 )
 def test_the_metadata_says_whom_to_call(metadata: str, number: str | None) -> None:
     assert wanted_call(metadata).get("call") == number
+
+
+def test_metadata_that_is_no_json_by_mistake_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    assert wanted_call(f"{{'call': '{BERLIN}'}}") == {}
+    (warned,) = caplog.records
+    assert "no JSON" in warned.message
+    assert BERLIN not in warned.message
 
 
 async def test_a_phone_that_answers_is_the_caller(
@@ -111,6 +122,9 @@ async def test_a_trunk_that_never_rings_has_failed(
         ('{"call": "+19005550123"}', {"calls_to": "+"}, Reason.NOT_ALLOWED),
         (f'{{"call": "{BERLIN}"}}', {"calls_to": ""}, Reason.NOT_ALLOWED),
         ('{"call": "my mother"}', {}, Reason.INVALID_NUMBER),
+        ('{"call": ""}', {}, Reason.INVALID_NUMBER),
+        ('{"call": 493023125000}', {}, Reason.INVALID_NUMBER),
+        (f'{{"call": "{BERLIN}", "trunk": 1}}', {}, Reason.TRUNK_FAILED),
         (f'{{"call": "{BERLIN}"}}', {"sip_trunk": ""}, Reason.TRUNK_FAILED),
     ],
 )
@@ -127,7 +141,7 @@ async def test_what_may_not_be_called_is_not(
             await place_call(made.call, made.persona)
     assert made.call.reason == reason
     # `agent call` hears of it
-    assert made.line.tells_reason
+    assert made.line.outbound
     assert not server.dialed
     (warned,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "nobody was reached" in warned.message
@@ -137,7 +151,7 @@ async def test_no_number_is_logged(
     server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "agent")
-    server.refusal = busy_with(486, "Busy Here")
+    server.refusal = busy_with(486, f"{BERLIN} is busy")
     async with calling(server, monkeypatch) as made:
         placing = await placed(made)
         server.pick_up.set()
@@ -160,6 +174,21 @@ async def test_a_phone_that_rings_while_the_room_is_deleted_is_no_failed_trunk(
         with pytest.raises(CallOver):
             await placing
     assert made.call.reason == Reason.ROOM_CLOSED
+
+
+async def test_who_has_hung_up_is_not_called_again(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the server's list may be a moment behind
+    server.rooms = [models.Room(name="room", sid="RM_1")]
+    server.present = [participant(PHONE, models.ParticipantInfo.SIP)]
+    server.pick_up.set()
+    async with calling(server, monkeypatch) as made:
+        placing = await placed(made)
+        await placing
+        made.call.end(Reason.CALLER_LEFT)
+        await RoomTransport.end_room(made.line, callee(BERLIN))
+    assert (server.made, server.deleted) == ([], ["room"])
 
 
 async def test_who_answers_and_hangs_up_at_once_has_left(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 import typer
@@ -50,8 +50,11 @@ def call(caller: CallerName = None, metadata: Metadata = "") -> int:
     )
     report(room_caller.link())
     report(f"Token: {room_caller.token()}")
-    code = converse(room_caller)
-    # Python's own end would abort now and then (134): the SDK's native threads still call into it
+    leave(converse(room_caller))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: Python's own end would abort now and then (134), under the SDK's threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

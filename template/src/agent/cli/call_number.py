@@ -60,10 +60,11 @@ def call(
         import_module("livekit.rtc")
     watcher = CallWatcher(settings, told)
     try:
-        return asyncio.run(watcher.watch())
+        code = asyncio.run(watcher.watch())
     except KeyboardInterrupt:
         asyncio.run(watcher.hang_up())
-        raise
+        code = 130
+    call_room.leave(code)
 
 
 def _with_number(settings: Settings, number: str, metadata: str) -> str:
@@ -102,8 +103,12 @@ class CallWatcher(RoomCaller):
 
     async def watch(self) -> int:
         """Have the call made, and wait for its end; what to exit with."""
+        await self._make_empty_room()
+        # before the agent, because a call may be over at once
+        await self._join()
         await self.make_room()
-        await self._start()
+        if not await self._agent_comes():
+            await self._give_up()
         await self.ended.wait()
         problem = await self.close()
         if self.reason:
@@ -119,8 +124,11 @@ class CallWatcher(RoomCaller):
         async with server_api(self._settings) as server:
             await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
 
-    async def _until_answered(self, closed: int) -> None:
-        """Nobody speaks to this side."""
+    async def _make_empty_room(self) -> None:
+        from livekit import api
+
+        async with server_api(self._settings) as server:
+            await server.room.create_room(api.CreateRoomRequest(name=self.room))
 
     def _grants(self) -> api.VideoGrants:
         grants = super()._grants()

@@ -15,11 +15,14 @@ from agent.conversation.agent import say_within
 from agent.conversation.session import CallSession
 from agent.lifecycle import Call, Reason
 from agent.lifecycle.journal import CallOver
+from agent.models import KEYLESS
 from agent.transport.room import RoomTransport
 
 log = logging.getLogger("agent.call")
 
 FIRST_WORDS_SECONDS = 5.0  # who says nothing for so long is greeted
+# of the SDK's detection, unless somebody still speaks: a model that does not answer costs no call
+DETECTION_SECONDS = 12.0
 # for the end of a turn that has been classified already, or it would be answered in addition
 TURN_END_SECONDS = 1.0
 MACHINE_PAUSE_SECONDS = 1.5  # after which a machine has finished
@@ -43,13 +46,14 @@ async def hear_callee(call: Call, session: CallSession, persona: CallAgent) -> N
         call.memory.identify(None)
     first = FirstTurn(persona)
     try:
-        category = await _category(session, persona, first)
+        category = await _category(call, session, persona, first)
+        if category is not AMDCategory.HUMAN:
+            await _meet_machine(call, session, persona, category)
     finally:
         first.over()
-    if category is not AMDCategory.HUMAN:
-        await _meet_machine(call, session, persona, category)
-    if call.memory is not None and call.caller is not None:
-        call.memory.identify(persona.remembered_as(call.caller))
+        # also of who hangs up meanwhile, the call itself is remembered
+        if call.memory is not None and call.caller is not None:
+            call.memory.identify(persona.remembered_as(call.caller))
     if first.messages:
         chat = persona.chat_ctx.copy()
         for message in first.messages:
@@ -83,11 +87,15 @@ class FirstTurn:
         vars(self._persona).pop("on_user_turn_completed", None)
 
 
-async def _category(session: CallSession, persona: CallAgent, first: FirstTurn) -> AMDCategory:
+async def _category(
+    call: Call, session: CallSession, persona: CallAgent, first: FirstTurn
+) -> AMDCategory:
     """Who answered; whatever is not certain is a person, unless the persona's rule knows better."""
     category = AMDCategory.UNCERTAIN
-    if persona.detects_voicemail and _can_detect(session):
-        options = DetectionOptions(no_speech_threshold=FIRST_WORDS_SECONDS)
+    if persona.detects_voicemail and _can_detect(call, session):
+        options = DetectionOptions(
+            no_speech_threshold=FIRST_WORDS_SECONDS, timeout=DETECTION_SECONDS
+        )
         detector = AMD(
             session,
             # the call's own models: others would be asked, and paid, without anybody having said so
@@ -98,8 +106,9 @@ async def _category(session: CallSession, persona: CallAgent, first: FirstTurn) 
             detection_options=options,
         )
         async with detector:
-            category = (await detector.execute()).category
-        if category is AMDCategory.HUMAN:
+            verdict = await detector.execute()
+        category = verdict.category
+        if category is AMDCategory.HUMAN or verdict.transcript:
             await _wait(first.ended, TURN_END_SECONDS)
     else:
         await _first_words(session, first)
@@ -111,9 +120,11 @@ async def _category(session: CallSession, persona: CallAgent, first: FirstTurn) 
     return AMDCategory.MACHINE_VM
 
 
-def _can_detect(session: CallSession) -> bool:
+def _can_detect(call: Call, session: CallSession) -> bool:
     """Whether the SDK's detection has what it needs: it listens for pauses, and asks a model."""
-    return session.vad is not None and session.stt is not None and isinstance(session.llm, LLM)
+    # a script has no opinion of who speaks
+    thinks = isinstance(session.llm, LLM) and call.settings.models not in KEYLESS
+    return thinks and session.vad is not None and session.stt is not None
 
 
 async def _first_words(session: CallSession, first: FirstTurn) -> None:
@@ -149,7 +160,5 @@ async def _meet_machine(
     can_take_one = category is AMDCategory.MACHINE_VM
     if can_take_one and (message := persona.on_voicemail()):
         await say_within(session, message, MESSAGE_SECONDS)
-    if call.memory is not None and call.caller is not None:
-        call.memory.identify(persona.remembered_as(call.caller))
     call.end(Reason.VOICEMAIL)
     raise CallOver(Reason.VOICEMAIL)

@@ -18,11 +18,10 @@ from agent.lifecycle.journal import CallOver
 from agent.telephony.numbers import NotANumber, NumberRefused, check_allowed, e164
 from agent.telephony.sip import reason_of, sentence_of, status_of
 from agent.transport import Caller
-from agent.transport.room import RoomTransport
+from agent.transport.room import CALL_STATUS, RoomTransport
 
 log = logging.getLogger("agent.call")
 
-STATUS = "sip.callStatus"
 # not the other end's doing, so somebody has to do something
 OURS = {Reason.TRUNK_FAILED, Reason.NOT_ALLOWED, Reason.INVALID_NUMBER}
 
@@ -43,20 +42,20 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
     ends, and CallOver is raised.
     """
     told = wanted_call(call.metadata)
-    if not told.get("call"):
+    if told.get("call") is None:
         return None
     if isinstance(call.transport, RoomTransport):
-        call.transport.tells_reason = True
+        call.transport.outbound = True
     try:
-        call.called = number = e164(str(told["call"]))
-    except NotANumber as error:
-        _give_up(call, persona, NotAnswered(Reason.INVALID_NUMBER, str(error)))
+        call.called, trunk = number_and_trunk(told)
+    except NotAnswered as error:
+        _give_up(call, persona, error)
     if not isinstance(call.transport, RoomTransport):
         return None
-    identity = f"sip_{number}"
+    identity = callee(call.called).identity
     call.ringing = True
     try:
-        await dial(call, number, identity, str(told.get("trunk") or call.settings.sip_trunk))
+        await dial(call, call.called, identity, trunk or call.settings.sip_trunk)
     except NotAnswered as error:
         if error.status is None:
             # a room that is deleted meanwhile fails it in no words of its own
@@ -77,9 +76,28 @@ def wanted_call(metadata: str) -> dict[str, Any]:
     """What the metadata says: `call` is the number, `trunk` another trunk than the settings'."""
     try:
         told = json.loads(metadata or "{}")
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        # other metadata is the owner's, and may be anything
+        if metadata.lstrip().startswith("{"):
+            log.warning("the metadata is no JSON, so nobody is called by it: %s", error)
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def number_and_trunk(told: dict[str, Any]) -> tuple[str, str]:
+    """The number and the trunk of `wanted_call`, "" for the settings' trunk; raises NotAnswered."""
+    number, trunk = told["call"], told.get("trunk") or ""
+    if not isinstance(number, str):
+        # as a number in JSON it has lost its plus
+        said = "`call` in the metadata is no text: write it in quotes, such as \"+493023125000\""
+        raise NotAnswered(Reason.INVALID_NUMBER, said)
+    if not isinstance(trunk, str):
+        said = "`trunk` in the metadata is no text: write the id of an outbound trunk, ST_…"
+        raise NotAnswered(Reason.TRUNK_FAILED, said)
+    try:
+        return e164(number), trunk
+    except NotANumber as error:
+        raise NotAnswered(Reason.INVALID_NUMBER, str(error)) from error
 
 
 def callee(number: str) -> Caller:
@@ -119,7 +137,7 @@ async def dial(call: Call, number: str, identity: str, trunk: str) -> None:
             reason = reason_of(error, statuses[-1])
             status = status_of(error)
             call.journal.took("dial", began, outcome=reason, sip=status or 0)
-            raise NotAnswered(reason, sentence_of(error), status) from error
+            raise NotAnswered(reason, sentence_of(error, number), status) from error
     call.journal.took("dial", began, outcome="answered", sip=200)
     call.journal.record("the call was answered", ms=call.journal.age_ms)
 
@@ -130,7 +148,7 @@ def _statuses(room: rtc.Room, identity: str) -> Iterator[list[str]]:
     statuses = [""]
 
     def look(person: rtc.Participant) -> None:
-        status = person.attributes.get(STATUS, "")
+        status = person.attributes.get(CALL_STATUS, "")
         # the last one, "hangup", says nothing about what was before
         if person.identity == identity and status != "hangup":
             statuses.append(status)

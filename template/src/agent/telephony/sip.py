@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from livekit.api import ServerError, SipCallError
 
+from agent import one_line
 from agent.reasons import Reason
 
 # the last that was heard of a phone while it is called: see livekit-sip's attribute sip.callStatus
@@ -20,7 +21,6 @@ REASONS = {
     # a phone or a carrier that gives up ringing by itself
     Reason.NO_ANSWER: {408, 487},
 }
-
 
 GAVE_UP = {"canceled", "deadline_exceeded"}
 # of a transfer, where livekit-sip says more than the status does
@@ -52,10 +52,15 @@ def status_of(error: Exception) -> int | None:
     return error.sip_status_code if isinstance(error, SipCallError) else None
 
 
-def sentence_of(error: Exception) -> str:
-    """What the other end said, for a log: the status and its phrase, or why there is none."""
+def sentence_of(error: Exception, number: str) -> str:
+    """What the other end said, for a log: the status and its phrase, or why there is none.
+
+    Some say the number again, which no log has.
+    """
     if isinstance(error, SipCallError) and error.sip_status_code is not None:
-        return f"{error.sip_status_code} {error.sip_status or ''}".strip()
-    if isinstance(error, ServerError):
-        return error.message
-    return "no answer from the server" if isinstance(error, TimeoutError) else str(error)
+        said = f"{error.sip_status_code} {error.sip_status or ''}".strip()
+    elif isinstance(error, ServerError):
+        said = error.message
+    else:
+        said = "no answer from the server" if isinstance(error, TimeoutError) else one_line(error)
+    return said.replace(number.removeprefix("+"), "…")

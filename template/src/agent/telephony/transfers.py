@@ -23,13 +23,13 @@ from livekit.agents import (
     StopResponse,
     ToolError,
 )
-from livekit.protocol import models, sip
+from livekit.protocol import sip
 
 from agent import one_line
 from agent.conversation.agent import say_within
 from agent.conversation.speech import say_known
 from agent.lifecycle import Call, Reason
-from agent.telephony.numbers import NumberRefused, check_allowed, e164
+from agent.telephony.numbers import NotANumber, NumberRefused, check_allowed, e164
 from agent.telephony.outbound import NotAnswered, dial
 from agent.telephony.sip import RINGING, TRANSFERS, reason_of, sentence_of, status_of
 from agent.transport.room import can_be_spoken_to
@@ -69,12 +69,13 @@ async def transfer(
         room_name=call.transport.room_name,
         participant_identity=caller.identity,
         transfer_to=f"tel:{number}",
-        play_dialtone=False,
+        # the caller hears it ring
+        play_dialtone=True,
     )
     asked.ringing_timeout.FromMilliseconds(round(call.settings.ring_seconds * 1000))
     with call.tools.waiting():
         await _say(call, session, saying)
-        await _while_it_lasts(call, _refer(call, server, asked))
+        await _while_it_lasts(call, _refer(call, server, asked, number))
     # a caller who hangs up while it rings looks like a success
     await call.wait_for_room_event()
     call.end(Reason.TRANSFERRED)
@@ -82,7 +83,7 @@ async def transfer(
 
 
 async def _refer(
-    call: Call, server: api.LiveKitAPI, asked: api.TransferSIPParticipantRequest
+    call: Call, server: api.LiveKitAPI, asked: api.TransferSIPParticipantRequest, number: str
 ) -> None:
     began = time.time_ns()
     try:
@@ -92,7 +93,8 @@ async def _refer(
         await call.wait_for_room_event()
         _stop_if_over(call)
         reason = reason_of(error, RINGING)
-        _failed(call, "transfer", NotAnswered(reason, sentence_of(error), status_of(error)), began)
+        said, status = sentence_of(error, number), status_of(error)
+        _failed(call, "transfer", NotAnswered(reason, said, status), began)
     # a server that does not say leaves it at 0, "ongoing"
     if answer.status == sip.SIPTransferStatus.STS_TRANSFER_FAILED:
         why = sip.SIPTransferReason.Name(answer.reason)
@@ -146,7 +148,9 @@ def _allowed(call: Call, to: str) -> str:
         check_allowed(number, call.settings.calls_to)
     except NumberRefused as error:
         log.warning("a number was not called: %s", error, extra=call.journal.fields())
-        raise ToolError(SENTENCES[Reason.NOT_ALLOWED]) from error
+        # which numbers are allowed is nothing for a caller
+        is_none = isinstance(error, NotANumber)
+        raise ToolError(str(error) if is_none else SENTENCES[Reason.NOT_ALLOWED]) from error
     return number
 
 
@@ -175,7 +179,8 @@ async def _while_it_lasts(call: Call, work: Coroutine[Any, Any, T]) -> T:
     ended = asyncio.create_task(call.wait_ended())
     try:
         await asyncio.wait([working, ended], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        # also where both are done at once
+        if call.reason is not None:
             raise StopResponse
         return working.result()
     finally:
@@ -226,23 +231,33 @@ async def hang_up_when_alone(room: str, sid: str) -> None:
 
     The worker runs this when the call's job is gone: nothing else hangs up on who is alone.
     """
+    warned = False
     async with api.LiveKitAPI() as server:
         while True:
             try:
-                if sid not in [found.sid for found in await _rooms(server, room)]:
+                if await _is_over(server, room, sid):
                     return
-                asked = api.ListParticipantsRequest(room=room)
-                present = (await server.room.list_participants(asked)).participants
-                if sum(map(can_be_spoken_to, present)) < 2:
-                    await server.room.delete_room(api.DeleteRoomRequest(room=room))
-                    return
-            except api.ServerError as error:
-                if error.code == api.TwirpErrorCode.NOT_FOUND:
-                    return
-                log.warning("whether a room is left cannot be asked: %s", one_line(error))
+            except (api.ServerError, aiohttp.ClientError, TimeoutError) as error:
+                if not warned:
+                    sentence = "a room whose people talk without the agent cannot be looked at: %s"
+                    log.warning(sentence, one_line(error), extra={"fields": {"room": room}})
+                warned = True
             # a server's room: there is no event to await
             await asyncio.sleep(ALONE_POLL_SECONDS)
 
 
-async def _rooms(server: api.LiveKitAPI, name: str) -> list[models.Room]:
-    return list((await server.room.list_rooms(api.ListRoomsRequest(names=[name]))).rooms)
+async def _is_over(server: api.LiveKitAPI, room: str, sid: str) -> bool:
+    """Whether nobody, or at most one, is left to talk; who is left is hung up then."""
+    try:
+        found = (await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms
+        if sid not in [one.sid for one in found]:
+            return True
+        asked = api.ListParticipantsRequest(room=room)
+        present = (await server.room.list_participants(asked)).participants
+        if sum(map(can_be_spoken_to, present)) > 1:
+            return False
+        await server.room.delete_room(api.DeleteRoomRequest(room=room))
+    except api.ServerError as error:
+        if error.code != api.TwirpErrorCode.NOT_FOUND:
+            raise
+    return True

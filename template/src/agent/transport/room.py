@@ -38,6 +38,8 @@ ON_PURPOSE = {
 # the agent's attribute that says why the call ended
 REASON = "agent.reason"
 TELL_SECONDS = 0.5
+# a phone's attribute, of livekit-sip
+CALL_STATUS = "sip.callStatus"
 ACTIVE = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
 # after these somebody may be the caller who was not before
 NEWS: tuple[rtc.room.EventTypes, ...] = (
@@ -65,8 +67,8 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
-        # whether those in the room are told why the call ended, before it is deleted
-        self.tells_reason = False
+        # whether the agent calls somebody: who waits in the room for what comes of it is told
+        self.outbound = False
         self._reads_texts = True
         self._typing: asyncio.Task[None] | None = None
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
@@ -224,7 +226,8 @@ class RoomTransport:
         sid = await self._room.sid if self._connected else job.room.sid
         me, identity = self._ctx.local_participant_identity, caller.identity if caller else None
         again = None
-        if self._events.reason in CALLER_IS_GONE:
+        # nor is anybody called twice
+        if self._events.reason in CALLER_IS_GONE and not self.outbound:
             again = api.CreateAgentDispatchRequest(
                 agent_name=job.agent_name,
                 room=self.room_name,
@@ -232,7 +235,7 @@ class RoomTransport:
                 deployment=job.deployment,
                 attributes=job.attributes,
             )
-        if self.tells_reason and self._connected:
+        if self.outbound and self._connected:
             await self._tell_reason()
         if await end_room(self.room_name, sid, me, identity, again):
             fields = {"call": self.call_id, "room": self.room_name}
@@ -284,8 +287,8 @@ async def end_room(
 ) -> bool:
     """Delete the room, unless somebody besides the caller is in it who could be spoken to.
 
-    Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
-    than one person is. A newer room of the same name is another call's: it has another `sid`, and
+    Those who only listen do not count: nobody is left to listen to. Nor does a phone that rings:
+    whoever answered it would hear nobody. Without a caller, unless more than one person is. A newer room of the same name is another call's: it has another `sid`, and
     this `agent` (an identity) is not in it. A `sid` alone does not tell: for seconds after a
     restart of the server the SDK goes on giving that of the room which is gone.
     `again` is for a caller who had left and is there nevertheless; True if it was needed.
@@ -300,7 +303,11 @@ async def end_room(
             newer = any(found.sid != sid for found in named)
             if newer and all(person.identity != agent for person in present):
                 return False
-            others = [person.identity for person in present if can_be_spoken_to(person)]
+            others = [
+                person.identity
+                for person in present
+                if can_be_spoken_to(person) and (person.identity == caller or not rings(person))
+            ]
             if caller in others and again is not None:
                 # no token does it: those are for a new room
                 await server.agent_dispatch.create_dispatch(again)
@@ -322,3 +329,8 @@ def can_be_spoken_to(person: models.ParticipantInfo) -> bool:
     """Whether somebody is there who hears and answers, and not a recorder or a viewer."""
     permission = person.permission
     return person.kind in PEOPLE and permission.can_publish and not permission.hidden
+
+
+def rings(person: models.ParticipantInfo) -> bool:
+    """Whether it is a phone that was called into the room, and that nobody has answered yet."""
+    return person.attributes.get(CALL_STATUS) in {"dialing", "ringing"}
