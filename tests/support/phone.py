@@ -252,6 +252,7 @@ class Phone(asyncio.DatagramProtocol):
         self._invite: Message | None = None
         self._peer = ("127.0.0.1", self.network.port)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unplugged = asyncio.Event()
         self._dialog: tuple[str, str, str, str] | None = None
         self.sound: Sound
 
@@ -280,8 +281,8 @@ class Phone(asyncio.DatagramProtocol):
             task.cancel()
         self._transport.close()
         self.sound.transport.close()
-        # the next phone may want the port, which is free a turn of the loop later
-        await asyncio.sleep(0)
+        # the next phone may want the port
+        await self._unplugged.wait()
 
     async def wait(self, event: asyncio.Event) -> None:
         """Wait for one of its events."""
@@ -316,6 +317,10 @@ class Phone(asyncio.DatagramProtocol):
         self._in_dialog("NOTIFY", f"SIP/2.0 {result}\r\n", extra)
 
     # SIP
+
+    def connection_lost(self, error: Exception | None) -> None:
+        # called when the socket is about to be closed, in the same turn of the loop
+        self._unplugged.set()
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
         # shorter ones keep a connection alive

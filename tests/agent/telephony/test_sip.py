@@ -8,7 +8,6 @@ from livekit.api import ServerError, SipCallError
 from agent.reasons import NOBODY_LISTENS, NOT_REACHED, Reason
 from agent.telephony.sip import reason_of, sentence_of
 
-
 BERLIN = "+493023125000"
 
 

@@ -89,7 +89,7 @@ def number_and_trunk(told: dict[str, Any]) -> tuple[str, str]:
     number, trunk = told["call"], told.get("trunk") or ""
     if not isinstance(number, str):
         # as a number in JSON it has lost its plus
-        said = "`call` in the metadata is no text: write it in quotes, such as \"+493023125000\""
+        said = '`call` in the metadata is no text: write it in quotes, such as "+493023125000"'
         raise NotAnswered(Reason.INVALID_NUMBER, said)
     if not isinstance(trunk, str):
         said = "`trunk` in the metadata is no text: write the id of an outbound trunk, ST_…"

@@ -288,9 +288,10 @@ async def end_room(
     """Delete the room, unless somebody besides the caller is in it who could be spoken to.
 
     Those who only listen do not count: nobody is left to listen to. Nor does a phone that rings:
-    whoever answered it would hear nobody. Without a caller, unless more than one person is. A newer room of the same name is another call's: it has another `sid`, and
-    this `agent` (an identity) is not in it. A `sid` alone does not tell: for seconds after a
-    restart of the server the SDK goes on giving that of the room which is gone.
+    whoever answered it would hear nobody. Without a caller, unless more than one person is. A newer
+    room of the same name is another call's: it has another `sid`, and this `agent` (an identity) is
+    not in it. A `sid` alone does not tell: for seconds after a restart of the server the SDK goes
+    on giving that of the room which is gone.
     `again` is for a caller who had left and is there nevertheless; True if it was needed.
     Asks the server over a connection of its own: in a dying job the SDK's is closed already.
     Raises api.TwirpError.
