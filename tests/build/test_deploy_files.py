@@ -15,7 +15,11 @@ import yaml
 from tests.support.projects import Answers, Project, render
 from tests.support.templates import ROOT, Template
 
-CHOICES = [Answers("sqlite", "sqlite"), Answers("pgvector", "redis"), Answers("none", "none")]
+CHOICES = [
+    Answers("sqlite", "sqlite", telephony="yes"),
+    Answers("pgvector", "redis"),
+    Answers("none", "none"),
+]
 TOOLS = Path(sys.executable).parent
 
 
