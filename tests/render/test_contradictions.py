@@ -415,6 +415,8 @@ def test_the_readme_counts_what_is_tested() -> None:
     on_a_server = [end for end in ENDS.values() if "server" in end.proven]
     assert f"[{len(ENDS)} ways a call can end]" in text
     assert f"{len(on_a_server)} of them [on a real livekit-server]" in text
+    by_telephone = [end for end in ENDS.values() if "phone" in end.proven]
+    assert f"{len(by_telephone)} with [a telephone]" in " ".join(text.split())
     pages = [(ROOT / f"template/docs/agent/{name}.md") for name in ("memory", "knowledge")]
     tables = [page.read_text(encoding="utf-8").partition("| fault |")[2] for page in pages]
     faults = re.findall(r"^[|] `", "".join(tables), re.M)
