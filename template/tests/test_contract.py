@@ -78,7 +78,7 @@ class End:
     reason: str
     heard: str
     room: str
-    proven: frozenset[str]  # server, here
+    proven: frozenset[str]  # server, phone, here
 
 
 def read(page: Path = PAGE) -> dict[str, End]:

@@ -88,6 +88,8 @@ async def find_caller(call: Call, persona: CallAgent) -> Caller:
     is_caller = persona.is_caller
     if (outbound := optional_module("agent.telephony.outbound")) is not None:
         is_caller = await outbound.place_call(call, persona) or is_caller
+    if (inbound := optional_module("agent.telephony.inbound")) is not None:
+        inbound.expect_caller(call)
     return await call.wait_for_caller(is_caller)
 
 

@@ -46,7 +46,8 @@ WAITED_SECONDS = 0.5
 # what the first call of a process would otherwise wait for
 PREWARMED = (
     *("agent.persona", "agent.resources", "agent.transport.preconnect", "numpy.fft"),
-    *("agent.telephony.outbound", "agent.telephony.answered"),
+    *("agent.telephony.outbound", "agent.telephony.inbound"),
+    *("agent.telephony.answered", "agent.telephony.keys"),
 )
 
 

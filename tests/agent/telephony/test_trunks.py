@@ -24,9 +24,10 @@ def trunk(**changes: Any) -> api.SIPInboundTrunkInfo:
     return api.SIPInboundTrunkInfo(sip_trunk_id="ST_in", **told)
 
 
-def rule(agent: str | None, *trunks: str) -> api.SIPDispatchRuleInfo:
+def rule(agent: str | None, *trunks: str, **told: Any) -> api.SIPDispatchRuleInfo:
     sent = [] if agent is None else [api.RoomAgentDispatch(agent_name=agent)]
-    return api.SIPDispatchRuleInfo(trunk_ids=trunks, room_config=api.RoomConfiguration(agents=sent))
+    config = api.RoomConfiguration(agents=sent)
+    return api.SIPDispatchRuleInfo(trunk_ids=trunks, room_config=config, **told)
 
 
 async def found(**changes: object) -> list[Finding]:
@@ -53,6 +54,18 @@ async def test_a_number_that_reaches_the_agent_is_right(
         ([trunk()], [rule("front-desk", "ST_other")], "fail", "no dispatch rule is for it"),
         ([trunk()], [rule(None)], "fail", "reaches no agent, and not front-desk"),
         ([trunk()], [rule("kitchen")], "warn", "reaches kitchen, and not front-desk"),
+        (
+            [trunk()],
+            [rule("front-desk"), rule("kitchen", "ST_in")],
+            "warn",
+            "reaches kitchen, and not front-desk",
+        ),
+        (
+            [trunk()],
+            [rule("front-desk", numbers=["+493023125998"])],
+            "fail",
+            "no dispatch rule is for it",
+        ),
         ([trunk(numbers=["03023125999"])], [rule("front-desk")], "warn", "compared as they are"),
         ([trunk(allowed_addresses=[])], [rule("front-desk")], "warn", "whoever finds the server"),
     ],

@@ -50,20 +50,27 @@ def _inbound(
         what = "nobody can call this agent: the server has no inbound trunk"
         yield Finding("warn", "telephone", what, f"`lk sip inbound create`; {DOCS}")
     for trunk in trunks:
-        numbers = ", ".join(trunk.numbers) or f"every number of {trunk.sip_trunk_id}"
-        # a rule that names no trunk is for each of them
-        ours = [
-            rule for rule in rules if trunk.sip_trunk_id in (rule.trunk_ids or [trunk.sip_trunk_id])
-        ]
-        sent = {agent.agent_name for rule in ours for agent in rule.room_config.agents}
-        if not ours:
-            what = f"{numbers} rings for ever: no dispatch rule is for it"
-            yield Finding("fail", "telephone", what, f"`lk sip dispatch create`; {DOCS}")
-        elif settings.name not in sent:
-            others = ", ".join(sorted(sent)) or "no agent"
-            what = f"{numbers} reaches {others}, and not {settings.name}"
-            cure = f"name {settings.name} in the dispatch rule's agents, if it is to answer there"
-            yield Finding("warn" if sent else "fail", "telephone", what, cure)
+        every = f"every number of {trunk.sip_trunk_id}"
+        numbers = ", ".join(trunk.numbers) or every
+        # by what they reach: nothing, or these agents
+        reached: dict[tuple[str, ...] | None, list[str]] = {}
+        for number in trunk.numbers or [""]:
+            taking = _rules_for(trunk.sip_trunk_id, number, rules)
+            sent = sorted(
+                {agent.agent_name for rule in taking for agent in rule.room_config.agents}
+            )
+            reached.setdefault(tuple(sent) if taking else None, []).append(number or every)
+        for agents, theirs in reached.items():
+            if agents is None:
+                what = f"{', '.join(theirs)} rings for ever: no dispatch rule is for it"
+                yield Finding("fail", "telephone", what, f"`lk sip dispatch create`; {DOCS}")
+            elif settings.name not in agents:
+                others = ", ".join(agents) or "no agent"
+                what = f"{', '.join(theirs)} reaches {others}, and not {settings.name}"
+                cure = (
+                    f"name {settings.name} in the dispatch rule's agents, if it is to answer there"
+                )
+                yield Finding("warn" if agents else "fail", "telephone", what, cure)
         if wrong := [number for number in trunk.numbers if not number.startswith("+")]:
             what = (
                 f"{', '.join(wrong)} may never be reached: numbers are compared as they are written"
@@ -74,6 +81,15 @@ def _inbound(
             what = f"whoever finds the server can call {numbers}"
             cure = "give the trunk your carrier's allowed_addresses, or a user name and a password"
             yield Finding("warn", "telephone", what, cure)
+
+
+def _rules_for(
+    trunk: str, number: str, rules: list[api.SIPDispatchRuleInfo]
+) -> list[api.SIPDispatchRuleInfo]:
+    """The rules that may take a call of this trunk: its own before those that name no trunk."""
+    taking = [rule for rule in rules if not (number and rule.numbers) or number in rule.numbers]
+    own = [rule for rule in taking if trunk in rule.trunk_ids]
+    return own or [rule for rule in taking if not rule.trunk_ids]
 
 
 def _outbound(settings: Settings, trunks: list[str]) -> Iterator[Finding]:
