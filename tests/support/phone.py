@@ -74,12 +74,17 @@ def _loudness(samples: Samples) -> float:
     return float(np.sqrt((samples.astype(float) ** 2).mean())) if len(samples) else 0.0
 
 
-def loud_seconds(text: str) -> float:
-    """How much of what the scripted voice hums is not silence, in packets of a phone."""
+def loudness(text: str) -> list[float]:
+    """How loud each packet of a phone is, of what the scripted voice hums."""
     samples = np.frombuffer(hum(text), np.int16)
     size = SAMPLE_RATE // 50
     packets = samples[: len(samples) // size * size].reshape(-1, size)
-    return 0.02 * sum(_loudness(packet) > LOUD for packet in packets)
+    return [_loudness(packet) for packet in packets]
+
+
+def loud_seconds(text: str) -> float:
+    """How much of what the scripted voice hums is not silence, in packets of a phone."""
+    return 0.02 * sum(loud > LOUD for loud in loudness(text))
 
 
 class Message:
