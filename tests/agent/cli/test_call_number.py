@@ -44,19 +44,23 @@ def test_every_reason_of_a_call_that_was_not_answered_has_an_exit_code_of_its_ow
 
 
 @pytest.mark.parametrize(
-    ("reason", "code"),
+    ("reason", "answered", "code"),
     [
-        (Reason.CALLER_LEFT, 0),
-        (Reason.AGENT_HUNG_UP, 0),
-        (Reason.TRANSFERRED, 0),
-        (Reason.BUSY, 3),
-        (Reason.error(5, "start the session"), 1),
-        (Reason.JOB_DIED, 1),
-        ("", 1),
+        (Reason.CALLER_LEFT, True, 0),
+        (Reason.AGENT_HUNG_UP, True, 0),
+        (Reason.TRANSFERRED, True, 0),
+        (Reason.BUSY, False, 3),
+        (Reason.VOICEMAIL, True, 9),
+        # nobody has answered, and somebody has stopped the agent
+        (Reason.WORKER_STOPPED, False, 1),
+        (Reason.ROOM_CLOSED, False, 1),
+        (Reason.error(5, "start the session"), True, 1),
+        (Reason.JOB_DIED, True, 1),
+        ("", True, 1),
     ],
 )
-def test_it_exits_with_what_came_of_the_call(reason: str, code: int) -> None:
-    assert exit_code_of(reason) == code
+def test_it_exits_with_what_came_of_the_call(reason: str, answered: bool, code: int) -> None:
+    assert exit_code_of(reason, answered=answered) == code
 
 
 async def test_it_hears_from_the_agent_why_the_call_ended(
@@ -66,5 +70,7 @@ async def test_it_hears_from_the_agent_why_the_call_ended(
     watcher._watch_room(room)
     room.emit("participant_attributes_changed", {"sip.callStatus": "ringing"}, person("sip_1"))
     room.emit("participant_attributes_changed", {REASON: Reason.BUSY}, person("agent"))
-    assert watcher.reason == Reason.BUSY
+    assert (watcher.reason, watcher.answered) == (Reason.BUSY, False)
     assert capsys.readouterr().err == "Ringing ...\n"
+    room.emit("participant_attributes_changed", {"sip.callStatus": "active"}, person("sip_1"))
+    assert watcher.answered

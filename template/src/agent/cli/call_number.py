@@ -88,10 +88,10 @@ def _with_number(settings: Settings, number: str, metadata: str) -> str:
     return json.dumps({**told, "call": number})
 
 
-def exit_code_of(reason: str) -> int:
+def exit_code_of(reason: str, *, answered: bool) -> int:
     """What a call that ended for this reason is to its caller; empty: nobody knows why."""
     failed = reason in ("", Reason.JOB_DIED, Reason.WORKER_DIED) or reason.startswith("error")
-    return EXIT_CODES.get(reason, 1 if failed else 0)
+    return EXIT_CODES.get(reason, 0 if answered and not failed else 1)
 
 
 class CallWatcher(RoomCaller):
@@ -99,7 +99,7 @@ class CallWatcher(RoomCaller):
 
     def __init__(self, settings: Settings, metadata: str) -> None:
         super().__init__(settings, "watcher", metadata)
-        self.reason = ""
+        self.reason, self.answered = "", False
 
     async def watch(self) -> int:
         """Have the call made, and wait for its end; what to exit with."""
@@ -115,7 +115,7 @@ class CallWatcher(RoomCaller):
             report(f"The call is over: {self.reason}.")
         else:
             report(problem or "The call is over, and no reason is known: look at the worker's log.")
-        return exit_code_of(self.reason)
+        return exit_code_of(self.reason, answered=self.answered)
 
     async def hang_up(self) -> None:
         """Delete the room, which ends the call."""
@@ -136,11 +136,13 @@ class CallWatcher(RoomCaller):
         return grants
 
     def _watch_room(self, room: rtc.Room) -> None:
-        from agent.transport.room import REASON
+        from agent.transport.room import CALL_STATUS, REASON
 
         def changed(changes: dict[str, str], participant: rtc.Participant) -> None:
             self.reason = changes.get(REASON, self.reason)
-            if status := STATUSES.get(changes.get("sip.callStatus", "")):
-                report(status)
+            status = changes.get(CALL_STATUS, "")
+            self.answered = self.answered or status == "active"
+            if said := STATUSES.get(status):
+                report(said)
 
         room.on("participant_attributes_changed", changed)
