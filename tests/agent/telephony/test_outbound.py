@@ -116,16 +116,16 @@ async def test_a_trunk_that_never_rings_has_failed(
 
 
 @pytest.mark.parametrize(
-    ("metadata", "changes", "reason"),
+    ("metadata", "changes", "reason", "cure"),
     [
-        ('{"call": "+19005550123"}', {}, Reason.NOT_ALLOWED),
-        ('{"call": "+19005550123"}', {"calls_to": "+"}, Reason.NOT_ALLOWED),
-        (f'{{"call": "{BERLIN}"}}', {"calls_to": ""}, Reason.NOT_ALLOWED),
-        ('{"call": "my mother"}', {}, Reason.INVALID_NUMBER),
-        ('{"call": ""}', {}, Reason.INVALID_NUMBER),
-        ('{"call": 493023125000}', {}, Reason.INVALID_NUMBER),
-        (f'{{"call": "{BERLIN}", "trunk": 1}}', {}, Reason.TRUNK_FAILED),
-        (f'{{"call": "{BERLIN}"}}', {"sip_trunk": ""}, Reason.TRUNK_FAILED),
+        ('{"call": "+19005550123"}', {}, Reason.NOT_ALLOWED, "AGENT_CALLS_TO"),
+        ('{"call": "+19005550123"}', {"calls_to": "+"}, Reason.NOT_ALLOWED, "write it whole"),
+        (f'{{"call": "{BERLIN}"}}', {"calls_to": ""}, Reason.NOT_ALLOWED, "add one"),
+        ('{"call": "my mother"}', {}, Reason.INVALID_NUMBER, "international form"),
+        ('{"call": ""}', {}, Reason.INVALID_NUMBER, "international form"),
+        ('{"call": 493023125000}', {}, Reason.INVALID_NUMBER, "in quotes"),
+        (f'{{"call": "{BERLIN}", "trunk": 1}}', {}, Reason.TRUNK_FAILED, "`trunk`"),
+        (f'{{"call": "{BERLIN}"}}', {"sip_trunk": ""}, Reason.TRUNK_FAILED, "AGENT_SIP_TRUNK"),
     ],
 )
 async def test_what_may_not_be_called_is_not(
@@ -135,6 +135,7 @@ async def test_what_may_not_be_called_is_not(
     metadata: str,
     changes: dict[str, object],
     reason: str,
+    cure: str,
 ) -> None:
     async with calling(server, monkeypatch, metadata, **changes) as made:
         with pytest.raises(CallOver):
@@ -145,6 +146,7 @@ async def test_what_may_not_be_called_is_not(
     assert not server.dialed
     (warned,) = [one for one in caplog.records if one.levelno == logging.WARNING]
     assert "nobody was reached" in warned.message
+    assert cure in warned.message
 
 
 async def test_no_number_is_logged(
