@@ -45,8 +45,9 @@ async def server(network: Network) -> AsyncIterator[SipService]:
             await sip.delete_dispatch_rule(asked)
         inbound = (await sip.list_inbound_trunk(api.ListSIPInboundTrunkRequest())).items
         outbound = (await sip.list_outbound_trunk(api.ListSIPOutboundTrunkRequest())).items
-        for trunk in (*inbound, *outbound):
-            await sip.delete_trunk(api.DeleteSIPTrunkRequest(sip_trunk_id=trunk.sip_trunk_id))
+        ids = [trunk.sip_trunk_id for trunk in inbound] + [one.sip_trunk_id for one in outbound]
+        for trunk in ids:
+            await sip.delete_trunk(api.DeleteSIPTrunkRequest(sip_trunk_id=trunk))
         yield sip
 
 
