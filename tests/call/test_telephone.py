@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,7 +52,7 @@ def project(projects: dict[Answers, Project]) -> Project:
 
 
 @pytest.fixture(scope="module")
-def slow_project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def troubled_project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
     require_sip()
     return troubled(template, tmp_path_factory.mktemp("troubled"))
 
@@ -360,12 +361,12 @@ async def room_with(stage: Scene, phone: Phone) -> str:
 @pytest.mark.slow
 @ends("in-drain-ringing", "in-dev-stop-ringing")
 async def test_a_worker_is_stopped_while_the_phone_rings(
-    network: Network, slow_project: Project, end: End
+    network: Network, troubled_project: Project, end: End
 ) -> None:
     drains = end.name == "in-drain-ringing"
     number, verb = ("+4930555113", "start") if drains else ("+4930555114", "dev")
-    command = command_of(slow_project)
-    async with scene(slow_project, network.livekit, verb, command, **REMEMBERS) as stage:
+    command = command_of(troubled_project)
+    async with scene(troubled_project, network.livekit, verb, command, **REMEMBERS) as stage:
         await network.inbound(number, stage.agent, room=SLOW)
         async with Phone(network, number="+4930555700") as phone:
             phone.call(number)
@@ -382,7 +383,30 @@ async def test_a_worker_is_stopped_while_the_phone_rings(
             await over(stage, end, room)
 
 
-# ---------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------- what is pressed and said
+
+
+@pytest.mark.slow
+@ends("in-hangs-up")
+async def test_keys_are_heard_both_ways_and_are_in_no_log(
+    network: Network, troubled_project: Project, end: End
+) -> None:
+    number, secret = "+4930555116", "4711862"
+    settings = {**REMEMBERS, "AGENT_KEY_SECONDS": "1"}
+    async with scene(troubled_project, network.livekit, **settings) as stage:
+        await network.inbound(number, stage.agent)
+        async with Phone(network, number="+4930555700") as phone:
+            room = await connected(stage, phone, number)
+            # up to a hash, and up to a pause
+            phone.sound.press(f"{secret}#")
+            await phone.sound.until(lambda: "".join(phone.sound.keys) == secret)
+            phone.sound.press(secret)
+            await phone.sound.until(lambda: "".join(phone.sound.keys) == 2 * secret)
+            phone.sound.press("0#")
+            await phone.wait(phone.over)
+            assert phone.how == "BYE"
+            await free(stage, end, room)
+        assert secret not in json.dumps(stage.running.records) + "".join(stage.running.other)
 
 
 @pytest.mark.slow
