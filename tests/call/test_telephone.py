@@ -81,12 +81,14 @@ async def connected(stage: Scene, phone: Phone, number: str = NUMBER) -> str:
 
 
 async def room_of(stage: Scene, phone: Phone) -> str:
-    """The room of the newest call from this phone."""
-    ended = {r.get("room") for r in stage.running.records if "turns" in r}
-    record = await stage.running.wait_for(
-        lambda r: f"_{phone.number}_" in str(r.get("room")) and r["room"] not in ended
-    )
-    return str(record["room"])
+    """The room in which this phone is; named after the number that it calls, and not its own."""
+    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
+        while True:
+            for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
+                if f"sip_{phone.number}" in await stage.present(room.name):
+                    return room.name
+            # another process: there is no event to await
+            await asyncio.sleep(0.05)
 
 
 async def over(stage: Scene, end: End, room: str) -> None:
@@ -178,12 +180,21 @@ async def removed(stage: Scene, phone: Phone, room: str) -> None:
 
 
 async def agent_removed(stage: Scene, phone: Phone, room: str) -> None:
+    agent = await agent_in(stage, room)
     async with stage.livekit.api() as server:
-        listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
-        (agent,) = (
-            p.identity for p in listed.participants if p.kind == api.ParticipantInfo.Kind.AGENT
-        )
         await server.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=agent))
+
+
+async def agent_in(stage: Scene, room: str) -> str:
+    """Wait for the agent to be in the room; its identity."""
+    asked = api.ListParticipantsRequest(room=room)
+    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
+        while True:
+            for person in (await server.room.list_participants(asked)).participants:
+                if person.kind == api.ParticipantInfo.Kind.AGENT:
+                    return person.identity
+            # another process: there is no event to await
+            await asyncio.sleep(0.05)
 
 
 async def referred(stage: Scene, phone: Phone, room: str) -> None:
@@ -334,7 +345,7 @@ async def test_who_gives_up_before_the_agent_comes_is_not_waited_for(
         async with Phone(network, number="+4930555600") as phone:
             phone.call(number)
             await phone.wait(phone.ringing)
-            room = await room_with(stage, phone)
+            room = await room_of(stage, phone)
             phone.cancel()
             await phone.wait(phone.over)
             assert phone.how == "487"
@@ -344,18 +355,6 @@ async def test_who_gives_up_before_the_agent_comes_is_not_waited_for(
                     await asyncio.sleep(0.05)
             stage.running.process.send_signal(signal.SIGCONT)
             await free(stage, end, room)
-
-
-async def room_with(stage: Scene, phone: Phone) -> str:
-    """The room in which this phone is, as the server has it."""
-    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
-        while True:
-            rooms = (await server.room.list_rooms(api.ListRoomsRequest())).rooms
-            for room in rooms:
-                if f"_{phone.number}_" in room.name and await stage.present(room.name):
-                    return room.name
-            # another process: there is no event to await
-            await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -372,6 +371,7 @@ async def test_a_worker_is_stopped_while_the_phone_rings(
             phone.call(number)
             await phone.wait(phone.ringing)
             room = await room_of(stage, phone)
+            await agent_in(stage, room)
             stage.running.process.send_signal(signal.SIGTERM)
             if drains:
                 await phone.wait(phone.sound.sound)

@@ -62,12 +62,12 @@ async def rule(
     server: SipService, agent: str | None, *trunks: str, numbers: Sequence[str] = ()
 ) -> None:
     """Make a rule that sends this agent, or none, for calls of these trunks and numbers."""
-    alone = api.SIPDispatchRuleIndividual(room_prefix="call-")
+    alone = api.SIPDispatchRuleCallee(room_prefix="call-", randomize=True)
     sent = [] if agent is None else [api.RoomAgentDispatch(agent_name=agent)]
     made = api.SIPDispatchRuleInfo(
         trunk_ids=trunks,
         numbers=numbers,
-        rule=api.SIPDispatchRule(dispatch_rule_individual=alone),
+        rule=api.SIPDispatchRule(dispatch_rule_callee=alone),
         room_config=api.RoomConfiguration(agents=sent),
     )
     await server.create_dispatch_rule(api.CreateSIPDispatchRuleRequest(dispatch_rule=made))
