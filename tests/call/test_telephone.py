@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -51,7 +52,7 @@ def project(projects: dict[Answers, Project]) -> Project:
 
 
 @pytest.fixture(scope="module")
-def slow_project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def troubled_project(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Project:
     require_sip()
     return troubled(template, tmp_path_factory.mktemp("troubled"))
 
@@ -80,12 +81,14 @@ async def connected(stage: Scene, phone: Phone, number: str = NUMBER) -> str:
 
 
 async def room_of(stage: Scene, phone: Phone) -> str:
-    """The room of the newest call from this phone."""
-    ended = {r.get("room") for r in stage.running.records if "turns" in r}
-    record = await stage.running.wait_for(
-        lambda r: f"_{phone.number}_" in str(r.get("room")) and r["room"] not in ended
-    )
-    return str(record["room"])
+    """The room in which this phone is; named after the number that it calls, and not its own."""
+    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
+        while True:
+            for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
+                if f"sip_{phone.number}" in await stage.present(room.name):
+                    return room.name
+            # another process: there is no event to await
+            await asyncio.sleep(0.05)
 
 
 async def over(stage: Scene, end: End, room: str) -> None:
@@ -177,12 +180,21 @@ async def removed(stage: Scene, phone: Phone, room: str) -> None:
 
 
 async def agent_removed(stage: Scene, phone: Phone, room: str) -> None:
+    agent = await agent_in(stage, room)
     async with stage.livekit.api() as server:
-        listed = await server.room.list_participants(api.ListParticipantsRequest(room=room))
-        (agent,) = (
-            p.identity for p in listed.participants if p.kind == api.ParticipantInfo.Kind.AGENT
-        )
         await server.room.remove_participant(api.RoomParticipantIdentity(room=room, identity=agent))
+
+
+async def agent_in(stage: Scene, room: str) -> str:
+    """Wait for the agent to be in the room; its identity."""
+    asked = api.ListParticipantsRequest(room=room)
+    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
+        while True:
+            for person in (await server.room.list_participants(asked)).participants:
+                if person.kind == api.ParticipantInfo.Kind.AGENT:
+                    return person.identity
+            # another process: there is no event to await
+            await asyncio.sleep(0.05)
 
 
 async def referred(stage: Scene, phone: Phone, room: str) -> None:
@@ -333,7 +345,7 @@ async def test_who_gives_up_before_the_agent_comes_is_not_waited_for(
         async with Phone(network, number="+4930555600") as phone:
             phone.call(number)
             await phone.wait(phone.ringing)
-            room = await room_with(stage, phone)
+            room = await room_of(stage, phone)
             phone.cancel()
             await phone.wait(phone.over)
             assert phone.how == "487"
@@ -345,32 +357,21 @@ async def test_who_gives_up_before_the_agent_comes_is_not_waited_for(
             await free(stage, end, room)
 
 
-async def room_with(stage: Scene, phone: Phone) -> str:
-    """The room in which this phone is, as the server has it."""
-    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
-        while True:
-            rooms = (await server.room.list_rooms(api.ListRoomsRequest())).rooms
-            for room in rooms:
-                if f"_{phone.number}_" in room.name and await stage.present(room.name):
-                    return room.name
-            # another process: there is no event to await
-            await asyncio.sleep(0.05)
-
-
 @pytest.mark.slow
 @ends("in-drain-ringing", "in-dev-stop-ringing")
 async def test_a_worker_is_stopped_while_the_phone_rings(
-    network: Network, slow_project: Project, end: End
+    network: Network, troubled_project: Project, end: End
 ) -> None:
     drains = end.name == "in-drain-ringing"
     number, verb = ("+4930555113", "start") if drains else ("+4930555114", "dev")
-    command = command_of(slow_project)
-    async with scene(slow_project, network.livekit, verb, command, **REMEMBERS) as stage:
+    command = command_of(troubled_project)
+    async with scene(troubled_project, network.livekit, verb, command, **REMEMBERS) as stage:
         await network.inbound(number, stage.agent, room=SLOW)
         async with Phone(network, number="+4930555700") as phone:
             phone.call(number)
             await phone.wait(phone.ringing)
             room = await room_of(stage, phone)
+            await agent_in(stage, room)
             stage.running.process.send_signal(signal.SIGTERM)
             if drains:
                 await phone.wait(phone.sound.sound)
@@ -382,7 +383,30 @@ async def test_a_worker_is_stopped_while_the_phone_rings(
             await over(stage, end, room)
 
 
-# ---------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------- what is pressed and said
+
+
+@pytest.mark.slow
+@ends("in-hangs-up")
+async def test_keys_are_heard_both_ways_and_are_in_no_log(
+    network: Network, troubled_project: Project, end: End
+) -> None:
+    number, secret = "+4930555116", "4711862"
+    settings = {**REMEMBERS, "AGENT_KEY_SECONDS": "1"}
+    async with scene(troubled_project, network.livekit, **settings) as stage:
+        await network.inbound(number, stage.agent)
+        async with Phone(network, number="+4930555700") as phone:
+            room = await connected(stage, phone, number)
+            # up to a hash, and up to a pause
+            phone.sound.press(f"{secret}#")
+            await phone.sound.until(lambda: "".join(phone.sound.keys) == secret)
+            phone.sound.press(secret)
+            await phone.sound.until(lambda: "".join(phone.sound.keys) == 2 * secret)
+            phone.sound.press("0#")
+            await phone.wait(phone.over)
+            assert phone.how == "BYE"
+            await free(stage, end, room)
+        assert secret not in json.dumps(stage.running.records) + "".join(stage.running.other)
 
 
 @pytest.mark.slow

@@ -45,8 +45,9 @@ async def server(network: Network) -> AsyncIterator[SipService]:
             await sip.delete_dispatch_rule(asked)
         inbound = (await sip.list_inbound_trunk(api.ListSIPInboundTrunkRequest())).items
         outbound = (await sip.list_outbound_trunk(api.ListSIPOutboundTrunkRequest())).items
-        for trunk in (*inbound, *outbound):
-            await sip.delete_trunk(api.DeleteSIPTrunkRequest(sip_trunk_id=trunk.sip_trunk_id))
+        ids = [trunk.sip_trunk_id for trunk in inbound] + [one.sip_trunk_id for one in outbound]
+        for trunk in ids:
+            await sip.delete_trunk(api.DeleteSIPTrunkRequest(sip_trunk_id=trunk))
         yield sip
 
 
@@ -61,12 +62,12 @@ async def rule(
     server: SipService, agent: str | None, *trunks: str, numbers: Sequence[str] = ()
 ) -> None:
     """Make a rule that sends this agent, or none, for calls of these trunks and numbers."""
-    alone = api.SIPDispatchRuleIndividual(room_prefix="call-")
+    alone = api.SIPDispatchRuleCallee(room_prefix="call-", randomize=True)
     sent = [] if agent is None else [api.RoomAgentDispatch(agent_name=agent)]
     made = api.SIPDispatchRuleInfo(
         trunk_ids=trunks,
         numbers=numbers,
-        rule=api.SIPDispatchRule(dispatch_rule_individual=alone),
+        rule=api.SIPDispatchRule(dispatch_rule_callee=alone),
         room_config=api.RoomConfiguration(agents=sent),
     )
     await server.create_dispatch_rule(api.CreateSIPDispatchRuleRequest(dispatch_rule=made))

@@ -45,7 +45,7 @@ class Network:
         trunk = api.SIPInboundTrunkInfo(
             name=number, numbers=[number], allowed_addresses=["127.0.0.1/32"]
         )
-        alone = api.SIPDispatchRuleIndividual(room_prefix=room or f"in{number[1:]}-")
+        alone = api.SIPDispatchRuleCallee(room_prefix=room or f"in{number[1:]}-", randomize=True)
         sent = api.RoomAgentDispatch(agent_name=agent, metadata=metadata)
         async with self.livekit.api() as server:
             made = await server.sip.create_inbound_trunk(
@@ -54,7 +54,7 @@ class Network:
             await server.sip.create_dispatch_rule(
                 api.CreateSIPDispatchRuleRequest(
                     trunk_ids=[made.sip_trunk_id],
-                    rule=api.SIPDispatchRule(dispatch_rule_individual=alone),
+                    rule=api.SIPDispatchRule(dispatch_rule_callee=alone),
                     room_config=api.RoomConfiguration(agents=[sent]),
                 )
             )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import Parse
 from livekit import api
 
 from agent.lifecycle import Call, Reason
@@ -13,14 +15,27 @@ from tests.agent.telephony.phones import calling
 from tests.support.room_service import Refusal, RoomService
 
 PREFIX = "call-"
-ROOM = f"{PREFIX}_+493023125000_a1B2c3D4e5F6"
+ROOM = f"{PREFIX}_+493023125999_a1B2c3D4e5F6"
+RULE = Path(__file__).parents[3] / "template" / "deploy" / "telephony" / "dispatch-rule.json.jinja"
 GAVE_UP = "who gives up early"
 
 
+def deployed() -> api.SIPDispatchRuleInfo:
+    """The rule that comes with a project."""
+    request = Parse(RULE.read_text(encoding="utf-8"), api.CreateSIPDispatchRuleRequest())
+    return request.dispatch_rule
+
+
 def individual(prefix: str = PREFIX) -> api.SIPDispatchRuleInfo:
-    """A rule that gives each call a room of its own."""
+    """A rule that gives each call a room of its own, named after the caller."""
     alone = api.SIPDispatchRuleIndividual(room_prefix=prefix)
     return api.SIPDispatchRuleInfo(rule=api.SIPDispatchRule(dispatch_rule_individual=alone))
+
+
+def shared(prefix: str = PREFIX) -> api.SIPDispatchRuleInfo:
+    """A rule that gives all calls of a number the same room."""
+    one = api.SIPDispatchRuleCallee(room_prefix=prefix)
+    return api.SIPDispatchRuleInfo(rule=api.SIPDispatchRule(dispatch_rule_callee=one))
 
 
 def direct(room: str) -> api.SIPDispatchRuleInfo:
@@ -40,10 +55,11 @@ async def looked_at(call: Call) -> None:
     await asyncio.gather(*looking())
 
 
+@pytest.mark.parametrize("rule", [deployed(), individual()])
 async def test_a_phone_that_has_gone_before_the_agent_came_has_left(
-    server: RoomService, monkeypatch: pytest.MonkeyPatch
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, rule: api.SIPDispatchRuleInfo
 ) -> None:
-    server.rules = [direct("lobby"), individual("other-"), individual()]
+    server.rules = [direct("lobby"), individual("other-"), rule]
     async with calling(server, monkeypatch, metadata="") as made:
         made.line.room_name = ROOM
         await looked_at(made.call)
@@ -53,8 +69,9 @@ async def test_a_phone_that_has_gone_before_the_agent_came_has_left(
 @pytest.mark.parametrize(
     ("room", "rule"),
     [
-        ("call-of-order-1042", individual()),
-        (f"{PREFIX}_order_1042", individual()),
+        ("call-of-order-1042", deployed()),
+        (f"{PREFIX}_order_1042", deployed()),
+        (ROOM, shared()),
         (ROOM, individual("other-")),
         (ROOM, individual("")),
         (ROOM, direct(ROOM)),

@@ -11,7 +11,7 @@ from livekit import api
 from agent.lifecycle import Call, Reason
 
 ASK_SECONDS = 5.0
-# what a dispatch rule adds to its prefix: the caller's number, and letters that nobody else has
+# what a dispatch rule adds to its prefix: a number, and letters that no other call has
 AFTER_PREFIX = re.compile(r"_.*_[0-9A-Za-z]{12}")
 
 
@@ -44,7 +44,10 @@ def _is_alone(call: Call) -> bool:
 
 def _made(rule: api.SIPDispatchRuleInfo, room: str) -> bool:
     """Whether this rule has made the room: one with a prefix, and a room for each call."""
+    callee = rule.rule.dispatch_rule_callee
     prefix = rule.rule.dispatch_rule_individual.room_prefix
+    if callee.randomize:
+        prefix = callee.room_prefix
     return (
         prefix != ""
         and room.startswith(prefix)
