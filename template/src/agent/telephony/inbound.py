@@ -48,8 +48,4 @@ def _made(rule: api.SIPDispatchRuleInfo, room: str) -> bool:
     prefix = rule.rule.dispatch_rule_individual.room_prefix
     if callee.randomize:
         prefix = callee.room_prefix
-    return (
-        prefix != ""
-        and room.startswith(prefix)
-        and AFTER_PREFIX.fullmatch(room, len(prefix)) is not None
-    )
+    return room.startswith(prefix) and AFTER_PREFIX.fullmatch(room, len(prefix)) is not None
