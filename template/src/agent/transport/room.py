@@ -35,8 +35,8 @@ ON_PURPOSE = {
     Why.USER_UNAVAILABLE,
     Why.PARTICIPANT_REMOVED,
 }
-# the agent's attribute that says why the call ended
-REASON = "agent.reason"
+# who waits, unseen, for what comes of a call that the agent makes, and the attribute that says it
+WATCHER, REASON = "agent.watcher", "agent.reason"
 TELL_SECONDS = 0.5
 # a phone's attribute, of livekit-sip
 CALL_STATUS = "sip.callStatus"
@@ -235,7 +235,7 @@ class RoomTransport:
                 deployment=job.deployment,
                 attributes=job.attributes,
             )
-        if self.outbound and self._connected:
+        if self.outbound:
             await self._tell_reason()
         if await end_room(self.room_name, sid, me, identity, again):
             fields = {"call": self.call_id, "room": self.room_name}
@@ -243,11 +243,15 @@ class RoomTransport:
             log.info(sentence, extra={"fields": fields})
 
     async def _tell_reason(self) -> None:
-        # whoever waits for it also sees that it does not come
+        # by an attribute of their own: one of the agent's, which has published nothing, is announced
+        # up to three seconds later, and the room is gone by then
+        told = api.UpdateParticipantRequest(
+            room=self.room_name, identity=WATCHER, attributes={REASON: self._events.reason or ""}
+        )
+        # mostly nobody waits; who does also sees that it does not come
         with suppress(Exception):
-            async with asyncio.timeout(TELL_SECONDS):
-                reason = {REASON: self._events.reason or ""}
-                await self._room.local_participant.set_attributes(reason)
+            async with asyncio.timeout(TELL_SECONDS), api.LiveKitAPI() as server:
+                await server.room.update_participant(told)
 
     def finish(self, reason: str) -> None:
         self._end_job(reason)
