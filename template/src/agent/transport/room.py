@@ -243,8 +243,8 @@ class RoomTransport:
             log.info(sentence, extra={"fields": fields})
 
     async def _tell_reason(self) -> None:
-        # by an attribute of their own: one of the agent's, which has published nothing, is announced
-        # up to three seconds later, and the room is gone by then
+        # by an attribute of their own: one of the agent's, which has published nothing, would be
+        # announced up to three seconds later, and the room is gone by then
         told = api.UpdateParticipantRequest(
             room=self.room_name, identity=WATCHER, attributes={REASON: self._events.reason or ""}
         )
