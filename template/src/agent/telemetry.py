@@ -40,6 +40,10 @@ class Journal(Protocol):
         """Add a span from `began` (time.time_ns) until now."""
         ...
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
+        ...
+
 
 class LogJournal:
     """A `Journal` of what runs outside a call: records name no call, and nothing is traced."""
@@ -59,15 +63,17 @@ class LogJournal:
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         return
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        return
+
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
-BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 # what has to reach the worker from its jobs, whatever level is shown
 COUNTED = {
     "agent.call": logging.INFO,
-    "agent.memory": logging.WARNING,
-    "agent.knowledge": logging.WARNING,
+    "agent.memory": logging.INFO,
+    "agent.knowledge": logging.INFO,
 }
 
 # how the SDK's names of what is personal begin
@@ -222,17 +228,25 @@ def _is_terminal(handler: logging.Handler) -> bool:
 # ---------------------------------------------------------------------- metrics
 
 
+class Counts(Protocol):
+    """What counts records: `agent.metrics.Metrics`."""
+
+    def count(self, record: str, fields: dict[str, Any]) -> None:
+        """Count what a record of this logger says."""
+        ...
+
+
 class CallLogHandler(logging.Handler):
     """Reads, in the worker, what its jobs log of their calls.
 
-    It knows which have ended, and counts for Prometheus why and how long they took.
+    It knows which have ended, and has them counted if somebody wants to know.
     """
 
-    def __init__(self, *, counting: bool) -> None:
+    def __init__(self, counts: Counts | None = None) -> None:
         super().__init__()
         # jobs, until their processes have closed too
         self.ended: set[str] = set()
-        self._counts = _Counts() if counting else None
+        self._counts = counts
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in the end of a call, the close of a resource, and a part that failed."""
@@ -241,44 +255,11 @@ class CallLogHandler(logging.Handler):
             ended = (
                 {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
             )
-            is_counted = record.name == "agent.call" or (
-                record.name in COUNTED and "degraded" in fields
-            )
-            if self._counts is not None and is_counted:
-                self._counts.count(fields)
+            if self._counts is not None and record.name in COUNTED:
+                self._counts.count(record.name, fields)
             self.ended |= ended
         except Exception:  # what is raised here would end the thread that reads the job's log
             self.handleError(record)
-
-
-class _Counts:
-    def __init__(self) -> None:
-        from prometheus_client import Counter, Histogram
-
-        self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
-        self._seconds = Histogram(
-            "agent_call_seconds",
-            "Seconds from the job until everything was closed.",
-            buckets=BUCKETS,
-        )
-        self._turns = Counter("agent_turns", "Finished turns of both sides.")
-        self._closes = Counter(
-            "agent_closes", "Closed resources, by outcome.", ["resource", "outcome"]
-        )
-        self._degraded = Counter(
-            "agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"]
-        )
-
-    def count(self, fields: dict[str, Any]) -> None:
-        if "degraded" in fields:
-            self._degraded.labels(fields["degraded"]).inc()
-        elif "resource" in fields:
-            self._closes.labels(fields["resource"], fields["outcome"]).inc()
-        elif fields.keys() >= END:
-            seconds, turns = float(fields["seconds"]), fields["turns"] or 0
-            self._turns.inc(turns)  # first, since it is what can refuse
-            self._seconds.observe(seconds)
-            self._calls.labels(fields["reason"]).inc()
 
 
 # ---------------------------------------------------------------------- traces

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("start", "dev", "console"),
     "call": ("call",),
     "rehearse": ("rehearse",),
+    "calls": ("calls", "report"),
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),
     "doctor": ("doctor",),

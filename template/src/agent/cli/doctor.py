@@ -99,6 +99,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield from check_data(settings)
     yield from check_documents(settings)
     yield from check_memory(settings)
+    yield from check_resources(settings)
 
 
 def check_server(settings: Settings) -> Finding:
@@ -155,6 +156,20 @@ def check_memory(settings: Settings) -> list[Finding]:
         return [fail("memory", str(error))]
     with busy("asking the memory"):
         return list(asyncio.run(import_module("agent.cli.forget").memory_findings(settings)))
+
+
+def check_resources(settings: Settings) -> list[Finding]:
+    """Whether what resources.py opens for a call opens, and answers its ping."""
+    with busy("opening the resources"):
+        found = asyncio.run(import_module("agent.outside").check(settings))
+    works = "opens, closes, and answers its ping if it has one"
+    cure = "see open_resources in resources.py, and what it connects to"
+    return [
+        Finding("fail", "resources", f"{one.name}: {one.problem}", cure)
+        if one.problem
+        else Finding("ok", "resources", f"{one.name} {works}")
+        for one in found
+    ]
 
 
 # ---------------------------------------------------------------------- the project's files

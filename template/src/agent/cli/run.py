@@ -23,6 +23,7 @@ from agent.cli.checks import (
     prepare_documents,
     require,
 )
+from agent.reports.cost import load_prices
 from agent.settings import load_settings
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def serve(*, dev: bool, as_child: bool = False) -> int:
     if settings.metrics_port:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT", settings.host)
     require(found)
+    load_prices(settings.home)  # a mistake in the owner's is found before the first call
     prepare_documents(settings)
     server = load_server()
     # a key that is refused now is refused in every call; a server that is away may be back by then

@@ -14,7 +14,9 @@ from agent.lifecycle import timeouts
 from agent.lifecycle.journal import CallJournal, usage_of
 from agent.lifecycle.timeouts import Step
 from agent.memory import CallRecord
+from agent.outbox import in_a_thread
 from agent.reasons import Reason
+from agent.reports import Report, delivery
 
 if TYPE_CHECKING:
     from agent.lifecycle.call import Call
@@ -29,7 +31,7 @@ class ClosingSequence:
 
     The steps stop, and running tools finish; the session says goodbye and closes; the room is
     deleted; memory gets the record of the call; the resources close in reverse order of opening,
-    the room last.
+    the room last. Then the report of the call is left for those who want it.
     """
 
     def __init__(self, call: Call) -> None:
@@ -37,6 +39,7 @@ class ClosingSequence:
         self._began_at = time.time()
         self._task: asyncio.Task[None] | None = None
         self._room_ended, self._recorded, self._exit_guarded = False, False, False
+        self._reported = False
 
     @property
     def journal(self) -> CallJournal:
@@ -63,6 +66,8 @@ class ClosingSequence:
         if not self._exit_guarded:
             self.guard_exit()
         self.write_record()
+        if self._is_to_report():
+            self._leave_report(self._call.report())
 
     def guard_exit(self) -> None:
         """The process ends by force, should it stay much longer."""
@@ -87,7 +92,14 @@ class ClosingSequence:
         except Exception as error:
             sentence, extra = "closing the call failed: %s", call.journal.fields()
             log.error(sentence, one_line(error), exc_info=error, extra=extra)
-        call.journal.call_ended(call.reason, call.turns)
+        if self._is_to_report():
+            report = call.report()
+            try:
+                seconds = timeouts.REPORT_SECONDS
+                await in_a_thread(lambda: self._leave_report(report), seconds, "report")
+            except TimeoutError as error:
+                self._report_is_lost(error)
+        call.journal.call_ended(call.reason, call.turns, call.cost())
 
     async def _stop_steps(self) -> None:
         steps = self._call.running_steps
@@ -138,6 +150,28 @@ class ClosingSequence:
                 usage=usage_of(call.session),
             )
         )
+
+    def _is_to_report(self) -> bool:
+        """Whether the report is still to be left, and wanted; true once."""
+        before, self._reported = self._reported, True
+        is_a_call = bool(self._call.transport.call_id)
+        return is_a_call and not before and bool(delivery.places(self._call.settings))
+
+    def _leave_report(self, report: Report) -> None:
+        """Leave the report where a worker finds it."""
+        call = self._call
+        try:
+            delivery.leave(call.settings, report, call.caller_keys)
+        except OSError as error:
+            self._report_is_lost(error)
+
+    def _report_is_lost(self, error: OSError) -> None:
+        sentence = (
+            "the report of the call is lost, because %s cannot be written (%s): let this user"
+            " write there, and make room"
+        )
+        where, why = self._call.settings.data / "reports", error.strerror or "it takes too long"
+        log.warning(sentence, where, why, extra=self._call.journal.fields())
 
     async def _close_resources(self, until: float) -> None:
         await self._call.opened.close_all(until, but=self._call.session_resource)

@@ -1,0 +1,245 @@
+"""Reports on their way: a call leaves a file for each place that a report goes to.
+
+A worker takes each to its place and deletes the file when it has arrived. So a place that is down,
+and a worker that dies in the middle, cost no report; one may arrive twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from agent.outbox import Locked, locked, oldest_first, write_whole
+from agent.reports import NotDelivered, Report, ReportRefused
+from agent.settings import Settings
+
+log = logging.getLogger("agent.reports")
+
+# of all files of one place
+MOST_BYTES = 64_000_000
+DAY = 86_400.0
+# after which no process is still writing an unfinished file
+UNFINISHED_SECONDS = 60.0
+# how long forgetting waits for a delivery
+FORGET_LOCK_SECONDS = 70.0
+# between two looks into the folders
+DELIVERY_SECONDS = 2.0
+# before a place that failed is asked again, and before a report that it refused is sent again; the
+# first time, and then twice as long each time
+PLACE_SECONDS, REPORT_SECONDS = (2.0, 60.0), (5.0, 3600.0)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A report on its way; `keys` are digests of what its caller is known by."""
+
+    report: Report
+    keys: list[str]
+
+
+Deliver = Callable[[Waiting], Awaitable[None]]
+"""Takes a report to its place; raises NotDelivered when that does not work now."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a report goes to; `opener` is "module:function", entered for several reports.
+
+    The function takes the settings, and what it yields is a `Deliver`.
+    """
+
+    name: str
+    is_wanted: Callable[[Settings], bool]
+    opener: str
+    takes_long: bool = False
+
+    def open(self, settings: Settings) -> AbstractAsyncContextManager[Deliver]:
+        """Yield what delivers; it may raise NotDelivered."""
+        module, _, function = self.opener.partition(":")
+        opener = getattr(import_module(module), function)
+        return cast(AbstractAsyncContextManager[Deliver], opener(settings))
+
+    def folder(self, settings: Settings) -> Path:
+        """Where reports wait for it."""
+        return settings.data / "reports" / self.name
+
+
+KEPT = Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer")
+PLACES = [
+    KEPT,
+    Place(
+        "webhook",
+        lambda settings: bool(settings.webhook_url.get_secret_value()),
+        "agent.reports.webhook:open_deliverer",
+    ),
+    Place(
+        "after_call",
+        # the owner's code, which is above this
+        lambda settings: bool(import_module("agent.after_call").is_wanted()),
+        "agent.after_call:open_deliverer",
+        takes_long=True,
+    ),
+]
+
+
+def places(settings: Settings) -> list[Place]:
+    """Where the report of a call goes to; without any none is made."""
+    return [place for place in PLACES if place.is_wanted(settings)]
+
+
+def key_digest(settings: Settings, key: str) -> str:
+    """What stands for a caller's key, so that a report can be found by it and names nobody."""
+    return hashlib.blake2b(f"{settings.name}\0{key}".encode(), digest_size=16).hexdigest()
+
+
+def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
+    """Leave the report for each place that wants it; `keys` are the caller's. Raises OSError."""
+    digests = [key_digest(settings, key) for key in keys]
+    content = json.dumps({"keys": digests, "report": report.to_dict()}).encode("ascii")
+    for place in places(settings):
+        write_whole(place.folder(settings), content, suffix=".json", most_bytes=MOST_BYTES)
+
+
+class Pauses:
+    """When what has failed is tried again; a worker that starts anew tries everything at once."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Path, tuple[float, float]] = {}  # the pause, and until when
+
+    def is_over(self, of: Path) -> bool:
+        """Whether it may be tried."""
+        return of not in self._failed or time.monotonic() >= self._failed[of][1]
+
+    def failed(self, of: Path, first: float, longest: float) -> None:
+        """It has failed: the pause is twice the last one."""
+        pause = min(2 * self._failed[of][0], longest) if of in self._failed else first
+        self._failed[of] = pause, time.monotonic() + pause
+
+    def worked(self, of: Path) -> None:
+        """It has worked."""
+        self._failed.pop(of, None)
+
+
+async def keep_delivering(settings: Settings) -> None:
+    """Deliver what waits, now and when more comes, until cancelled; raises nothing."""
+    # one that is slow holds up no other
+    await asyncio.gather(*(_keep_delivering(settings, place) for place in PLACES))
+
+
+async def _keep_delivering(settings: Settings, place: Place) -> None:
+    """A place that takes nothing is one warning."""
+    level, pauses, folder = logging.WARNING, Pauses(), place.folder(settings)
+    while True:
+        try:
+            if pauses.is_over(folder):
+                if await deliver(settings, place, pauses):
+                    level = logging.WARNING
+                pauses.worked(folder)
+        except Exception as error:
+            known = isinstance(error, NotDelivered | OSError)
+            why = str(error) if known else type(error).__name__
+            log.log(level, "reports wait for a later delivery (%s): %s", place.name, why)
+            level = logging.DEBUG
+            if isinstance(error, ReportRefused):
+                pauses.worked(folder)
+            else:
+                pauses.failed(folder, *PLACE_SECONDS)
+        await asyncio.sleep(DELIVERY_SECONDS)
+
+
+async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None) -> int:
+    """Take what waits to its place; how many that were.
+
+    What another process is delivering is left to it, and a report that was refused holds up no
+    other. Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
+    """
+    delivered, refused, pauses = 0, None, pauses or Pauses()
+    if not (files := [file for file in waiting(settings, place) if pauses.is_over(file)]):
+        return delivered
+    async with place.open(settings) as take:
+        with suppress(Locked):
+            for file in files:
+                with locked(_lock_of(settings, place), seconds=0):
+                    try:
+                        if (report := read(file)) is not None:
+                            await take(report)
+                            delivered += 1
+                    except ReportRefused as error:
+                        refused = error
+                        pauses.failed(file, *REPORT_SECONDS)
+                        continue
+                    file.unlink(missing_ok=True)
+                    pauses.worked(file)
+    if refused is not None:
+        raise refused
+    return delivered
+
+
+async def deliver_once(settings: Settings, seconds: float) -> list[str]:
+    """Deliver what waits, now and for so long at most; why reports still wait, by place.
+
+    What takes long is left to `keep_delivering`.
+    """
+    failed = []
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            for place in (place for place in PLACES if not place.takes_long):
+                try:
+                    await deliver(settings, place)
+                except (NotDelivered, OSError) as error:
+                    failed.append(f"{place.name}: {error}")
+    return failed
+
+
+def waiting(settings: Settings, place: Place) -> list[Path]:
+    """What waits for a place, oldest first; files older than `memory_days` are gone."""
+    now, folder = time.time(), place.folder(settings)
+    for pattern, oldest in ("*.json", settings.memory_days * DAY), ("*.part", UNFINISHED_SECONDS):
+        for file in folder.glob(pattern):
+            with suppress(FileNotFoundError):
+                if now - file.stat().st_mtime > oldest:
+                    file.unlink()
+    return oldest_first(folder, "*.json")
+
+
+def read(file: Path) -> Waiting | None:
+    """The report in a file; None if it is gone, or damaged, which is reported without its words."""
+    try:
+        fields = json.loads(file.read_bytes())
+        return Waiting(Report.from_json(json.dumps(fields["report"])), list(fields["keys"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        log.warning("the report in %s is damaged and was left out", file.name)
+        return None
+
+
+def forget(settings: Settings, keys: Iterable[str]) -> int:
+    """Delete what waits of a caller, by every key of theirs; how many reports that were.
+
+    Raises OSError, a TimeoutError if a delivery takes too long.
+    """
+    digests, gone = {key_digest(settings, key) for key in keys}, set[str]()
+    for place in PLACES:
+        if not place.folder(settings).is_dir():
+            continue
+        with locked(_lock_of(settings, place), FORGET_LOCK_SECONDS):
+            for file in waiting(settings, place):
+                if (report := read(file)) is not None and digests & set(report.keys):
+                    gone.add(report.report.call)
+                    os.unlink(file)
+    return len(gone)
+
+
+def _lock_of(settings: Settings, place: Place) -> Path:
+    return place.folder(settings) / ".lock"

@@ -1,0 +1,92 @@
+"""What a call costs: by a dated table, the owner's over the template's, never silently low."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from livekit.agents.metrics import LLMModelUsage, STTModelUsage, TTSModelUsage
+
+from agent.reports.cost import Prices, cost_of, load_prices
+from agent.settings import SettingsError
+
+PRICES = Prices.model_validate(
+    {
+        "date": "2026-11-01",
+        "llm": {"small": {"input": 1, "cached": 0.25, "output": 4}, "plain": {"input": 1}},
+        "stt": {"ears": {"minute": 0.6}},
+        "tts": {"voice": {"characters": 50}},
+        "minutes": {"room": 0.01, "phone": 0.02},
+    }
+)
+
+
+def test_models_and_minutes_are_priced_by_what_they_are_billed_for() -> None:
+    small = LLMModelUsage(
+        provider="livekit",
+        model="openai/small",
+        input_tokens=1_000_000,
+        input_cached_tokens=400_000,
+        output_tokens=500_000,
+    )
+    ears = STTModelUsage(provider="deepgram", model="ears", audio_duration=30)
+    voice = TTSModelUsage(provider="cartesia", model="voice", characters_count=2000)
+
+    cost = cost_of([small, ears, voice], {"room": 120, "phone": 60}, PRICES)
+
+    assert cost.parts == pytest.approx(
+        {"llm small": 2.7, "stt ears": 0.3, "tts voice": 0.1, "room": 0.02, "phone": 0.02}
+    )
+    assert cost.total == pytest.approx(3.14)
+    assert (cost.currency, cost.priced, cost.unpriced) == ("USD", "2026-11-01", [])
+
+
+def test_what_has_no_price_is_named_and_what_runs_here_costs_nothing() -> None:
+    dear = LLMModelUsage(provider="openai", model="unheard-of", input_tokens=10)
+    here = LLMModelUsage(provider="agent", model="scripted", input_tokens=10)
+
+    cost = cost_of([dear, here], {}, PRICES)
+
+    assert (cost.total, cost.parts, cost.unpriced) == (0, {}, ["llm unheard-of"])
+
+
+def test_cached_tokens_without_a_price_of_their_own_cost_as_others() -> None:
+    plain = LLMModelUsage(
+        provider="x", model="plain", input_tokens=1_000_000, input_cached_tokens=900_000
+    )
+
+    assert cost_of([plain], {}, PRICES).total == pytest.approx(1)
+
+
+def test_an_owners_prices_win_and_the_others_stay(tmp_path: Path) -> None:
+    own = 'date = "2030-01-01"\n[llm]\n"gpt-4.1-mini" = { input = 9 }\n'
+    own += "[tts]\nmine = { characters = 7 }"
+    (tmp_path / "prices.toml").write_text(own, encoding="utf-8")
+    prices = load_prices(tmp_path)
+
+    assert (prices.date, prices.llm["gpt-4.1-mini"].input) == ("2030-01-01", 9)
+    assert prices.tts["mine"].characters == 7
+    assert "nova-3" in prices.stt
+
+
+def test_prices_in_another_currency_stand_alone(tmp_path: Path) -> None:
+    own = 'date = "2030-01-01"\ncurrency = "EUR"'
+    (tmp_path / "prices.toml").write_text(own, encoding="utf-8")
+
+    assert load_prices(tmp_path).llm == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("date =", "cannot be read"),
+        ("currency = 'USD'", "date: Field required"),
+        ("date = 'x'\n[llm]\na = { input = -1 }", "llm.a.input: Input should be greater"),
+        ("date = 'x'\n[lmm]", "lmm: Extra inputs"),
+    ],
+)
+def test_a_mistake_in_the_owners_prices_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "prices.toml").write_text(text, encoding="utf-8")
+
+    with pytest.raises(SettingsError, match=problem):
+        load_prices(tmp_path)
