@@ -74,9 +74,7 @@ def test_every_query_finds_what_a_worker_exports(worker: Worker, watched: Promet
     } | {family.name for family in worker.registry.collect()}
     rules = [r["expr"] for r in yaml.safe_load(RULES.read_text())["groups"][0]["rules"]]
     for query in [*queries().values(), *rules]:
-        named = set(re.findall(r"agent_[a-z_]+", query))
-        # of a currency nothing is known beforehand
-        assert named - {"agent_cost_total"} <= exported, query
+        assert set(re.findall(r"agent_[a-z_]+", query)) <= exported, query
     watched.wait_for(lambda: watched.ask("query", query="agent_takes_calls")["result"])
     for query in queries().values():
         watched.ask("query", query=query)  # an error would be raised
@@ -130,6 +128,9 @@ def test_a_lasting_trouble_raises_an_alert(
             {"series": series.replace('"3"', bound), "values": "0+5x40"}
             for bound in ('"5"', '"+Inf"')
         ]
+    if alert == "AgentDeliversNothing":  # on this machine alone
+        given[0]["series"] = series.replace("}", ',instance="one"}')
+        given.append({"series": series.replace("}", ',instance="another"}'), "values": "0x40"})
     if alert != "AgentTakesNoCalls":
         given.append({"series": "agent_takes_calls", "values": "1x40"})
     rule = {
@@ -148,6 +149,33 @@ def test_a_lasting_trouble_raises_an_alert(
             }
         ],
     }
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(rule), encoding="utf-8")
+    done = promtool("test", "rules", "test.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_days_cost_is_that_of_all_workers_also_of_one_that_was_started_again(
+    tmp_path: Path,
+) -> None:
+    # of a minute each, for more than a day: yesterday's 9 do not count
+    first = "0x9 9x1500 9.25x700 0x10 1x800"
+    given = {"one": first, "another": "0x1500 0.5x1500"}
+    day = queries()["Cost of the last 24 hours A"]
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'agent_cost_total{{currency="EUR",instance="{name}"}}', "values": values}
+            for name, values in given.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f"round({day}, 0.01)",
+                "eval_time": "2900m",
+                "exp_samples": [{"labels": '{currency="EUR"}', "value": 1.75}],
+            }
+        ],
+    }
+    rule = {"rule_files": [str(RULES)], "tests": [test]}
     (tmp_path / "test.yaml").write_text(yaml.safe_dump(rule), encoding="utf-8")
     done = promtool("test", "rules", "test.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -28,7 +28,8 @@ RECALLS = ("known", "unknown", "error")
 class Metrics:
     """What is counted from the records of calls, and what is looked at when Prometheus asks.
 
-    `reasons` are all that a call can end for, `stages` all that an answer can wait for.
+    `reasons` are all that a call can end for, `stages` all that an answer can wait for, and
+    `currencies` those of the table of prices.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Metrics:
         settings: Settings,
         reasons: Iterable[str],
         stages: Iterable[str] = (),
+        currencies: Iterable[str] = (),
         *,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
@@ -89,6 +91,8 @@ class Metrics:
             self._calls.labels(reason)
         for stage in stages:
             self._stages.labels(stage)
+        for currency in currencies:
+            self._cost.labels(currency)
         parts = [name for name, on in (("memory", remembers), ("knowledge", knows)) if on]
         for part in parts:
             self._degraded.labels(part)

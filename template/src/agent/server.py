@@ -158,7 +158,8 @@ class Server(AgentServer):
         """The metrics of this worker, which the SDK serves beside its own."""
         settings = self.settings
         errors = [Reason.error(step.number, step.title) for step in Step if step != Step.CLEAN_UP]
-        metrics = Metrics(settings, [*REASONS, *errors], STAGES, registry=registry)
+        currencies = [cost.load_prices(settings.home).currency]
+        metrics = Metrics(settings, [*REASONS, *errors], STAGES, currencies, registry=registry)
         calls = "agent_calls_in_progress", "Calls that this worker has now."
         metrics.watch(*calls, lambda: len(self.active_jobs))
         free = "agent_takes_calls", "1 while this worker would take a call."

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from datetime import datetime, timedelta
 
 import pytest
 
+from agent.reports import Cost
 from agent.reports.delivery import KEPT, deliver, leave
 from agent.settings import load_settings
 from tests.agent.cli.test_commands import Agent, agent, home
@@ -119,3 +121,37 @@ def test_a_report_that_cannot_be_shown_is_one_line(
 def test_who_is_forgotten_is_in_no_report_any_more(agent: Agent, called: None) -> None:
     assert agent("forget", "ann").err.endswith("1 reports of calls of ann deleted\n")
     assert [one["call"] for one in json.loads(agent("calls", "--json").out)] == ["AJ_old"]
+
+
+def cost(total: float, *unpriced: str) -> Cost:
+    parts = {"llm small": total} if total else {}
+    return Cost(total, "EUR", "2026-11-29", parts, list(unpriced))
+
+
+def test_costs_are_summed_by_day_and_what_is_unknown_is_not_nothing(
+    agent: Agent, home: object
+) -> None:
+    load_settings.cache_clear()
+    settings = load_settings()
+    yesterday = datetime.now() - timedelta(days=1)
+    noon = yesterday.replace(hour=12, minute=0).timestamp()
+    for call, ago, paid in (
+        ("AJ_1", 0.0, cost(0.25)),
+        ("AJ_2", 1.0, cost(0.5, "room")),
+        ("AJ_3", 2.0, cost(0, "tts voice")),
+        ("AJ_4", 3 * 86_400.0, cost(1.0)),
+    ):
+        leave(settings, report(call, began=noon - ago, cost=paid), [])
+    asyncio.run(deliver(settings, KEPT))
+
+    out = agent("calls").out
+    at = out.splitlines().index("cost of these calls, by day:")
+    newest, before = (datetime.fromtimestamp(noon - ago) for ago in (0, 3 * 86_400))
+    assert out.splitlines()[at + 1 :] == [
+        f"  {newest:%Y-%m-%d}   0.7500 EUR and more, 2 calls",
+        f"  {before:%Y-%m-%d}   1.0000 EUR, 1 calls",
+    ]
+    (unknown,) = [line for line in out.splitlines() if "AJ_3" in line]
+    assert unknown.endswith("unknown")
+    told = {one["call"]: one["cost"] for one in json.loads(agent("calls", "--json").out)}
+    assert told == {"AJ_1": 0.25, "AJ_2": 0.5, "AJ_3": None, "AJ_4": 1.0}

@@ -44,7 +44,7 @@ def calls(
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
-    for line in percentiles(found):
+    for line in [*percentiles(found), *costs_by_day(found)]:
         print(line)
     return 0
 
@@ -114,7 +114,8 @@ def _ask(
 
 def summary_of(one: Report) -> dict[str, object]:
     """A call in a line."""
-    slowest, cost = one.slowest, one.cost
+    slowest = one.slowest
+    cost = one.cost if one.cost and one.cost.is_known else None
     return {
         "call": one.call,
         "room": one.room,
@@ -155,8 +156,8 @@ def length(seconds: float) -> str:
 
 def cost_of(one: Report) -> str:
     """What it cost, in words."""
-    if one.cost is None:
-        return ""
+    if one.cost is None or not one.cost.is_known:
+        return "unknown"
     more = " and more" if one.cost.unpriced else ""
     return f"{one.cost.total:.4f} {one.cost.currency}{more}"
 
@@ -185,6 +186,23 @@ def percentiles(found: list[Report]) -> Iterator[str]:
     for name, values in waits.items():
         p50, p95 = (_percentile(values, part) / 1000 for part in (0.5, 0.95))
         yield f"  {name:<12} p50 {p50:6.2f}   p95 {p95:6.2f}"
+
+
+def costs_by_day(found: list[Report]) -> Iterator[str]:
+    """What these calls have cost, by the day on which they began, the newest first."""
+    days = dict[tuple[str, str], list[Report]]()
+    for one in found:
+        if one.cost is not None and one.cost.is_known:
+            days.setdefault((when(one)[:10], one.cost.currency), []).append(one)
+    if not any(one.cost and one.cost.total for of_day in days.values() for one in of_day):
+        return
+    yield ""
+    yield "cost of these calls, by day:"
+    for (day, currency), of_day in days.items():
+        costs = [one.cost for one in of_day if one.cost is not None]
+        more = " and more" if any(cost.unpriced for cost in costs) else ""
+        total = sum(cost.total for cost in costs)
+        yield f"  {day}   {total:.4f} {currency}{more}, {len(of_day)} calls"
 
 
 def _percentile(values: list[int], part: float) -> int:

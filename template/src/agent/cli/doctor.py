@@ -35,6 +35,7 @@ from agent.cli.terminal import busy, make_console
 from agent.cli.update import ANSWERS, answer, answers_of, has_conflict, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable
+from agent.reports.cost import load_prices
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -97,6 +98,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     answer_ = Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")
     yield from check_models(settings) or [answer_]
     yield from check_data(settings)
+    yield from check_prices(settings)
     yield from check_documents(settings)
     yield from check_memory(settings)
     yield from check_resources(settings)
@@ -131,6 +133,15 @@ def check_data(settings: Settings) -> list[Finding]:
     except OSError as error:
         what = f"{settings.data} cannot be written ({error.strerror})"
         return [Finding("fail", "data", what, "let this user write there, or set AGENT_DATA_DIR")]
+
+
+def check_prices(settings: Settings) -> list[Finding]:
+    """What is wrong with the owner's prices; nothing if they can be read, or there are none."""
+    try:
+        load_prices(settings.home)
+    except SettingsError as error:
+        return [fail("prices", problem) for problem in error.problems]
+    return []
 
 
 def check_documents(settings: Settings) -> list[Finding]:

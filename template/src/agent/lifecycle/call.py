@@ -300,9 +300,17 @@ class Call:
         return cost_of(usage, {"room": seconds, "phone": seconds if phone else 0.0}, prices)
 
     def check_cost(self) -> None:
-        """End the call if it has cost too much."""
+        """End the call if it has cost too much, as far as its cost is known."""
         most = self.settings.max_call_cost
-        if most and self.reason is None and (cost := self.cost()) and cost.total >= most:
+        if not most or self.reason is not None or (cost := self.cost()) is None:
+            return
+        if cost.unpriced:
+            missing = ", ".join(cost.unpriced)
+            sentence = (
+                f"AGENT_MAX_CALL_COST does not count what has no price in prices.toml: {missing}"
+            )
+            self.journal.warn_once("prices", log, sentence)
+        if cost.total >= most:
             self.end(Reason.TOO_EXPENSIVE)
 
     def report(self) -> Report:

@@ -146,7 +146,7 @@ class CallJournal:
     def call_ended(self, reason: str | None, turns: int, cost: Cost | None = None) -> None:
         """The last record of the call, and the end of its span."""
         fields = {"reason": reason, "seconds": self.age_seconds, "turns": turns}
-        if cost is not None:
+        if cost is not None and cost.is_known:
             fields |= {"cost": cost.total, "currency": cost.currency}
         self.record(f"call ended: {reason}", **fields)
         self._span.set_attributes({**fields, "reason": reason or ""})

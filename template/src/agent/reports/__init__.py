@@ -122,6 +122,11 @@ class Cost:
     parts: dict[str, float] = field(default_factory=dict)
     unpriced: list[str] = field(default_factory=list)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether at least a part of it is: the total of parts without a price is not 0."""
+        return bool(self.parts) or not self.unpriced
+
 
 @dataclass(frozen=True)
 class Report:

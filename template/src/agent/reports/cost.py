@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,40 +19,58 @@ MILLION = 1_000_000
 # models of the template's own: they run here, and cost nothing
 FREE = {"agent"}
 
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class _Prices(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class TokenPrices(_Prices):
-    """Of a million tokens; `cached` ones are counted as input, too."""
+class _Tokens(_Prices):
+    """Of a million tokens; without a price of their own, cached ones cost as others."""
 
-    input: float = Field(0, ge=0)
-    cached: float | None = Field(None, ge=0)
-    output: float = Field(0, ge=0)
+    input: Price
+    cached: Price | None = None
+    output: Price
+
+    def cost(self, input: int, cached: int, output: int) -> float:
+        """Of so many tokens; `input` has the cached ones, too."""
+        cached_price = self.input if self.cached is None else self.cached
+        paid = (input - cached) * self.input + cached * cached_price + output * self.output
+        return paid / MILLION
+
+
+class TokenPrices(_Tokens):
+    """Of a language model; `written` are tokens that were put into a cache, `audio` those of sound.
+
+    What is written is counted as input, too, and so is sound.
+    """
+
+    written: Price | None = None
+    audio: _Tokens | None = None
 
 
 class MinutePrice(_Prices):
     """Of a minute of sound."""
 
-    minute: float = Field(ge=0)
+    minute: Price
 
 
 class CharacterPrice(_Prices):
     """Of a million characters."""
 
-    characters: float = Field(ge=0)
+    characters: Price
 
 
 class Prices(_Prices):
-    """A table of prices, by model; of a model such as provider/name the name."""
+    """A table of prices, by model, as its provider calls it."""
 
     date: str
-    currency: str = "USD"
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
     llm: dict[str, TokenPrices] = {}
     stt: dict[str, MinutePrice] = {}
     tts: dict[str, CharacterPrice] = {}
-    minutes: dict[Literal["room", "phone"], float] = {}
+    minutes: dict[Literal["room", "phone"], Price] = {}
 
 
 @lru_cache(maxsize=4)
@@ -72,7 +91,9 @@ def load_prices(home: Path) -> Prices:
         ) from error
     except ValidationError as error:
         problems = [
-            f"{own}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            f"{own}: {'.'.join(map(str, one['loc']))}: {one['msg']}: docs/agent/reports.md has an"
+            " example"
+            for one in error.errors()
         ]
         raise SettingsError(problems) from error
     if given.currency != known.currency:
@@ -102,24 +123,37 @@ def cost_of(
     for used in usage:
         kind = str(getattr(used, "type", "")).removesuffix("_usage")
         if kind in ("llm", "stt", "tts") and used.provider not in FREE:
-            name = used.model.rpartition("/")[2]
-            add(f"{kind} {name}", _of_model(kind, name, used, prices))
+            add(f"{kind} {used.model}", _of_model(kind, used, prices))
     for what, lasted in seconds.items():
-        if lasted and what in prices.minutes:
-            add(what, lasted / 60 * prices.minutes[what])
+        if lasted:
+            price = prices.minutes.get(what)
+            # as LiveKit Cloud and most telephone companies count
+            add(what, None if price is None else math.ceil(lasted / 60) * price)
     total = sum(parts.values())
     return Cost(total, prices.currency, prices.date, parts, unpriced)
 
 
-def _of_model(kind: str, name: str, used: Any, prices: Prices) -> float | None:
-    if kind == "llm" and (tokens := prices.llm.get(name)):
-        cached = used.input_cached_tokens
-        cached_price = tokens.input if tokens.cached is None else tokens.cached
-        new = used.input_tokens - cached
-        paid = new * tokens.input + cached * cached_price + used.output_tokens * tokens.output
-        return float(paid) / MILLION
-    if kind == "stt" and (sound := prices.stt.get(name)):
+def _of_model(kind: str, used: Any, prices: Prices) -> float | None:
+    """None where there is no price for all of it."""
+    if kind == "llm" and (tokens := prices.llm.get(used.model)):
+        return _of_tokens(used, tokens)
+    if kind == "stt" and (sound := prices.stt.get(used.model)):
         return float(used.audio_duration) / 60 * sound.minute
-    if kind == "tts" and (voice := prices.tts.get(name)):
+    if kind == "tts" and (voice := prices.tts.get(used.model)):
         return float(used.characters_count) * voice.characters / MILLION
     return None
+
+
+def _of_tokens(used: Any, prices: TokenPrices) -> float | None:
+    heard, spoken = used.input_audio_tokens, used.output_audio_tokens
+    cached_sound = used.input_cached_audio_tokens
+    cost = prices.cost(
+        used.input_tokens - heard,
+        used.input_cached_tokens - cached_sound,
+        used.output_tokens - spoken,
+    )
+    if prices.written is not None:
+        cost += used.input_cache_creation_tokens * (prices.written - prices.input) / MILLION
+    if not heard and not spoken:
+        return cost
+    return None if prices.audio is None else cost + prices.audio.cost(heard, cached_sound, spoken)
