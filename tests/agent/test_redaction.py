@@ -32,6 +32,81 @@ def test_digits_are_found_however_they_are_grouped(text: str, cards: str, number
     assert {what: redacted(text, what) for what in asked} == asked
 
 
+# numbers that processors of payments give out for tests, as they are printed and said
+CARDS = [
+    "4242 4242 4242 4242",
+    "4242424242424242",
+    "4242-4242-4242-4242",
+    "4242, 4242, 4242, 4242",
+    "4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2",
+    "4242\u00a04242\u00a04242\u00a04242",
+    "4222222222222",
+    "5555 5555 5555 4444",
+    "2223 0031 2200 3222",
+    "3782 822463 10005",
+    "3056 930902 5904",
+    "6011 1111 1111 1117",
+    "3566 0020 2036 0505",
+    "6205500000000000004",
+    "٤٢٤٢ ٤٢٤٢ ٤٢٤٢ ٤٢٤٢",
+]
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_card_numbers_of_all_kinds_are_found(card: str) -> None:
+    for what in ("cards", "numbers"):
+        assert redacted(f"It is {card}.", what) == "It is [card]."  # type: ignore[arg-type]
+
+
+def test_a_card_number_is_found_beside_other_numbers() -> None:
+    said = "In 2024 4242 4242 4242 4242 12/27 123, and 5555 5555 5555 4444"
+
+    assert redacted(said, "cards") == "In 2024 [card] 12/27 123, and [card]"
+
+
+# none is a card, though each has 13 to 19 digits and a right check digit, or looks like one
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order 1000000000000008",
+        "parcel 00340434161094042557",
+        "at 1764409386123",
+        "IBAN DE89 3704 0044 0532 0130 00",
+        "ISBN 978-3-16-148410-0",
+        "2019-2024, 2023/2024",
+    ],
+)
+def test_other_long_numbers_are_no_cards(text: str) -> None:
+    assert redacted(text, "cards") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "in 1998 or 2024",
+        "from 2019-2024, 2023/2024, 2021 2022 2023",
+        "it costs 1250.00, or 12,500.00 a year, 9.99 a month",
+        "rooms 101, 102, 103",
+        "9.00-17.30, 8:30-17:45",
+        "order 10427, page 12345",
+        "postcode 10115, born in 1975",
+    ],
+)
+def test_years_prices_hours_and_short_numbers_stay(text: str) -> None:
+    assert redacted(text, "numbers") == text
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["+49 30 1234567", "030/1234567", "(555) 123-4567", "06.12.34.56.78", "12 34 56 78", "0049301"],
+)
+def test_telephone_numbers_are_numbers(number: str) -> None:
+    assert redacted(f"Call {number} please", "numbers") in {
+        "Call [number] please",
+        "Call ([number] please",
+    }
+
+
 class Queue:
     """What is given to be written."""
 
