@@ -81,6 +81,13 @@ PRIVATE = "lk.pii."
 # and who is a caller, which it does not mark: a phone's identity is its number
 WHO = {"participant", "participant_identity", "identity"}
 
+# a phone's room, as LiveKit's telephone service calls it after the caller: call-_+49301234567_a1B2
+CALLERS_NUMBER = re.compile(r"(?<=_)\+?\d{6,15}(?=_\w+$)")
+
+# what the SDK logs of a tool that raised: the error's own words may be its arguments, the caller's
+TOOL_RAISED = "exception occurred while executing tool"
+SECRET_WORDS = "(not shown: it may say what the caller said; `agent report` does)"
+
 # what the SDK logs as an error whenever a room is left, once for each channel
 LEFT = re.compile(r"publisher data channel '\w+' closed unexpectedly")
 
@@ -109,7 +116,24 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         for key, value in record.__dict__.items()
         if key not in _STANDARD | who and not key.startswith(hidden)
     }
-    return {**extra, **getattr(record, "fields", {})}
+    fields = {**extra, **getattr(record, "fields", {})}
+    if not asked_for and isinstance(room := fields.get("room"), str):
+        fields["room"] = without_number(room)
+    return fields
+
+
+def without_number(room: str) -> str:
+    """A room's name without the number of the phone that it is for."""
+    return CALLERS_NUMBER.sub("[number]", room)
+
+
+def exception_of(record: logging.LogRecord, text: str) -> str:
+    """An error as it was raised; of one in a tool its type and place, unless more is asked for."""
+    if words_are_asked_for() or record.getMessage() != TOOL_RAISED:
+        return text
+    places = re.findall(r'^  File ".*", line \d+, in .*$', text, re.M)
+    kind = re.search(r"^([\w.]+)(?=:|$)", text.rpartition(places[-1])[2] if places else "", re.M)
+    return "\n".join([*places, f"{kind[1] if kind else 'an error'} {SECRET_WORDS}"])
 
 
 def without_keys(line: str) -> str:
@@ -128,10 +152,8 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             **fields_of(record),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        elif record.exc_text:
-            line["exception"] = record.exc_text
+        if text := self.formatException(record.exc_info) if record.exc_info else record.exc_text:
+            line["exception"] = exception_of(record, text)
         return without_keys(json.dumps(line, ensure_ascii=False, default=str))
 
 
@@ -153,7 +175,7 @@ class Readable(logging.Formatter):
         details = "  ".join(f"{key}={value}" for key, value in fields.items())
         line = f"{clock} {level}{record.getMessage()}" + (f"  {details}" if details else "")
         if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info)}"
+            line += f"\n{exception_of(record, self.formatException(record.exc_info))}"
         return without_keys(line)
 
 

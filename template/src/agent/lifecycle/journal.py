@@ -20,6 +20,7 @@ from agent.lifecycle.draft import ReportDraft
 from agent.lifecycle.timeouts import Step
 from agent.lifecycle.waits import Waits
 from agent.reports import STAGES, Cost
+from agent.telemetry import without_number
 
 log = logging.getLogger("agent.call")
 
@@ -105,7 +106,8 @@ class CallJournal:
 
     def call_begins(self) -> None:
         """The call's own span begins."""
-        self._span = tracer.start_span("call", attributes=self._call)
+        room = without_number(self._call["room"])
+        self._span = tracer.start_span("call", attributes={**self._call, "room": room})
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:
