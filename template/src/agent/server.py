@@ -131,7 +131,7 @@ class Server(AgentServer):
         delivering = [
             asyncio.create_task(keep_delivering(settings), name="memory delivery"),
             asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
-            asyncio.create_task(recordings.keep_tidy(settings), name="old recordings"),
+            asyncio.create_task(recordings.keep(settings), name="recordings"),
         ]
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0
@@ -170,6 +170,8 @@ class Server(AgentServer):
         }
         if settings.memory != "none":
             wait["memory"] = files_in(settings.data / "spool", "*.jsonl")
+        if recordings.is_in_bucket(settings):
+            wait["recordings"] = files_in(recordings.folder_of(settings), "*.ogg")
         help = "What calls have left for a later delivery."
         metrics.watch_each("agent_waiting", help, "what", wait)
         metrics.watch_outages(settings)

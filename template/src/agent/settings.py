@@ -313,6 +313,9 @@ class Settings(BaseSettings):
     record: Literal["none", "audio"] = Field(
         default="none", description="audio: both sides are recorded, and callers are told first."
     )
+    recordings_url: str = Field(
+        default="", description="Where recordings go: s3://bucket/folder; empty: AGENT_DATA_DIR."
+    )
     after_call_seconds: float = Field(
         default=30, gt=0, le=60, description="How long `after_call` of your persona may take."
     )
@@ -396,6 +399,13 @@ class Settings(BaseSettings):
         ):
             raise ValueError("write an address such as https://example.com/calls")
         return value
+
+    @field_validator("recordings_url")
+    @classmethod
+    def _recordings_go_to_a_bucket(cls, value: str) -> str:
+        if value and (_parts(value).scheme != "s3" or not _parts(value).netloc):
+            raise ValueError("write a bucket, and a folder if you like, such as s3://calls/agent")
+        return value.rstrip("/")
 
     @field_validator("webhook_secret")
     @classmethod

@@ -12,14 +12,15 @@ import av
 import numpy as np
 import pytest
 from livekit import rtc
-from livekit.agents import Agent, AgentSession
+from livekit.agents import Agent, AgentSession, APIConnectOptions, tts
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.io import AudioInput, AudioOutput, AudioOutputCapabilities
 from livekit.agents.voice.room_io import RoomOptions
 
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
-from agent.models.scripted import ScriptedTTS
+from agent.models.scripted import ScriptedTTS, hum
 from agent.reports import recordings
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
@@ -92,6 +93,27 @@ class FailingTTS(ScriptedTTS):
         raise OSError("no voice")
 
 
+class BreakingTTS(ScriptedTTS):
+    """Says the beginning of every sentence."""
+
+    voice = "broken"
+
+    def synthesize(
+        self, text: str, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS
+    ) -> tts.ChunkedStream:
+        return _Breaking(tts=self, input_text=text, conn_options=conn_options)
+
+
+class _Breaking(tts.ChunkedStream):
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        output_emitter.initialize(
+            request_id="1", sample_rate=RATE, num_channels=1, mime_type="audio/pcm"
+        )
+        output_emitter.push(hum(self._input_text[:9]))
+        output_emitter.flush()
+        raise OSError("the line to the voice broke")
+
+
 class Persona(CallAgent):
     recorded_at_welcome: bool | None = None
     voice: type[ScriptedTTS] = ScriptedTTS
@@ -113,6 +135,10 @@ class Persona(CallAgent):
 
 class Mute(Persona):
     voice = FailingTTS
+
+
+class Breaking(Persona):
+    voice = BreakingTTS
 
 
 async def called(persona: type[Persona], settings: Settings, monkeypatch: Any) -> Call:
@@ -155,10 +181,14 @@ async def test_both_sides_are_recorded_after_the_notice(
     assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
+@pytest.mark.parametrize("persona", [Mute, Breaking])
 async def test_nothing_is_recorded_when_the_notice_could_not_be_said(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    persona: type[Persona],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    call = await called(Mute, settings, monkeypatch)
+    call = await called(persona, settings, monkeypatch)
     assert call.recording is None
     assert not recordings.folder_of(settings).exists()
     assert "the call is not recorded: its caller could not be told so" in caplog.text
@@ -174,15 +204,30 @@ async def test_without_the_setting_nobody_is_told_and_nothing_recorded(
     assert NOTICE not in [said.text for said in call.report().said]
 
 
-def test_recordings_of_a_caller_are_forgotten_and_old_ones_deleted(settings: Settings) -> None:
+async def test_recordings_of_a_caller_are_forgotten_and_old_ones_deleted(
+    settings: Settings,
+) -> None:
     ann, ben, old = (
         recordings.prepare(settings, call, [who])
         for call, who in (("1", "ann"), ("../2", "ben"), ("3", "cat"))
     )
     assert {file.parent for file in (ann, ben, old)} == {recordings.folder_of(settings)}
-    assert recordings.forget(settings, ["ann", "tel:+49"]) == 1
+    recordings.finish(old)
+    assert await recordings.forget(settings, ["ann", "tel:+49"]) == 1
     days = settings.memory_days * 86_400
-    os.utime(old, (time.time() - days - 60,) * 2)
-    recordings.tidy(settings)
-    assert set(recordings.folder_of(settings).iterdir()) == {ben, ben.with_suffix(".json")}
+    os.utime(old.with_suffix(".ogg"), (time.time() - days - 60,) * 2)
+    await recordings.tidy(settings)
+    left = {file for file in recordings.folder_of(settings).iterdir() if file.name != ".lock"}
+    assert left == {ben, ben.with_suffix(".json")}
     assert "ben" not in ben.with_suffix(".json").read_text()
+
+
+async def test_what_a_killed_call_leaves_is_a_recording_when_no_call_can_write_it(
+    settings: Settings,
+) -> None:
+    left = recordings.prepare(settings, "1", ["ann"])
+    await recordings.tidy(settings)
+    assert left.exists()
+    os.utime(left, (time.time() - settings.max_call_seconds - 3700,) * 2)
+    await recordings.tidy(settings)
+    assert recordings.file_of(settings, "1").exists()

@@ -26,6 +26,7 @@ from agent.cli.checks import (
     Finding,
     check_connection,
     check_models,
+    check_recordings,
     check_sdk,
     fail,
     server_api,
@@ -99,6 +100,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield from check_models(settings) or [answer_]
     yield from check_data(settings)
     yield from check_prices(settings)
+    yield from check_recordings(settings, asking=True)
     yield from check_documents(settings)
     yield from check_memory(settings)
     yield from check_resources(settings)

@@ -47,12 +47,14 @@ async def _forget(settings: Settings, caller: str) -> tuple[int, int, int]:
     try:
         # first, or a worker would deliver it afterwards
         items, calls = forget_waiting(settings, keys), delivery.forget(settings, keys)
-        recorded = recordings.forget(settings, keys)
+        recorded = await recordings.forget(settings, keys)
     except OSError as error:
         raise MemoryUnavailable(
             f"what is kept in {settings.data} cannot be deleted "
             f"({error.strerror}): try again as the user who runs the agent"
         ) from error
+    except NotDelivered as error:
+        raise MemoryUnavailable(str(error)) from error
     try:
         calls += await kept.forget(settings, keys)
     except NotDelivered as error:

@@ -19,6 +19,7 @@ from agent.cli.checks import (
     check_connection,
     check_models,
     check_port,
+    check_recordings,
     load_calls,
     prepare_documents,
     require,
@@ -97,6 +98,7 @@ def serve(*, dev: bool, as_child: bool = False) -> int:
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT", settings.host)
     if settings.metrics_port:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT", settings.host)
+    found += check_recordings(settings)
     require(found)
     load_prices(settings.home)  # a mistake in the owner's is found before the first call
     prepare_documents(settings)

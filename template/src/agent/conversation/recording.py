@@ -54,7 +54,7 @@ async def record(agent: CallAgent) -> None:
     except (OpenFailed, OSError) as error:
         log.warning("the call is not recorded: %s", one_line(error), extra=extra)
         return
-    call.recording = str(file)
+    call.recording = recordings.address_of(call.settings, call.transport.call_id)
 
 
 def _was_said(said: SpeechHandle, notice: str, agent: CallAgent) -> bool:
@@ -71,3 +71,4 @@ async def _recording(recorder: RecorderIO, file: Path) -> AsyncIterator[None]:
         yield
     finally:
         await recorder.aclose()
+        recordings.finish(file)

@@ -74,8 +74,14 @@ class Place:
         return settings.data / "reports" / self.name
 
 
+RECORDINGS = Place(
+    "recordings",
+    lambda settings: settings.record == "audio" and bool(settings.recordings_url),
+    "agent.reports.recordings:open_deliverer",
+)
 KEPT = Place("kept", lambda settings: settings.calls_kept > 0, "agent.reports.kept:open_deliverer")
 PLACES = [
+    RECORDINGS,
     KEPT,
     Place(
         "webhook",
@@ -103,11 +109,28 @@ def key_digest(settings: Settings, key: str) -> str:
 
 
 def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
-    """Leave the report for each place that wants it; `keys` are the caller's. Raises OSError."""
-    digests = [key_digest(settings, key) for key in keys]
-    content = json.dumps({"keys": digests, "report": report.to_dict()}).encode("ascii")
+    """Leave the report for each place that wants it; `keys` are the caller's. Raises OSError.
+
+    One with a recording that has to be taken elsewhere waits for that first.
+    """
+    waiting = Waiting(report, [key_digest(settings, key) for key in keys])
+    if report.recording and RECORDINGS.is_wanted(settings):
+        _leave_for(RECORDINGS, settings, waiting)
+    else:
+        pass_on(settings, waiting)
+
+
+def pass_on(settings: Settings, waiting: Waiting) -> None:
+    """Leave the report for each place that wants it and keeps it. Raises OSError."""
     for place in places(settings):
-        write_whole(place.folder(settings), content, suffix=".json", most_bytes=MOST_BYTES)
+        if place is not RECORDINGS:
+            _leave_for(place, settings, waiting)
+
+
+def _leave_for(place: Place, settings: Settings, waiting: Waiting) -> None:
+    content = json.dumps({"keys": waiting.keys, "report": waiting.report.to_dict()})
+    folder = place.folder(settings)
+    write_whole(folder, content.encode("ascii"), suffix=".json", most_bytes=MOST_BYTES)
 
 
 class Pauses:
