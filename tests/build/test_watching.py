@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry, start_http_server
 
+from agent.reports import STAGES
 from agent.server import Server
 from agent.settings import Settings
 from agent.telemetry import CallLogHandler
@@ -79,6 +81,32 @@ def test_every_query_finds_what_a_worker_exports(worker: Worker, watched: Promet
     for query in queries().values():
         watched.ask("query", query=query)  # an error would be raised
     watched.wait_for(lambda: all(rule["health"] == "ok" for rule in watched.rules().values()))
+
+
+# one of each that calls record
+DAY: list[tuple[str, dict[str, object]]] = [
+    ("agent.call", {"reason": "caller left", "seconds": 61.0, "turns": 7, "cost": 0.5}),
+    ("agent.call", {"first_word_ms": 700}),
+    ("agent.call", {"heard_ms": 900, "stages": dict.fromkeys(STAGES, 100)}),
+    ("agent.call", {"resource": "pool", "outcome": "timeout", "ms": 2000}),
+    ("agent.knowledge", {"outcome": "ok", "passages": [], "ms": 12}),
+    ("agent.memory", {"recall": "known"}),
+    ("agent.memory", {"spooled": 3}),
+    ("agent.memory", {"degraded": "memory"}),
+]
+
+
+def test_every_panel_shows_what_calls_have_recorded(worker: Worker, watched: Prometheus) -> None:
+    def shown(query: str) -> bool:
+        values = [float(one["value"][1]) for one in watched.ask("query", query=query)["result"]]
+        return any(not math.isnan(value) for value in values)
+
+    def everything() -> bool:
+        for logger, fields in DAY:
+            worker.record(logger, **{"currency": "USD", **fields} if "cost" in fields else fields)
+        return all(shown(query) for query in queries().values())
+
+    watched.wait_for(everything)
 
 
 FIRST_TROUBLE: dict[str, tuple[str, dict[str, object]]] = {
