@@ -16,6 +16,7 @@ from agent.cli.terminal import busy
 from agent.cli.terminal import report as tell
 from agent.reports import STAGES, NotDelivered, Report, Said
 from agent.reports.delivery import KEPT, deliver
+from agent.reports.going import report_deaths
 from agent.reports.kept import KeptCalls, open_kept
 from agent.settings import Settings, SettingsError, load_settings
 
@@ -98,6 +99,7 @@ def _ask(
     """What is kept, with what waits on this machine delivered first."""
 
     async def ask() -> list[Report]:
+        report_deaths(settings)
         await deliver(settings, KEPT)
         async with open_kept(settings) as kept:
             return await question(kept)

@@ -128,6 +128,7 @@ class Call:
         did not start in the session by 15 s. So the room and the steps have tasks of their own.
         """
         self.journal.call_begins()
+        self._sequence.call_begins()
         self.transport.listen(self)
         seconds = Step.CONNECT.seconds or 0
         self._room = self.opened.add("room", self._connected(), seconds, timeouts.CLOSE_SECONDS)

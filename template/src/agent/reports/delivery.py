@@ -11,7 +11,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import cast
 
 from agent.outbox import Locked, locked, oldest_first, write_whole
 from agent.reports import NotDelivered, Report, ReportRefused
+from agent.reports.privacy import as_kept
 from agent.settings import Settings
 
 log = logging.getLogger("agent.reports")
@@ -97,17 +100,45 @@ def places(settings: Settings) -> list[Place]:
     return [place for place in PLACES if place.is_wanted(settings)]
 
 
+def is_wanted(settings: Settings) -> bool:
+    """Whether a report is to be made; by default that imports nothing of the owner's."""
+    return any(place.is_wanted(settings) for place in PLACES)
+
+
 def key_digest(settings: Settings, key: str) -> str:
     """What stands for a caller's key, so that a report can be found by it and names nobody."""
     return hashlib.blake2b(f"{settings.name}\0{key}".encode(), digest_size=16).hexdigest()
 
 
+def file_of(call: str) -> str:
+    """The name of the files of a call: one for each place."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', call)}.json"
+
+
 def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
-    """Leave the report for each place that wants it; `keys` are the caller's. Raises OSError."""
-    digests = [key_digest(settings, key) for key in keys]
-    content = json.dumps({"keys": digests, "report": report.to_dict()}).encode("ascii")
+    """Leave the report for each place that wants it; `keys` are the caller's.
+
+    Raises OSError, when it has been left for all others.
+    """
+    digests, failed = [key_digest(settings, key) for key in keys], None
     for place in places(settings):
-        write_whole(place.folder(settings), content, suffix=".json", most_bytes=MOST_BYTES)
+        fit = _to_keep(report, settings) if place is KEPT else report
+        content = json.dumps({"keys": digests, "report": fit.to_dict()}).encode("ascii")
+        try:
+            folder, name = place.folder(settings), file_of(report.call)
+            write_whole(folder, content, name=name, most_bytes=MOST_BYTES)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _to_keep(report: Report, settings: Settings) -> Report:
+    """The report without the words of a caller whom memory does not remember, unless asked for."""
+    is_remembered = settings.memory != "none" and report.caller is not None
+    if is_remembered or settings.keep_strangers_words:
+        return report
+    return as_kept(report, settings.model_copy(update={"keep_transcripts": False}))
 
 
 class Pauses:
@@ -115,6 +146,7 @@ class Pauses:
 
     def __init__(self) -> None:
         self._failed: dict[Path, tuple[float, float]] = {}  # the pause, and until when
+        self._in_vain = Counter[Path]()
 
     def is_over(self, of: Path) -> bool:
         """Whether it may be tried."""
@@ -128,6 +160,15 @@ class Pauses:
     def worked(self, of: Path) -> None:
         """It has worked."""
         self._failed.pop(of, None)
+        self._in_vain.pop(of, None)
+
+    def tried(self, of: Path) -> None:
+        """It is being tried."""
+        self._in_vain[of] += 1
+
+    def in_turn(self, files: list[Path]) -> list[Path]:
+        """Those that may be tried; what has been tried in vain, after what has not."""
+        return sorted(filter(self.is_over, files), key=lambda file: self._in_vain[file])
 
 
 async def keep_delivering(settings: Settings) -> None:
@@ -160,16 +201,20 @@ async def _keep_delivering(settings: Settings, place: Place) -> None:
 async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None) -> int:
     """Take what waits to its place; how many that were.
 
-    What another process is delivering is left to it, and a report that was refused holds up no
-    other. Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
+    What another process is delivering is left to it. A report that was refused holds up no other,
+    and neither does one at which the place always fails: the next time the others come first.
+    Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
     """
     delivered, refused, pauses = 0, None, pauses or Pauses()
-    if not (files := [file for file in waiting(settings, place) if pauses.is_over(file)]):
+    files = pauses.in_turn(waiting(settings, place))
+    # what was left while the place was still wanted grows old
+    if not (files and place.is_wanted(settings)):
         return delivered
     async with place.open(settings) as take:
         with suppress(Locked):
             for file in files:
                 with locked(_lock_of(settings, place), seconds=0):
+                    pauses.tried(file)
                     try:
                         if (report := read(file)) is not None:
                             await take(report)
@@ -203,12 +248,16 @@ async def deliver_once(settings: Settings, seconds: float) -> list[str]:
 
 def waiting(settings: Settings, place: Place) -> list[Path]:
     """What waits for a place, oldest first; files older than `memory_days` are gone."""
-    now, folder = time.time(), place.folder(settings)
-    for pattern, oldest in ("*.json", settings.memory_days * DAY), ("*.part", UNFINISHED_SECONDS):
+    now, folder, days = time.time(), place.folder(settings), settings.memory_days
+    for pattern, oldest in ("*.json", days * DAY), ("*.part", UNFINISHED_SECONDS):
         for file in folder.glob(pattern):
             with suppress(FileNotFoundError):
-                if now - file.stat().st_mtime > oldest:
-                    file.unlink()
+                if now - file.stat().st_mtime <= oldest:
+                    continue
+                file.unlink()
+                if pattern == "*.json":
+                    sentence = "the report %s was not delivered (%s) within %d days, and is gone"
+                    log.warning(sentence, file.stem, place.name, days)
     return oldest_first(folder, "*.json")
 
 
