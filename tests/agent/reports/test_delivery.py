@@ -19,11 +19,11 @@ from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.outbox import locked
 from agent.reports import NotDelivered, delivery, kept
-from agent.reports.delivery import DAY, KEPT, Waiting, deliver, leave, waiting
+from agent.reports.delivery import DAY, KEPT, Waiting, deliver, waiting
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
 from template.tests.talk import talk
-from tests.agent.reports.made import full_report, report
+from tests.agent.reports.made import full_report, leave, report
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ async def test_a_report_that_cannot_be_left_is_a_warning_and_the_call_ends_well(
 async def test_what_a_place_does_not_take_waits_and_is_one_warning(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     # no database can be made where there is a folder of this name
     (settings.data / "calls.db").mkdir()
     looks = 0
@@ -143,14 +143,14 @@ async def test_a_report_whose_worker_died_before_deleting_it_is_delivered_again_
     settings: Settings,
 ) -> None:
     for _ in range(2):
-        leave(settings, report("AJ_1"), [])
+        leave(settings, report("AJ_1"))
         await deliver(settings, KEPT)
 
     assert await kept_calls(settings) == ["AJ_1"]
 
 
 async def test_what_another_worker_is_delivering_is_left_to_it(settings: Settings) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     with locked(KEPT.folder(settings) / ".lock", 0):
         assert await deliver(settings, KEPT) == 0
 
@@ -160,7 +160,7 @@ async def test_what_another_worker_is_delivering_is_left_to_it(settings: Setting
 async def test_a_damaged_file_does_not_hold_up_the_others(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     (file,) = waiting(settings, KEPT)
     (file.parent / "bad.json").write_text('{"report": "plum"', encoding="utf-8")
     os.utime(file.parent / "bad.json", (time.time() - 60, time.time() - 60))
@@ -174,7 +174,7 @@ async def test_a_damaged_file_does_not_hold_up_the_others(
 async def test_what_nobody_delivered_for_memory_days_is_gone_and_named(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     (file,) = waiting(settings, KEPT)
     old = time.time() - settings.memory_days * DAY - 60
     os.utime(file, (old, old))
@@ -221,7 +221,7 @@ async def test_the_words_of_a_stranger_are_kept_only_if_asked_for(
 async def test_the_owners_own_system_is_told_a_strangers_words(settings: Settings) -> None:
     wanted = {"webhook_url": SecretStr("http://127.0.0.1:1/"), "webhook_secret": SecretStr("")}
     settings = settings.model_copy(update=wanted)
-    leave(settings, full_report("AJ_1", caller=None), [])
+    leave(settings, full_report("AJ_1", caller=None))
 
     texts = {
         place.name: [said.text for said in one.report.said]
@@ -230,8 +230,8 @@ async def test_the_owners_own_system_is_told_a_strangers_words(settings: Setting
         if (one := delivery.read(file)) is not None
     }
     assert texts == {
-        "kept": ["", "", ""],
-        "webhook": ["Hello!", "When do you <b>open</b>?", "At nine."],
+        "kept": ["", "", "", ""],
+        "webhook": ["Hello!", "When do you <b>open</b>?", "At nine.", "And on Sunday"],
     }
 
 
@@ -243,7 +243,7 @@ async def test_a_place_that_takes_none_more_costs_the_others_nothing(
     KEPT.folder(settings).touch()
 
     with pytest.raises(OSError, match="kept"):
-        leave(settings, report("AJ_1"), [])
+        leave(settings, report("AJ_1"))
     assert len(waiting(settings, delivery.PLACES[1])) == 1
 
 
@@ -251,7 +251,7 @@ async def test_a_report_at_which_a_place_always_fails_holds_up_no_other_for_long
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
-        leave(settings, report(f"AJ_{number}"), [])
+        leave(settings, report(f"AJ_{number}"))
     taken, pauses = list[str](), delivery.Pauses()
 
     @asynccontextmanager
@@ -273,7 +273,7 @@ async def test_a_report_at_which_a_place_always_fails_holds_up_no_other_for_long
 
 
 async def test_what_nobody_wants_any_more_is_not_delivered(settings: Settings) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
 
     assert await deliver(settings.model_copy(update={"calls_kept": 0}), KEPT) == 0
     assert len(waiting(settings, KEPT)) == 1

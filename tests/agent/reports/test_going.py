@@ -6,18 +6,19 @@ import asyncio
 import logging
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from agent import entrypoint
 from agent.conversation import CallAgent
-from agent.reports import Report, going
-from agent.reports.delivery import KEPT, leave, read, waiting
+from agent.reports import Report, delivery, going
+from agent.reports.delivery import KEPT, Waiting, read, waiting
 from agent.reports.going import Going, folder_of, report_deaths
 from agent.settings import Settings, load_settings
 from template.tests.talk import talk
-from tests.agent.reports.made import report
+from tests.agent.reports.made import leave, report
 from tests.support.processes import process
 
 
@@ -33,16 +34,18 @@ def left(settings: Settings) -> list[Report]:
     return [one.report for one in found if one is not None]
 
 
-def begin_and_be_killed() -> None:
-    held = Going(load_settings(), report("AJ_1", reason="", seconds=0, ago=60))
-    assert held
-    os.kill(os.getpid(), signal.SIGKILL)
+def begun(settings: Settings, **known: str) -> Waiting:
+    made = report("AJ_1", reason="", seconds=0, ago=60, **known)
+    return Waiting.of(settings, made, known.values())
 
 
-def report_and_be_killed() -> None:
-    held = Going(load_settings(), report("AJ_1", reason="", seconds=0, ago=60))
-    leave(load_settings(), report("AJ_1", reason="caller left"), [])
-    assert held
+def begin_and_be_killed(*, known: bool = False, reported: bool = False) -> None:
+    settings = load_settings()
+    going = Going(settings, begun(settings))
+    if known:
+        going.know(begun(settings, caller="ann"))
+    if reported:
+        leave(settings, report("AJ_1", reason="caller left"))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -58,10 +61,21 @@ async def test_a_call_that_was_killed_is_reported_once(settings: Settings) -> No
     assert 60 <= made.seconds < 90
 
 
+async def test_who_was_in_a_call_that_was_killed_is_known_and_can_be_forgotten(
+    settings: Settings,
+) -> None:
+    with process(partial(begin_and_be_killed, known=True)) as call:
+        await asyncio.to_thread(call.join)
+
+    assert report_deaths(settings) == 1
+    assert [made.caller for made in left(settings)] == ["ann"]
+    assert delivery.forget(settings, ["ann"]) == 1
+
+
 async def test_a_call_that_was_killed_when_it_had_reported_is_not_reported_again(
     settings: Settings,
 ) -> None:
-    with process(report_and_be_killed) as call:
+    with process(partial(begin_and_be_killed, reported=True)) as call:
         await asyncio.to_thread(call.join)
 
     assert report_deaths(settings) == 0
@@ -70,7 +84,7 @@ async def test_a_call_that_was_killed_when_it_had_reported_is_not_reported_again
 
 
 def test_a_call_that_goes_on_is_seen_and_left_alone(settings: Settings) -> None:
-    held = Going(settings, report("AJ_1", reason="", seconds=0, ago=60))
+    held = Going(settings, begun(settings))
     (file,) = folder_of(settings).iterdir()
     os.utime(file, (1, 1))
 
@@ -87,10 +101,12 @@ async def test_a_call_is_known_while_it_goes_on_and_reports_itself(
 ) -> None:
     build = lambda call: CallAgent(call, instructions="Be brief.")  # noqa: E731
     monkeypatch.setattr(entrypoint, "build_persona", build)
-    async with talk() as call:
+    async with talk("ann") as call:
         await call.say("Hello")
         assert report_deaths(load_settings()) == 0
-        assert len(list(folder_of(load_settings()).iterdir())) == 1
+        (file,) = folder_of(load_settings()).iterdir()
+        assert (known := read(file)) is not None
+        assert (known.report.caller, known.report.kind) == ("ann", "standard")
 
     assert not list(folder_of(load_settings()).iterdir())
     assert [made.reason for made in left(load_settings())] == ["caller left"]

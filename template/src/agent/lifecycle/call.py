@@ -128,7 +128,7 @@ class Call:
         did not start in the session by 15 s. So the room and the steps have tasks of their own.
         """
         self.journal.call_begins()
-        self._sequence.call_begins()
+        self._sequence.note()
         self.transport.listen(self)
         seconds = Step.CONNECT.seconds or 0
         self._room = self.opened.add("room", self._connected(), seconds, timeouts.CLOSE_SECONDS)
@@ -183,6 +183,13 @@ class Call:
         if self.transport.limited:
             self._length_timer = self._end_in(self.settings.max_call_seconds, Reason.TOO_LONG)
         return self.caller
+
+    def identify(self, key: str | None) -> None:
+        """The caller is remembered under this key; None for a stranger."""
+        self.remembered_as = key
+        if self.memory is not None:
+            self.memory.identify(key)
+        self._sequence.note()
 
     def first_word(self) -> None:
         """The agent is heard; only the first time counts."""

@@ -20,6 +20,7 @@ from agent.memory import CallRecord
 from agent.outbox import in_a_thread
 from agent.reasons import Reason
 from agent.reports import Report, delivery
+from agent.reports.delivery import Waiting
 from agent.reports.going import Going
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ClosingSequence:
         self._task: asyncio.Task[None] | None = None
         self._room_ended, self._recorded, self._exit_guarded = False, False, False
         self._reported = False
-        self._beginning: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._going: Going | None = None
 
     @property
@@ -52,18 +53,24 @@ class ClosingSequence:
         """The call's."""
         return self._call.journal
 
-    def call_begins(self) -> None:
-        """Have workers see the call, so that they notice if its process dies; nothing waits."""
+    def note(self) -> None:
+        """Have workers see what is known of the call by now, should its process die; at once."""
         call = self._call
         if call.transport.call_id and delivery.is_wanted(call.settings):
-            known = replace(call.report(), cost=None)
-            self._beginning = asyncio.create_task(self._begin_going(known), name="call_begins")
+            known = Waiting.of(call.settings, replace(call.report(), cost=None), call.caller_keys)
+            self._noting = asyncio.create_task(self._note(known, self._noting), name="call_note")
 
-    async def _begin_going(self, known: Report) -> None:
-        begin = partial(Going, self._call.settings, known)
-        # where nothing can be written, the report says so
+    async def _note(self, known: Waiting, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        settings, seconds = self._call.settings, timeouts.REPORT_SECONDS
+        # where nothing can be written, the report at the end says so
         with suppress(OSError):
-            self._going = await in_a_thread(begin, timeouts.REPORT_SECONDS, "going")
+            if self._going is None:
+                begin = partial(Going, settings, known)
+                self._going = await in_a_thread(begin, seconds, "call_note")
+            else:
+                await in_a_thread(partial(self._going.know, known), seconds, "call_note")
 
     def begin(self) -> None:
         """Close the call, once, in a task of its own."""
@@ -112,8 +119,8 @@ class ClosingSequence:
             sentence, extra = "closing the call failed: %s", call.journal.fields()
             log.error(sentence, one_line(error), exc_info=error, extra=extra)
         if self._is_to_report():
-            if self._beginning is not None:
-                await self._beginning
+            if self._noting is not None:
+                await self._noting
             leave = partial(self._leave_report, call.report())
             try:
                 await in_a_thread(leave, timeouts.REPORT_SECONDS, "report")
@@ -181,7 +188,7 @@ class ClosingSequence:
         """Leave the report where a worker finds it."""
         call = self._call
         try:
-            delivery.leave(call.settings, report, call.caller_keys)
+            delivery.leave(call.settings, Waiting.of(call.settings, report, call.caller_keys))
         except OSError as error:
             self._report_is_lost(error)
         if self._going is not None:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -48,6 +48,15 @@ class Waiting:
 
     report: Report
     keys: list[str]
+
+    @classmethod
+    def of(cls, settings: Settings, report: Report, keys: Iterable[str]) -> Waiting:
+        """The report of a caller who is known by these keys."""
+        return cls(report, [key_digest(settings, key) for key in keys])
+
+    def to_json(self) -> bytes:
+        """As it is in a file."""
+        return json.dumps({"keys": self.keys, "report": self.report.to_dict()}).encode("ascii")
 
 
 Deliver = Callable[[Waiting], Awaitable[None]]
@@ -115,18 +124,17 @@ def file_of(call: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]', '_', call)}.json"
 
 
-def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
-    """Leave the report for each place that wants it; `keys` are the caller's.
+def leave(settings: Settings, left: Waiting) -> None:
+    """Leave a report for each place that wants it.
 
     Raises OSError, when it has been left for all others.
     """
-    digests, failed = [key_digest(settings, key) for key in keys], None
+    name, failed = file_of(left.report.call), None
     for place in places(settings):
-        fit = _to_keep(report, settings) if place is KEPT else report
-        content = json.dumps({"keys": digests, "report": fit.to_dict()}).encode("ascii")
+        fit = replace(left, report=_to_keep(left.report, settings)) if place is KEPT else left
         try:
-            folder, name = place.folder(settings), file_of(report.call)
-            write_whole(folder, content, name=name, most_bytes=MOST_BYTES)
+            folder = place.folder(settings)
+            write_whole(folder, fit.to_json(), name=name, most_bytes=MOST_BYTES)
         except OSError as error:
             failed = error
     if failed is not None:

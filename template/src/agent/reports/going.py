@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import tempfile
@@ -20,7 +19,7 @@ from typing import IO
 from agent.outbox import oldest_first
 from agent.reasons import Reason
 from agent.reports import Failure, Report
-from agent.reports.delivery import PLACES, file_of, leave, read
+from agent.reports.delivery import PLACES, Waiting, file_of, leave, read
 from agent.settings import Settings
 
 log = logging.getLogger("agent.reports")
@@ -32,18 +31,24 @@ LOOK_SECONDS = 2.0
 class Going:
     """A call that goes on, until its process says `over` or is no more."""
 
-    def __init__(self, settings: Settings, report: Report) -> None:
-        """`report` says what is known when the call begins. Raises OSError."""
+    def __init__(self, settings: Settings, begun: Waiting) -> None:
+        """`begun` is what is known when the call begins. Raises OSError."""
         folder = folder_of(settings)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file = folder / file_of(report.call)
+        self._file = folder / file_of(begun.report.call)
         handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".part")
         # the lock is the open file's: it is held as long as this
         self._held: IO[bytes] = os.fdopen(handle, "wb")
         fcntl.flock(handle, fcntl.LOCK_EX)
-        self._held.write(json.dumps({"keys": [], "report": report.to_dict()}).encode("ascii"))
-        self._held.flush()
+        self.know(begun)
         os.replace(unfinished, self._file)
+
+    def know(self, begun: Waiting) -> None:
+        """Note what is known of the call by now. Raises OSError."""
+        self._held.seek(0)
+        self._held.write(begun.to_json())
+        self._held.truncate()
+        self._held.flush()
 
     def over(self) -> None:
         """The call has left its own report. Raises OSError."""
@@ -72,7 +77,7 @@ def report_deaths(settings: Settings) -> int:
             # gone if the call, or another worker, was faster; its own report is the better one
             seen, begun = file.stat().st_mtime, read(file)
             if begun is not None and not _has_reported(settings, begun.report):
-                leave(settings, _died(begun.report, seen), [])
+                leave(settings, replace(begun, report=_died(begun.report, seen)))
                 deaths += 1
             file.unlink(missing_ok=True)
     return deaths
