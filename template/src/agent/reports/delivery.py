@@ -181,8 +181,10 @@ class Pauses:
 
 async def keep_delivering(settings: Settings) -> None:
     """Deliver what waits, now and when more comes, until cancelled; raises nothing."""
-    # one that is slow holds up no other
-    await asyncio.gather(*(_keep_delivering(settings, place) for place in PLACES))
+    # one that is slow holds up no other; a group ends when all of them have let their locks go
+    async with asyncio.TaskGroup() as group:
+        for place in PLACES:
+            group.create_task(_keep_delivering(settings, place))
 
 
 async def _keep_delivering(settings: Settings, place: Place) -> None:
