@@ -11,6 +11,7 @@ import pytest
 from agent import after_call
 from agent.reports import Report, Said, delivery
 from agent.settings import Settings, load_settings
+from tests.agent.reports.made import leave
 from tests.support.templates import ROOT
 
 PERSONA = """
@@ -53,7 +54,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     for name, seconds in (("DELIVERY_SECONDS", 0.01), ("REPORT_SECONDS", (0.02, 0.1))):
         monkeypatch.setattr(delivery, name, seconds)
     said = [Said(1.0, "user", "My card is 4111")]
-    delivery.leave(given, Report("call-1", "r", "a", 1e9, 7.5, "caller left", said=said), ["ann"])
+    leave(given, Report("call-1", "r", "a", 1e9, 7.5, "caller left", said=said), ["ann"])
     return given
 
 

@@ -78,7 +78,7 @@ async def test_no_record_and_no_metric_has_what_was_said(caplog: pytest.LogCaptu
 
 
 async def test_only_what_is_to_keep_it_has_what_was_said() -> None:
-    call = await the_call()
+    call = await the_call(keep_strangers_words=True)
     data = call.settings.data
 
     assert files_with_secrets(data, KEEPERS) == {}
@@ -89,15 +89,18 @@ async def test_only_what_is_to_keep_it_has_what_was_said() -> None:
     assert files_with_secrets(data / "reports") == {}
 
 
-async def test_nothing_has_it_where_no_transcripts_are_kept() -> None:
-    call = await the_call(keep_transcripts=False)
+@pytest.mark.parametrize("changes", [{}, {"keep_strangers_words": True, "keep_transcripts": False}])
+async def test_nothing_has_it_of_a_stranger_or_where_no_transcripts_are_kept(
+    changes: dict[str, bool],
+) -> None:
+    call = await the_call(**changes)
     await deliver(call.settings, KEPT)
 
     assert files_with_secrets(call.settings.data) == {}
 
 
 async def test_kept_reports_have_no_cards_and_no_numbers_if_they_are_left_out() -> None:
-    call = await the_call(redact="numbers")
+    call = await the_call(redact="numbers", keep_strangers_words=True)
     await deliver(call.settings, KEPT)
 
     (found,) = files_with_secrets(call.settings.data).values()

@@ -12,7 +12,7 @@ from agent.reports import NotDelivered, delivery, recordings
 from agent.reports.bucket import Bucket
 from agent.reports.delivery import KEPT, RECORDINGS
 from agent.settings import Settings
-from tests.agent.reports.made import report
+from tests.agent.reports.made import leave, report
 from tests.support.s3 import S3Server
 
 
@@ -50,7 +50,7 @@ def recorded(settings: Settings, call: str, caller: str, size: int = 100) -> Non
     file.write_bytes(b"s" * size)
     recordings.finish(file)
     address = recordings.address_of(settings, call)
-    delivery.leave(settings, report(call, recording=address), [caller])
+    leave(settings, report(call, recording=address), [caller])
 
 
 async def test_a_recording_is_taken_to_the_bucket_and_its_report_passed_on(

@@ -25,8 +25,11 @@ from agent.settings import Settings, load_settings
 
 
 def is_wanted() -> bool:
-    """Whether the owner's persona does something after a call."""
-    return persona_class().after_call is not CallAgent.after_call
+    """Whether the owner's persona does something after a call; one that cannot be read does not."""
+    try:
+        return persona_class().after_call is not CallAgent.after_call
+    except Exception:  # of the owner's code; the call has ended with it as the reason
+        return False
 
 
 @asynccontextmanager

@@ -42,8 +42,8 @@ def locked(file: Path, seconds: float) -> Iterator[None]:
         yield
 
 
-def write_whole(folder: Path, content: bytes, *, suffix: str, most_bytes: int) -> Path:
-    """Write a file of its own, readable by this user only, whole or not at all.
+def write_whole(folder: Path, content: bytes, *, name: str, most_bytes: int) -> Path:
+    """Write a file of this name, readable by this user only, whole or not at all.
 
     Raises OSError, also when the files together would exceed `most_bytes`.
     """
@@ -51,7 +51,7 @@ def write_whole(folder: Path, content: bytes, *, suffix: str, most_bytes: int) -
     if sum(_size(file) for file in folder.iterdir()) + len(content) > most_bytes:
         raise OSError(errno.ENOSPC, f"it holds {most_bytes / 1e6:g} MB already")
     handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".part")  # mode 0600
-    kept = Path(unfinished).with_suffix(suffix)
+    kept = folder / name
     try:
         with os.fdopen(handle, "wb") as file:
             # not synced: on a busy disk that takes longer than a call may; a power cut may cost it

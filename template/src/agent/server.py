@@ -33,7 +33,7 @@ from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
 from agent.outside import Readiness
 from agent.reasons import REASONS
-from agent.reports import STAGES, cost, delivery, recordings
+from agent.reports import STAGES, cost, delivery, going, recordings
 from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -131,6 +131,7 @@ class Server(AgentServer):
         delivering = [
             asyncio.create_task(keep_delivering(settings), name="memory delivery"),
             asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
+            asyncio.create_task(going.keep_reporting_deaths(settings), name="reports of deaths"),
             asyncio.create_task(recordings.keep(settings), name="recordings"),
         ]
         if devmode or math.isinf(settings.max_load):
@@ -151,7 +152,11 @@ class Server(AgentServer):
         finally:
             for task in delivering:
                 task.cancel()
+            # they hold locks until then; the owner's code may be slow to end
+            await asyncio.wait(delivering, timeout=LAST_DELIVERY_SECONDS)
             # of the calls that the worker was drained of; what is left, the next one delivers
+            with suppress(OSError):
+                going.report_deaths(settings)
             await delivery.deliver_once(settings, LAST_DELIVERY_SECONDS)
 
     def measured(self, registry: CollectorRegistry = REGISTRY) -> Metrics:

@@ -306,6 +306,10 @@ class Settings(BaseSettings):
     calls_kept: int = Field(
         default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
     )
+    keep_strangers_words: bool = Field(
+        default=False,
+        description="Whether these have the words of callers, too, whom memory does not remember.",
+    )
     redact: Literal["none", "cards", "numbers"] = Field(
         default="none",
         description="Left out of what is kept: cards; numbers: those, and any of six digits.",

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
 from datetime import datetime, timedelta
 
 import pytest
 
-from agent.reports import Cost
-from agent.reports.delivery import KEPT, deliver, leave
+from agent.__main__ import main
+from agent.reports import Cost, Said
+from agent.reports.delivery import KEPT, deliver
 from agent.settings import load_settings
 from tests.agent.cli.test_commands import Agent, agent, home
-from tests.agent.reports.made import HEARD, full_report, report
+from tests.agent.reports.made import HEARD, full_report, leave, report
+from tests.agent.reports.test_going import begin_and_be_killed
+from tests.support.processes import process
 
 __all__ = ["agent", "home"]
 
 
 @pytest.fixture
-def called(home: object) -> None:
+def called(home: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two calls have ended: one is kept, and the report of the newer one still waits."""
+    monkeypatch.setenv("AGENT_KEEP_STRANGERS_WORDS", "true")
     load_settings.cache_clear()
     settings = load_settings()
-    leave(settings, report("AJ_old", ago=600, reason="no-show", seconds=60), [])
+    leave(settings, report("AJ_old", ago=600, reason="no-show", seconds=60))
     asyncio.run(deliver(settings, KEPT))
     leave(settings, full_report("AJ_new"), ["ann"])
 
@@ -34,9 +43,9 @@ def test_calls_are_a_table_the_newest_first_one_that_waits_too(agent: Agent, cal
     assert ended.code == 0
     head, new, old, *times = ended.out.splitlines()
     assert head.split()[:4] == ["when", "call", "who", "reason"]
-    assert re.search(r"AJ_new +ann +caller left +0:12 +3 +1\.10 s \(model\)", new)
+    assert re.search(r"AJ_new +ann +caller left +0:12 +4 +1\.10 s \(model\)", new)
     assert re.search(r"AJ_old +nobody +no-show +1:00 +0", old)
-    assert "1 answers, in seconds until they were heard:" in times
+    assert "Seconds until the answers (1) were heard:" in times
     assert any(re.search(r"model +p50 +0\.60 +p95 +0\.60", line) for line in times)
 
 
@@ -59,6 +68,50 @@ def test_without_calls_there_is_a_line(agent: Agent) -> None:
     assert agent("calls", "--json").out == "[]\n"
 
 
+def test_a_table_is_folded_to_a_narrow_terminal_but_for_the_ids(called: None) -> None:
+    screen, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 72))
+    with process(main, ["calls"], terminal=os.ttyname(theirs)) as ran:
+        ran.join()
+    shown = re.sub(r"\x1b\[\d*m", "", os.read(screen, 65536).decode()).splitlines()
+    os.close(theirs)
+    os.close(screen)
+
+    assert max(map(len, shown)) <= 72
+    assert any(re.search(r"AJ_new +ann", line) for line in shown)
+
+
+def test_what_a_caller_typed_does_not_steer_the_terminal(
+    agent: Agent, home: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_KEEP_STRANGERS_WORDS", "true")
+    load_settings.cache_clear()
+    said = [Said(1.0, "user", "one\x1b[2J\ntwo\u202e")]
+    leave(load_settings(), report("AJ_1", caller="ann\x1b]0;x\x07", said=said))
+
+    out = agent("report", "last").out + agent("calls").out
+    assert "one\ufffd[2J two\ufffd" in out
+    assert all(one.isprintable() or one == "\n" for one in out)
+
+
+def test_where_no_words_are_kept_the_report_says_why(agent: Agent, home: object) -> None:
+    load_settings.cache_clear()
+    leave(load_settings(), full_report("AJ_1", caller=None))
+
+    out = agent("report", "last").out
+    assert "not kept: see AGENT_KEEP_STRANGERS_WORDS" in out
+    assert "1.10 s: model 0.60, turn 0.30, voice 0.20" in out
+    assert "At nine." not in out
+
+
+def test_a_call_that_was_killed_is_listed_without_a_worker(agent: Agent, home: object) -> None:
+    with process(begin_and_be_killed) as call:
+        call.join()
+
+    (one,) = json.loads(agent("calls", "--json").out)
+    assert (one["call"], one["reason"]) == ("AJ_1", "job died")
+
+
 @pytest.mark.parametrize("name", ["AJ_new", "AJ_n", "room of AJ_new", "last"])
 def test_a_report_tells_the_call_in_order(name: str, agent: Agent, called: None) -> None:
     ended = agent("report", name)
@@ -73,6 +126,8 @@ def test_a_report_tells_the_call_in_order(name: str, agent: Agent, called: None)
         'ok in 80 ms: {"id":7}',
         "0:05  agent   At nine.",
         "1.10 s: model 0.60, turn 0.30, voice 0.20",
+        "0:05  agent   And on Sunday",
+        "interrupted",
         "0:06  failed  text-to-speech: APIError: 503",
         "the caller was told",
         "0:12  closed  session",
@@ -155,3 +210,35 @@ def test_costs_are_summed_by_day_and_what_is_unknown_is_not_nothing(
     assert unknown.endswith("unknown")
     told = {one["call"]: one["cost"] for one in json.loads(agent("calls", "--json").out)}
     assert told == {"AJ_1": 0.25, "AJ_2": 0.5, "AJ_3": None, "AJ_4": 1.0}
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(called: None) -> None:
+    listed = [sys.executable, "-m", "agent", "calls", "--json"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    ended = subprocess.run(listed, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_store_that_is_away_is_named_with_what_to_do(
+    agent: Agent, called: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", "redis://127.0.0.1:1/0")
+    ended = agent("calls")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("agent: ")
+    assert "127.0.0.1:1" in ended.err
+    # what waits for it is not lost
+    assert len(list(load_settings().data.glob("reports/kept/*.json"))) == 1
+
+
+def test_files_of_another_user_are_named_with_what_to_do(agent: Agent, called: None) -> None:
+    (load_settings().data / "reports" / "kept" / ".lock").unlink()
+    (load_settings().data / "reports" / "kept" / ".lock").mkdir()
+    ended = agent("calls")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.endswith("ask as the user who runs the agent\n")

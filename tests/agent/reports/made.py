@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from agent.reports import (
@@ -14,6 +15,9 @@ from agent.reports import (
     StepTaken,
     ToolUse,
 )
+from agent.reports.delivery import Waiting
+from agent.reports.delivery import leave as leave_waiting
+from agent.settings import Settings
 
 HEARD = {"turn": 300, "model": 600, "voice": 200}
 
@@ -40,6 +44,7 @@ def full_report(call: str = "AJ_1", **fields: Any) -> Report:
                 Said(1.0, "assistant", "Hello!"),
                 Said(3.0, "user", "When do you <b>open</b>?"),
                 Said(5.1, "assistant", "At nine.", heard_ms=1100, stages=HEARD),
+                Said(5.6, "assistant", "And on Sunday", interrupted=True),
             ],
             "tools": [ToolUse(4.2, "book", '{"day":"Monday"}', '{"id":7}', "ok", 80)],
             "lookups": [LookUp(4.0, "When do you open?", ["hours.md > Hours"], "ok", 12)],
@@ -50,3 +55,8 @@ def full_report(call: str = "AJ_1", **fields: Any) -> Report:
             **fields,
         },
     )
+
+
+def leave(settings: Settings, made: Report, keys: Iterable[str] = ()) -> None:
+    """Leave it as a call does whose caller is known by these keys."""
+    leave_waiting(settings, Waiting.of(settings, made, keys))

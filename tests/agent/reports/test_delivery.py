@@ -7,19 +7,23 @@ import logging
 import os
 import stat
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.outbox import locked
 from agent.reports import NotDelivered, delivery, kept
-from agent.reports.delivery import DAY, KEPT, deliver, leave, waiting
+from agent.reports.delivery import DAY, KEPT, Waiting, deliver, waiting
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
 from template.tests.talk import talk
-from tests.agent.reports.made import report
+from tests.agent.reports.made import full_report, leave, report
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,7 @@ async def kept_calls(settings: Settings) -> list[str]:
 
 
 async def test_every_call_is_reported_a_strangers_too_and_with_memory_off() -> None:
-    async with talk("guest-1", memory_url="none") as call:
+    async with talk("guest-1", memory_url="none", keep_strangers_words=True) as call:
         await call.say("Hello")
     settings = load_settings()
 
@@ -84,7 +88,7 @@ async def test_without_transcripts_a_report_has_no_word_that_was_said() -> None:
 
 
 async def test_a_card_that_is_said_is_in_no_report_where_cards_are_left_out() -> None:
-    async with talk(redact="cards") as call:
+    async with talk("ann", redact="cards") as call:
         await call.say("It is 4242 4242 4242 4242, room 1042")
     (file,) = waiting(load_settings(), KEPT)
 
@@ -109,7 +113,7 @@ async def test_a_report_that_cannot_be_left_is_a_warning_and_the_call_ends_well(
 async def test_what_a_place_does_not_take_waits_and_is_one_warning(
     settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     # no database can be made where there is a folder of this name
     (settings.data / "calls.db").mkdir()
     looks = 0
@@ -124,6 +128,8 @@ async def test_what_a_place_does_not_take_waits_and_is_one_warning(
             raise asyncio.CancelledError
 
     monkeypatch.setattr("agent.reports.delivery.asyncio.sleep", after_a_look)
+    monkeypatch.setattr(delivery, "PLACES", [KEPT])
+    monkeypatch.setattr(delivery, "PLACE_SECONDS", (0.0, 0.0))
     with pytest.raises(asyncio.CancelledError):
         await delivery.keep_delivering(settings)
 
@@ -137,14 +143,14 @@ async def test_a_report_whose_worker_died_before_deleting_it_is_delivered_again_
     settings: Settings,
 ) -> None:
     for _ in range(2):
-        leave(settings, report("AJ_1"), [])
+        leave(settings, report("AJ_1"))
         await deliver(settings, KEPT)
 
     assert await kept_calls(settings) == ["AJ_1"]
 
 
 async def test_what_another_worker_is_delivering_is_left_to_it(settings: Settings) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     with locked(KEPT.folder(settings) / ".lock", 0):
         assert await deliver(settings, KEPT) == 0
 
@@ -154,7 +160,7 @@ async def test_what_another_worker_is_delivering_is_left_to_it(settings: Setting
 async def test_a_damaged_file_does_not_hold_up_the_others(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"))
     (file,) = waiting(settings, KEPT)
     (file.parent / "bad.json").write_text('{"report": "plum"', encoding="utf-8")
     os.utime(file.parent / "bad.json", (time.time() - 60, time.time() - 60))
@@ -165,14 +171,17 @@ async def test_a_damaged_file_does_not_hold_up_the_others(
     assert "plum" not in caplog.text
 
 
-async def test_what_nobody_delivered_for_memory_days_is_gone(settings: Settings) -> None:
-    leave(settings, report("AJ_1"), [])
+async def test_what_nobody_delivered_for_memory_days_is_gone_and_named(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    leave(settings, report("AJ_1"))
     (file,) = waiting(settings, KEPT)
     old = time.time() - settings.memory_days * DAY - 60
     os.utime(file, (old, old))
 
     assert waiting(settings, KEPT) == []
     assert not file.exists()
+    assert "AJ_1 was not delivered (kept) within 30 days, and is gone" in caplog.text
 
 
 async def test_a_store_that_the_project_was_made_without_is_named(
@@ -184,3 +193,87 @@ async def test_a_store_that_the_project_was_made_without_is_named(
     monkeypatch.setattr(kept, "import_module", without)
     with pytest.raises(NotDelivered, match="was made without it"):
         kept.open_kept(settings.model_copy(update={"memory_url": "redis://store"}))
+
+
+@pytest.mark.parametrize(
+    ("caller", "given", "words"),
+    [
+        ("ann", {}, True),
+        ("guest-1", {}, False),
+        ("guest-1", {"keep_strangers_words": True}, True),
+        # a memory that is off remembers nobody
+        ("ann", {"memory_url": "none"}, False),
+        ("ann", {"keep_transcripts": False, "keep_strangers_words": True}, False),
+    ],
+)
+async def test_the_words_of_a_stranger_are_kept_only_if_asked_for(
+    caller: str, given: dict[str, Any], words: bool
+) -> None:
+    async with talk(caller, **given) as call:
+        await call.say("my secret is plum")
+    (file,) = waiting(load_settings(), KEPT)
+
+    assert ("plum" in file.read_text(encoding="ascii")) is words
+    assert (one := delivery.read(file)) is not None
+    assert [said.role for said in one.report.said] == ["assistant", "user", "assistant"]
+
+
+async def test_the_owners_own_system_is_told_a_strangers_words(settings: Settings) -> None:
+    wanted = {"webhook_url": SecretStr("http://127.0.0.1:1/"), "webhook_secret": SecretStr("")}
+    settings = settings.model_copy(update=wanted)
+    leave(settings, full_report("AJ_1", caller=None))
+
+    texts = {
+        place.name: [said.text for said in one.report.said]
+        for place in delivery.places(settings)
+        for file in waiting(settings, place)
+        if (one := delivery.read(file)) is not None
+    }
+    assert texts == {
+        "kept": ["", "", "", ""],
+        "webhook": ["Hello!", "When do you <b>open</b>?", "At nine.", "And on Sunday"],
+    }
+
+
+async def test_a_place_that_takes_none_more_costs_the_others_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"webhook_url": SecretStr("http://127.0.0.1:1/")})
+    (settings.data / "reports").mkdir(parents=True)
+    KEPT.folder(settings).touch()
+
+    with pytest.raises(OSError, match="kept"):
+        leave(settings, report("AJ_1"))
+    assert len(waiting(settings, delivery.PLACES[1])) == 1
+
+
+async def test_a_report_at_which_a_place_always_fails_holds_up_no_other_for_long(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        leave(settings, report(f"AJ_{number}"))
+    taken, pauses = list[str](), delivery.Pauses()
+
+    @asynccontextmanager
+    async def opened(_: Settings) -> AsyncIterator[delivery.Deliver]:
+        async def take(report: Waiting) -> None:
+            if report.report.call == "AJ_0":
+                raise NotDelivered("it does not answer")
+            taken.append(report.report.call)
+
+        yield take
+
+    monkeypatch.setattr(kept, "open_deliverer", opened)
+    for _ in range(2):
+        with pytest.raises(NotDelivered):
+            await deliver(settings, KEPT, pauses)
+
+    assert taken == ["AJ_1", "AJ_2"]
+    assert len(waiting(settings, KEPT)) == 1
+
+
+async def test_what_nobody_wants_any_more_is_not_delivered(settings: Settings) -> None:
+    leave(settings, report("AJ_1"))
+
+    assert await deliver(settings.model_copy(update={"calls_kept": 0}), KEPT) == 0
+    assert len(waiting(settings, KEPT)) == 1

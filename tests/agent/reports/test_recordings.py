@@ -15,7 +15,7 @@ from agent.reports import Report, delivery, recordings
 from agent.reports.delivery import KEPT, RECORDINGS
 from agent.settings import Settings, SettingsError, load_settings
 from tests.agent.cli.test_commands import Agent, agent, home
-from tests.agent.reports.made import report
+from tests.agent.reports.made import leave, report
 
 __all__ = ["agent", "home"]
 
@@ -48,7 +48,7 @@ def waiting(settings: Settings, place: delivery.Place) -> list[Report]:
 async def test_a_bucket_that_is_away_delays_no_report_and_loses_no_recording(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    delivery.leave(settings, recorded(settings), ["ann"])
+    leave(settings, recorded(settings), ["ann"])
     assert [one.call for one in waiting(settings, RECORDINGS)] == ["AJ_1"]
     assert waiting(settings, KEPT) == []
 
@@ -69,7 +69,7 @@ async def test_a_bucket_that_is_away_delays_no_report_and_loses_no_recording(
 
 
 async def test_a_report_without_a_recording_waits_for_nothing(settings: Settings) -> None:
-    delivery.leave(settings, report("AJ_1"), [])
+    leave(settings, report("AJ_1"), [])
 
     assert waiting(settings, RECORDINGS) == []
     assert [one.call for one in waiting(settings, KEPT)] == ["AJ_1"]
@@ -78,7 +78,7 @@ async def test_a_report_without_a_recording_waits_for_nothing(settings: Settings
 async def test_a_recording_that_is_not_finished_is_told(settings: Settings) -> None:
     recordings.prepare(settings, "AJ_1", [])
     unfinished = report("AJ_1", recording=recordings.address_of(settings, "AJ_1"))
-    delivery.leave(settings, unfinished, [])
+    leave(settings, unfinished, [])
 
     await delivery.deliver(settings, RECORDINGS)
 

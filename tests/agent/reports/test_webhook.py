@@ -15,6 +15,7 @@ from standardwebhooks import Webhook
 
 from agent.reports import Report, Said, delivery, webhook
 from agent.settings import Settings, SettingsError, load_settings
+from tests.agent.reports import made
 from tests.support.processes import process
 from tests.support.server import free_port
 
@@ -92,7 +93,7 @@ def settings(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def leave(settings: Settings, number: int = 0) -> Report:
     said = [Said(1.0, "user", "Do you know Ärger?"), Said(2.0, "assistant", "No.")]
     report = Report(f"call-{number}", "room", "agent", 1e9, 7.5, "caller left", "ann", said=said)
-    delivery.leave(settings, report, ["ann"])
+    made.leave(settings, report, ["ann"])
     return report
 
 

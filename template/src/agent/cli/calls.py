@@ -5,23 +5,35 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
+import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from agent.cli.terminal import busy
+from agent.cli.terminal import busy, make_console
 from agent.cli.terminal import report as tell
 from agent.reports import STAGES, NotDelivered, Report, Said
 from agent.reports.delivery import KEPT, deliver
+from agent.reports.going import report_deaths
 from agent.reports.kept import KeptCalls, open_kept
 from agent.settings import Settings, SettingsError, load_settings
 
 SHOWN = 20
 # characters of what a tool was given, and gave
 LONGEST = 300
+# columns of a file, or of another program
+UNFOLDED = 1000
+# what decides that a report has no words
+NOT_KEPT = "AGENT_KEEP_STRANGERS_WORDS and AGENT_KEEP_TRANSCRIPTS in docs/agent/reports.md"
+SIDES = {"user": "caller", "assistant": "agent"}
 COLUMNS = ("when", "call", "who", "reason", "length", "turns", "slowest answer", "cost")
 
 
@@ -34,18 +46,16 @@ def calls(
     """List the last calls: when, who, why they ended, how long, the slowest answer, the cost."""
     settings = load_settings()
     found = _ask(settings, lambda kept: kept.newest(last))
-    if as_json:
-        print(json.dumps([summary_of(one) for one in found], indent=2))
-        return 0
-    if not found:
+    if not (found or as_json):
         tell("no call is kept" + ("" if settings.calls_kept else ": AGENT_CALLS_KEPT=0"))
         return 0
-    rows = [COLUMNS, *(_row(one) for one in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
-    for line in [*percentiles(found), *costs_by_day(found)]:
-        print(line)
+    with _read_or_not():
+        if as_json:
+            print(json.dumps([summary_of(one) for one in found], indent=2))
+        else:
+            _print_table(found)
+            for line in [*percentiles(found), *costs_by_day(found)]:
+                print(line)
     return 0
 
 
@@ -62,15 +72,16 @@ def report(
     if as_json and as_html:
         raise SettingsError(["--json and --html are two forms of one thing: choose one"])
     found = _find(load_settings(), call)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-    elif as_html:
-        from agent.cli.report_page import page_of
+    with _read_or_not():
+        if as_json:
+            print(json.dumps(found.to_dict(), indent=2))
+        elif as_html:
+            from agent.cli.report_page import page_of
 
-        print(page_of(found))
-    else:
-        for line in _lines(found):
-            print(line)
+            print(page_of(found))
+        else:
+            for line in _lines(found):
+                print(_plain(line))
     return 0
 
 
@@ -98,6 +109,7 @@ def _ask(
     """What is kept, with what waits on this machine delivered first."""
 
     async def ask() -> list[Report]:
+        report_deaths(settings)
         await deliver(settings, KEPT)
         async with open_kept(settings) as kept:
             return await question(kept)
@@ -105,8 +117,11 @@ def _ask(
     try:
         with busy("asking for the calls that are kept"):
             return asyncio.run(ask())
-    except (NotDelivered, OSError) as error:
+    except NotDelivered as error:
         raise SettingsError([str(error)]) from error
+    except OSError as error:
+        problem = f"what waits in {settings.data} cannot be read ({error.strerror})"
+        raise SettingsError([f"{problem}: ask as the user who runs the agent"]) from error
 
 
 # ---------------------------------------------------------------------- in words
@@ -146,7 +161,7 @@ def who(one: Report) -> str:
 
 def when(one: Report) -> str:
     """When the call began, in this machine's time."""
-    return datetime.fromtimestamp(one.began).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(one.began).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def length(seconds: float) -> str:
@@ -172,6 +187,11 @@ def wait_of(said: Said) -> str:
     return f"{said.heard_ms / 1000:.2f} s" + (f": {spent}" if spent else "")
 
 
+def detail_of(said: Said) -> str:
+    """What else there is to say of a turn."""
+    return "; ".join(filter(None, [wait_of(said), "interrupted" if said.interrupted else ""]))
+
+
 def percentiles(found: list[Report]) -> Iterator[str]:
     """The median and the slowest twentieth of all answers, as a whole and by stage."""
     answers = [said for one in found for said in one.said if said.heard_ms is not None]
@@ -182,7 +202,7 @@ def percentiles(found: list[Report]) -> Iterator[str]:
         if any(stage in said.stages for said in answers):
             waits[stage] = [said.stages.get(stage, 0) for said in answers]
     yield ""
-    yield f"{len(answers)} answers, in seconds until they were heard:"
+    yield f"Seconds until the answers ({len(answers)}) were heard:"
     for name, values in waits.items():
         p50, p95 = (_percentile(values, part) / 1000 for part in (0.5, 0.95))
         yield f"  {name:<12} p50 {p50:6.2f}   p95 {p95:6.2f}"
@@ -209,6 +229,23 @@ def _percentile(values: list[int], part: float) -> int:
     return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
 
 
+def _print_table(found: list[Report]) -> None:
+    """A line a call; a narrow terminal folds what is not the call's id."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in COLUMNS:
+        width = len("2026-11-29") if name == "when" else None
+        table.add_column(name, no_wrap=name == "call", overflow="fold", min_width=width)
+    for one in found:
+        table.add_row(*(Text(_plain(cell)) for cell in _row(one)))
+    console = make_console()
+    if not console.is_terminal:
+        console.width = UNFOLDED
+    with console.capture() as lines:
+        console.print(table)
+    for line in lines.get().splitlines():
+        print(line.rstrip())
+
+
 def _row(one: Report) -> tuple[str, ...]:
     slowest, slow = one.slowest, ""
     if slowest is not None:
@@ -231,7 +268,7 @@ class Entry:
 def timeline(one: Report) -> list[Entry]:
     """All that happened, in order; what was closed comes last."""
     entries = [
-        Entry(said.at, "caller" if said.role == "user" else "agent", said.text, wait_of(said), said)
+        Entry(said.at, SIDES.get(said.role, said.role), said.text, detail_of(said), said)
         for said in one.said
     ]
     for tool in one.tools:
@@ -272,6 +309,8 @@ def head(one: Report) -> list[tuple[str, str]]:
         parts = ", ".join(f"{part} {cost:.4f}" for part, cost in one.cost.parts.items())
         facts.append(("of it", f"{parts} (prices of {one.cost.priced})" if parts else ""))
         facts.append(("no price", ", ".join(one.cost.unpriced)))
+    if one.said and not any(said.text for said in one.said):
+        facts.append(("words", f"not kept: see {NOT_KEPT}"))
     facts.append(("used", ", ".join(f"{name} {value}" for name, value in one.usage.items())))
     facts.append(("recording", one.recording or ""))
     return [(name, value) for name, value in facts if value]
@@ -285,6 +324,22 @@ def _lines(one: Report) -> Iterator[str]:
         yield f"{length(entry.at):>6}  {entry.kind:<7} {entry.text}"
         if entry.detail:
             yield f"{'':>16}{entry.detail}"
+
+
+def _plain(text: str) -> str:
+    """The text on one line: what a caller said is not to steer the owner's terminal."""
+    text = re.sub(r"\s", " ", text)
+    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+
+
+@contextmanager
+def _read_or_not() -> Iterator[None]:
+    """Inside is printed for somebody who may not read on, as of `agent calls | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _short(text: str) -> str:

@@ -34,6 +34,7 @@ from agent.reports import Cost, Report
 from agent.reports.cost import cost_of, load_prices
 from agent.reports.privacy import as_kept
 from agent.settings import Settings, SettingsError
+from agent.telemetry import without_number
 from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Call:
         did not start in the session by 15 s. So the room and the steps have tasks of their own.
         """
         self.journal.call_begins()
+        self._sequence.note()
         self.transport.listen(self)
         seconds = Step.CONNECT.seconds or 0
         self._room = self.opened.add("room", self._connected(), seconds, timeouts.CLOSE_SECONDS)
@@ -182,6 +184,13 @@ class Call:
         if self.transport.limited:
             self._length_timer = self._end_in(self.settings.max_call_seconds, Reason.TOO_LONG)
         return self.caller
+
+    def identify(self, key: str | None) -> None:
+        """The caller is remembered under this key; None for a stranger."""
+        self.remembered_as = key
+        if self.memory is not None:
+            self.memory.identify(key)
+        self._sequence.note()
 
     def first_word(self) -> None:
         """The agent is heard; only the first time counts."""
@@ -321,7 +330,7 @@ class Call:
         draft, caller = self.journal.draft, self.caller
         made = Report(
             call=self.transport.call_id,
-            room=self.transport.room_name,
+            room=without_number(self.transport.room_name),
             agent=self.settings.name,
             began=draft.began,
             seconds=self.journal.age_seconds,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -17,6 +20,8 @@ from agent.memory import CallRecord
 from agent.outbox import in_a_thread
 from agent.reasons import Reason
 from agent.reports import Report, delivery
+from agent.reports.delivery import Waiting
+from agent.reports.going import Going
 
 if TYPE_CHECKING:
     from agent.lifecycle.call import Call
@@ -40,11 +45,32 @@ class ClosingSequence:
         self._task: asyncio.Task[None] | None = None
         self._room_ended, self._recorded, self._exit_guarded = False, False, False
         self._reported = False
+        self._noting: asyncio.Task[None] | None = None
+        self._going: Going | None = None
 
     @property
     def journal(self) -> CallJournal:
         """The call's."""
         return self._call.journal
+
+    def note(self) -> None:
+        """Have workers see what is known of the call by now, should its process die; at once."""
+        call = self._call
+        if call.transport.call_id and delivery.is_wanted(call.settings):
+            known = Waiting.of(call.settings, replace(call.report(), cost=None), call.caller_keys)
+            self._noting = asyncio.create_task(self._note(known, self._noting), name="call_note")
+
+    async def _note(self, known: Waiting, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        settings, seconds = self._call.settings, timeouts.REPORT_SECONDS
+        # where nothing can be written, the report at the end says so
+        with suppress(OSError):
+            if self._going is None:
+                begin = partial(Going, settings, known)
+                self._going = await in_a_thread(begin, seconds, "call_note")
+            else:
+                await in_a_thread(partial(self._going.know, known), seconds, "call_note")
 
     def begin(self) -> None:
         """Close the call, once, in a task of its own."""
@@ -93,10 +119,11 @@ class ClosingSequence:
             sentence, extra = "closing the call failed: %s", call.journal.fields()
             log.error(sentence, one_line(error), exc_info=error, extra=extra)
         if self._is_to_report():
-            report = call.report()
+            if self._noting is not None:
+                await self._noting
+            leave = partial(self._leave_report, call.report())
             try:
-                seconds = timeouts.REPORT_SECONDS
-                await in_a_thread(lambda: self._leave_report(report), seconds, "report")
+                await in_a_thread(leave, timeouts.REPORT_SECONDS, "report")
             except TimeoutError as error:
                 self._report_is_lost(error)
         call.journal.call_ended(call.reason, call.turns, call.cost())
@@ -155,15 +182,18 @@ class ClosingSequence:
         """Whether the report is still to be left, and wanted; true once."""
         before, self._reported = self._reported, True
         is_a_call = bool(self._call.transport.call_id)
-        return is_a_call and not before and bool(delivery.places(self._call.settings))
+        return is_a_call and not before and delivery.is_wanted(self._call.settings)
 
     def _leave_report(self, report: Report) -> None:
         """Leave the report where a worker finds it."""
         call = self._call
         try:
-            delivery.leave(call.settings, report, call.caller_keys)
+            delivery.leave(call.settings, Waiting.of(call.settings, report, call.caller_keys))
         except OSError as error:
             self._report_is_lost(error)
+        if self._going is not None:
+            with suppress(OSError):
+                self._going.over()
 
     def _report_is_lost(self, error: OSError) -> None:
         sentence = (

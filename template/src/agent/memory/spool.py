@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -61,7 +62,8 @@ def keep(folder: Path, entries: Iterable[Entry]) -> Path:
 
     Raises OSError, also when the files together would exceed MOST_BYTES.
     """
-    return write_whole(folder, _lines(entries), suffix=".jsonl", most_bytes=MOST_BYTES)
+    name = f"{uuid.uuid4().hex}.jsonl"
+    return write_whole(folder, _lines(entries), name=name, most_bytes=MOST_BYTES)
 
 
 def waiting(settings: Settings) -> list[Path]:

@@ -11,16 +11,19 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 from agent.outbox import Locked, locked, oldest_first, write_whole
 from agent.reports import NotDelivered, Report, ReportRefused
+from agent.reports.privacy import as_kept
 from agent.settings import Settings
 
 log = logging.getLogger("agent.reports")
@@ -45,6 +48,15 @@ class Waiting:
 
     report: Report
     keys: list[str]
+
+    @classmethod
+    def of(cls, settings: Settings, report: Report, keys: Iterable[str]) -> Waiting:
+        """The report of a caller who is known by these keys."""
+        return cls(report, [key_digest(settings, key) for key in keys])
+
+    def to_json(self) -> bytes:
+        """As it is in a file."""
+        return json.dumps({"keys": self.keys, "report": self.report.to_dict()}).encode("ascii")
 
 
 Deliver = Callable[[Waiting], Awaitable[None]]
@@ -103,34 +115,59 @@ def places(settings: Settings) -> list[Place]:
     return [place for place in PLACES if place.is_wanted(settings)]
 
 
+def is_wanted(settings: Settings) -> bool:
+    """Whether a report is to be made; by default that imports nothing of the owner's."""
+    return any(place.is_wanted(settings) for place in PLACES)
+
+
 def key_digest(settings: Settings, key: str) -> str:
     """What stands for a caller's key, so that a report can be found by it and names nobody."""
     return hashlib.blake2b(f"{settings.name}\0{key}".encode(), digest_size=16).hexdigest()
 
 
-def leave(settings: Settings, report: Report, keys: Iterable[str]) -> None:
-    """Leave the report for each place that wants it; `keys` are the caller's. Raises OSError.
+def file_of(call: str) -> str:
+    """The name of the files of a call: one for each place."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '_', call)}.json"
 
-    One with a recording that has to be taken elsewhere waits for that first.
+
+def leave(settings: Settings, left: Waiting) -> None:
+    """Leave a report for each place that wants it.
+
+    One with a recording that has to be taken elsewhere waits for that first. Raises OSError, when
+    it has been left for all others.
     """
-    waiting = Waiting(report, [key_digest(settings, key) for key in keys])
-    if report.recording and RECORDINGS.is_wanted(settings):
-        _leave_for(RECORDINGS, settings, waiting)
-    else:
-        pass_on(settings, waiting)
+    waits = left.report.recording and RECORDINGS.is_wanted(settings)
+    _leave_for([RECORDINGS] if waits else _others(settings), settings, left)
 
 
-def pass_on(settings: Settings, waiting: Waiting) -> None:
-    """Leave the report for each place that wants it and keeps it. Raises OSError."""
-    for place in places(settings):
-        if place is not RECORDINGS:
-            _leave_for(place, settings, waiting)
+def pass_on(settings: Settings, left: Waiting) -> None:
+    """Leave a report whose recording need not be waited for any more. Raises OSError."""
+    _leave_for(_others(settings), settings, left)
 
 
-def _leave_for(place: Place, settings: Settings, waiting: Waiting) -> None:
-    content = json.dumps({"keys": waiting.keys, "report": waiting.report.to_dict()})
-    folder = place.folder(settings)
-    write_whole(folder, content.encode("ascii"), suffix=".json", most_bytes=MOST_BYTES)
+def _others(settings: Settings) -> list[Place]:
+    return [place for place in places(settings) if place is not RECORDINGS]
+
+
+def _leave_for(wanted: list[Place], settings: Settings, left: Waiting) -> None:
+    name, failed = file_of(left.report.call), None
+    for place in wanted:
+        fit = replace(left, report=_to_keep(left.report, settings)) if place is KEPT else left
+        try:
+            folder = place.folder(settings)
+            write_whole(folder, fit.to_json(), name=name, most_bytes=MOST_BYTES)
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _to_keep(report: Report, settings: Settings) -> Report:
+    """The report without the words of a caller whom memory does not remember, unless asked for."""
+    is_remembered = settings.memory != "none" and report.caller is not None
+    if is_remembered or settings.keep_strangers_words:
+        return report
+    return as_kept(report, settings.model_copy(update={"keep_transcripts": False}))
 
 
 class Pauses:
@@ -138,6 +175,7 @@ class Pauses:
 
     def __init__(self) -> None:
         self._failed: dict[Path, tuple[float, float]] = {}  # the pause, and until when
+        self._in_vain = Counter[Path]()
 
     def is_over(self, of: Path) -> bool:
         """Whether it may be tried."""
@@ -151,12 +189,23 @@ class Pauses:
     def worked(self, of: Path) -> None:
         """It has worked."""
         self._failed.pop(of, None)
+        self._in_vain.pop(of, None)
+
+    def tried(self, of: Path) -> None:
+        """It is being tried."""
+        self._in_vain[of] += 1
+
+    def in_turn(self, files: list[Path]) -> list[Path]:
+        """Those that may be tried; what has been tried in vain, after what has not."""
+        return sorted(filter(self.is_over, files), key=lambda file: self._in_vain[file])
 
 
 async def keep_delivering(settings: Settings) -> None:
     """Deliver what waits, now and when more comes, until cancelled; raises nothing."""
-    # one that is slow holds up no other
-    await asyncio.gather(*(_keep_delivering(settings, place) for place in PLACES))
+    # one that is slow holds up no other; a group ends when all of them have let their locks go
+    async with asyncio.TaskGroup() as group:
+        for place in PLACES:
+            group.create_task(_keep_delivering(settings, place))
 
 
 async def _keep_delivering(settings: Settings, place: Place) -> None:
@@ -183,16 +232,20 @@ async def _keep_delivering(settings: Settings, place: Place) -> None:
 async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None) -> int:
     """Take what waits to its place; how many that were.
 
-    What another process is delivering is left to it, and a report that was refused holds up no
-    other. Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
+    What another process is delivering is left to it. A report that was refused holds up no other,
+    and neither does one at which the place always fails: the next time the others come first.
+    Raises NotDelivered, OSError; ReportRefused when all others have been delivered.
     """
     delivered, refused, pauses = 0, None, pauses or Pauses()
-    if not (files := [file for file in waiting(settings, place) if pauses.is_over(file)]):
+    files = pauses.in_turn(waiting(settings, place))
+    # what was left while the place was still wanted grows old
+    if not (files and place.is_wanted(settings)):
         return delivered
     async with place.open(settings) as take:
         with suppress(Locked):
             for file in files:
                 with locked(_lock_of(settings, place), seconds=0):
+                    pauses.tried(file)
                     try:
                         if (report := read(file)) is not None:
                             await take(report)
@@ -226,12 +279,16 @@ async def deliver_once(settings: Settings, seconds: float) -> list[str]:
 
 def waiting(settings: Settings, place: Place) -> list[Path]:
     """What waits for a place, oldest first; files older than `memory_days` are gone."""
-    now, folder = time.time(), place.folder(settings)
-    for pattern, oldest in ("*.json", settings.memory_days * DAY), ("*.part", UNFINISHED_SECONDS):
+    now, folder, days = time.time(), place.folder(settings), settings.memory_days
+    for pattern, oldest in ("*.json", days * DAY), ("*.part", UNFINISHED_SECONDS):
         for file in folder.glob(pattern):
             with suppress(FileNotFoundError):
-                if now - file.stat().st_mtime > oldest:
-                    file.unlink()
+                if now - file.stat().st_mtime <= oldest:
+                    continue
+                file.unlink()
+                if pattern == "*.json":
+                    sentence = "the report %s was not delivered (%s) within %d days, and is gone"
+                    log.warning(sentence, file.stem, place.name, days)
     return oldest_first(folder, "*.json")
 
 
