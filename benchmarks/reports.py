@@ -216,7 +216,7 @@ async def measure(scratch: Path, *, quick: bool) -> Results:
         results[LOOP] = await typed(scratch, wanted, *((1, 20) if quick else (8, 100)))
         assert "agent_turn" in spans.text
         tell("asking aloud")
-        results[PART] = await spoken(project, server, wanted, pairs=2 if quick else 40)
+        results[PART] = await spoken(project, server, wanted, pairs=2 if quick else 20)
     tell("done")
     finish(results, tell.seconds)
     return results

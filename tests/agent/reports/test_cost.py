@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from livekit.agents.metrics import LLMModelUsage, STTModelUsage, TTSModelUsage
 
 from agent.reports.cost import Prices, cost_of, load_prices
 from agent.settings import SettingsError
+from tests.support.templates import ROOT
 
 PRICES = Prices.model_validate(
     {
@@ -117,6 +119,17 @@ def test_an_owners_prices_win_and_the_others_stay(tmp_path: Path) -> None:
     assert (prices.date, prices.llm["gpt-4.1-mini"].input) == ("2030-01-01", 9)
     assert prices.tts["mine"].characters == 7
     assert "gpt-4.1" in prices.llm
+
+
+def test_the_example_in_the_page_is_a_table_of_prices(tmp_path: Path) -> None:
+    page = (ROOT / "template" / "docs" / "agent" / "reports.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    (tmp_path / "prices.toml").write_text(example, encoding="utf-8")
+
+    prices = load_prices(tmp_path)
+
+    assert {"openai/gpt-4.1-mini", "gpt-realtime"} <= prices.llm.keys()
+    assert prices.minutes.keys() == {"room", "phone"}
 
 
 def test_prices_in_another_currency_stand_alone(tmp_path: Path) -> None:
