@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sys
 import tempfile
 import time
@@ -73,9 +72,9 @@ def draw(panel: dict[str, Any], axes: Any, watched: Prometheus, since: float) ->
     for target in panel["targets"]:
         for series in answers(watched, target["expr"], since):
             labels = series["metric"]
-            legend = re.sub(
-                r"{{(\w+)}}", lambda name, of=labels: of.get(name[1], ""), target["legendFormat"]
-            )
+            legend = target["legendFormat"]
+            for name, value in labels.items():
+                legend = legend.replace(f"{{{{{name}}}}}", value)
             times, values = zip(*series["values"], strict=True)
             axes.plot(
                 [at - since for at in times], [float(value) for value in values], label=legend

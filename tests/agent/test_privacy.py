@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from livekit.agents import function_tool
@@ -48,7 +49,7 @@ def clerk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entrypoint, "build_persona", Clerk)
 
 
-async def the_call(**changes: object) -> Call:
+async def the_call(**changes: Any) -> Call:
     """A stranger on the telephone says all of it, and has two tools used."""
     stranger = Caller(f"sip_{PHONE}", NAME, "sip", {"sip.phoneNumber": PHONE})
     async with talk(stranger, **changes) as call:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -96,7 +97,7 @@ async def test_what_a_caller_says_is_nowhere_but_where_it_is_to_be_kept(
 ) -> None:
     home, room = indiscreet.path, f"{ROOM}{uuid.uuid4().hex[:6]}"
     async with receiver() as webhook:
-        settings = {
+        settings: dict[str, Any] = {
             "AGENT_LOG_LEVEL": "DEBUG",
             "AGENT_DATA_DIR": str(tmp_path),
             "AGENT_KEEP_TRANSCRIPTS": str(keeps).lower(),
@@ -157,7 +158,7 @@ async def test_no_client_of_a_model_logs_what_it_sends(
 ) -> None:
     parts = {"LLM": "chat", "STT": "transcriptions", "TTS": "speech"}
     async with openai_server() as server:
-        settings = {
+        settings: dict[str, Any] = {
             **{f"AGENT_{part}_URL": server.url for part in parts},
             **{f"AGENT_{part}_MODEL": MODELS[endpoint] for part, endpoint in parts.items()},  # type: ignore[index]
             "AGENT_MODELS": "selfhosted",

@@ -7,6 +7,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def settings(bucket: S3Server, tmp_path: Path) -> dict[str, str]:
+def settings(bucket: S3Server, tmp_path: Path) -> dict[str, Any]:
     return {
         **bucket.environment,
         "AGENT_RECORD": "audio",
@@ -55,7 +56,7 @@ def settings(bucket: S3Server, tmp_path: Path) -> dict[str, str]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def stage(
-    project: Project, livekit: LiveKit, settings: dict[str, str]
+    project: Project, livekit: LiveKit, settings: dict[str, Any]
 ) -> AsyncIterator[Scene]:
     async with scene(project, livekit, **settings) as started:
         yield started
@@ -80,7 +81,7 @@ async def called(stage: Scene) -> Record:
 
 
 async def test_a_call_is_in_the_bucket_when_it_is_over_also_if_that_was_away(
-    stage: Scene, bucket: S3Server, settings: dict[str, str], tmp_path: Path
+    stage: Scene, bucket: S3Server, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     def agent(*arguments: str) -> str:
         env = {**settings, "AGENT_NAME": stage.agent}
