@@ -136,7 +136,8 @@ async def test_it_is_bounded_also_without_its_worker(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "agent.after_call"), stdin=asyncio.subprocess.PIPE
     )
-    await process.communicate(report.to_json())
+    async with asyncio.timeout(60):
+        await process.communicate(report.to_json())
 
     assert process.returncode == -signal.SIGALRM
 
