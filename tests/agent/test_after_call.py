@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,8 @@ class Persona(CallAgent):
             raise ValueError(report.said[0].text)
         if what == "hangs":
             time.sleep(3600)
+        if what == "dies":
+            os.kill(os.getpid(), 9)
         if what == "leaves a thread":
             threading.Thread(target=time.sleep, args=[3600]).start()
 """
@@ -94,6 +98,7 @@ async def test_it_runs_once_with_the_whole_report(what: str, settings: Settings)
     [
         ("raises", "ValueError in persona.py, line 17"),
         ("hangs", "it took longer than AGENT_AFTER_CALL_SECONDS="),
+        ("dies", "its process ended with -9"),
     ],
 )
 async def test_what_fails_or_hangs_is_kept_and_run_again(
@@ -120,6 +125,31 @@ async def test_a_worker_that_stops_ends_it_and_leaves_it_to_the_next(settings: S
     (settings.data / "what").write_text("")
     await delivery.deliver(settings, delivery.PLACES[-1])
     assert len(runs(settings)) == 2
+
+
+async def test_it_is_bounded_also_without_its_worker(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_AFTER_CALL_SECONDS", "1")
+    (settings.data / "what").write_text("hangs")
+    report = Report("call-1", "r", "a", 1e9, 7.5, "caller left", said=[Said(1.0, "user", "Hello")])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "agent.after_call"), stdin=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(60):
+        await process.communicate(report.to_json())
+
+    assert process.returncode == -signal.SIGALRM
+
+
+def test_a_persona_that_cannot_be_read_does_nothing_after_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> None:
+        raise SyntaxError("invalid syntax")
+
+    monkeypatch.setattr(after_call, "persona_class", broken)
+    assert not after_call.is_wanted()
 
 
 def test_a_persona_that_does_nothing_after_a_call_costs_nothing() -> None:

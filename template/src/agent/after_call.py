@@ -8,6 +8,7 @@ by the next worker: see reports/delivery.py.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ async def run(settings: Settings, report: Report) -> None:
 def main() -> int:
     """Run it for the report on standard input; 1, and a line on standard output, if it fails."""
     settings, report = load_settings(), Report.from_json(sys.stdin.buffer.read())
+    # its worker may have died
+    signal.alarm(math.ceil(settings.after_call_seconds) + 1)
     try:
         asyncio.run(run(settings, report))
     except Exception as error:

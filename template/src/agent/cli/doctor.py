@@ -36,6 +36,7 @@ from agent.cli.terminal import busy, make_console
 from agent.cli.update import ANSWERS, answer, answers_of, has_conflict, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable
+from agent.reports import delivery
 from agent.reports.cost import load_prices
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
 
@@ -103,6 +104,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     yield from check_recordings(settings, asking=True)
     yield from check_documents(settings)
     yield from check_memory(settings)
+    yield from check_reports(settings)
     yield from check_resources(settings)
 
 
@@ -169,6 +171,17 @@ def check_memory(settings: Settings) -> list[Finding]:
         return [fail("memory", str(error))]
     with busy("asking the memory"):
         return list(asyncio.run(import_module("agent.cli.forget").memory_findings(settings)))
+
+
+def check_reports(settings: Settings) -> list[Finding]:
+    """Whether reports of calls wait for what the owner has asked for."""
+    cure = "a worker (`agent start`) delivers them, and its log says what keeps it from that"
+    return [
+        Finding("warn", "reports", f"{waiting} reports of calls wait for {place.name}", cure)
+        for place in delivery.places(settings)
+        # these any command delivers
+        if place != delivery.KEPT and (waiting := len(delivery.waiting(settings, place)))
+    ]
 
 
 def check_resources(settings: Settings) -> list[Finding]:

@@ -261,20 +261,14 @@ async def deliver(settings: Settings, place: Place, pauses: Pauses | None = None
     return delivered
 
 
-async def deliver_once(settings: Settings, seconds: float) -> list[str]:
-    """Deliver what waits, now and for so long at most; why reports still wait, by place.
-
-    What takes long is left to `keep_delivering`.
-    """
-    failed = []
+async def deliver_once(settings: Settings, seconds: float) -> None:
+    """Deliver what waits, now and for so long at most; what takes long is left to later."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             for place in (place for place in PLACES if not place.takes_long):
-                try:
+                # which waits on
+                with suppress(NotDelivered, OSError):
                     await deliver(settings, place)
-                except (NotDelivered, OSError) as error:
-                    failed.append(f"{place.name}: {error}")
-    return failed
 
 
 def waiting(settings: Settings, place: Place) -> list[Path]:

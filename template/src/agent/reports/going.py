@@ -78,6 +78,8 @@ def report_deaths(settings: Settings) -> int:
             seen, begun = file.stat().st_mtime, read(file)
             if begun is not None and not _has_reported(settings, begun.report):
                 leave(settings, replace(begun, report=_died(begun.report, seen)))
+                about = {"call": begun.report.call, "room": begun.report.room}
+                log.info("a call has died, and is reported", extra={"fields": about})
                 deaths += 1
             file.unlink(missing_ok=True)
     return deaths
