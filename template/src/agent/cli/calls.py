@@ -169,10 +169,10 @@ def length(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def cost_of(one: Report) -> str:
+def cost_of(one: Report, unknown: str = "unknown") -> str:
     """What it cost, in words."""
     if one.cost is None or not one.cost.is_known:
-        return "unknown"
+        return unknown
     more = " and more" if one.cost.unpriced else ""
     return f"{one.cost.total:.4f} {one.cost.currency}{more}"
 
@@ -251,7 +251,7 @@ def _row(one: Report) -> tuple[str, ...]:
     if slowest is not None:
         slow = f"{(slowest.heard_ms or 0) / 1000:.2f} s ({slow_stage(slowest)})"
     ended = one.reason, length(one.seconds), str(len(one.said))
-    return (when(one), one.call, who(one), *ended, slow, cost_of(one))
+    return (when(one), one.call, who(one), *ended, slow, cost_of(one, "?"))
 
 
 @dataclass(frozen=True)
