@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from logging.handlers import QueueHandler
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -69,9 +71,12 @@ async def test_no_record_and_no_metric_has_what_was_said(caplog: pytest.LogCaptu
     for record in caplog.records:
         # the caller's own, which no worker shows
         if record.name.split(".")[0] in {"agent", "livekit"}:
-            lines += [JsonLines().format(record), Readable().format(record)]
+            # in this process, and as it arrives from a job's
+            for sent in (record, QueueHandler(Queue()).prepare(record)):
+                lines += [JsonLines().format(sent), Readable().format(sent)]
             counting.handle(record)
-    assert len(lines) > 50
+    assert len(lines) > 100
+    assert sum("KeyError" in line for line in lines) == 4
     assert {line: found for line in lines if (found := found_in(line))} == {}
     assert found_in(generate_latest(registry).decode()) == set()
     # and all of it was said

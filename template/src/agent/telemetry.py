@@ -127,9 +127,15 @@ def without_number(room: str) -> str:
     return CALLERS_NUMBER.sub("[number]", room)
 
 
+def message_of(record: logging.LogRecord) -> str:
+    """What it says; in a job's record the error that was raised follows, as text."""
+    said, _, error = (whole := record.getMessage()).partition("\n")
+    return f"{said}\n{exception_of(record, error)}" if error and said == TOOL_RAISED else whole
+
+
 def exception_of(record: logging.LogRecord, text: str) -> str:
     """An error as it was raised; of one in a tool its type and place, unless more is asked for."""
-    if words_are_asked_for() or record.getMessage() != TOOL_RAISED:
+    if words_are_asked_for() or not record.getMessage().startswith(TOOL_RAISED):
         return text
     places = re.findall(r'^  File ".*", line \d+, in .*$', text, re.M)
     kind = re.search(r"^([\w.]+)(?=:|$)", text.rpartition(places[-1])[2] if places else "", re.M)
@@ -149,7 +155,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": message_of(record),
             **fields_of(record),
         }
         if text := self.formatException(record.exc_info) if record.exc_info else record.exc_text:
@@ -173,7 +179,7 @@ class Readable(logging.Formatter):
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         details = "  ".join(f"{key}={value}" for key, value in fields.items())
-        line = f"{clock} {level}{record.getMessage()}" + (f"  {details}" if details else "")
+        line = f"{clock} {level}{message_of(record)}" + (f"  {details}" if details else "")
         if record.exc_info:
             line += f"\n{exception_of(record, self.formatException(record.exc_info))}"
         return without_keys(line)
