@@ -36,7 +36,7 @@ SECONDS, INTERVAL = 90, "10s"
 ROW, COLUMN = 0.33, 0.62
 
 
-def live(worker: Worker, chance: random.Random) -> None:
+def live(worker: Worker, chance: random.Random, *, trouble: bool) -> None:
     """A second of calls."""
     for _ in range(chance.randrange(3)):
         stages = {stage: int(chance.expovariate(1 / 160)) for stage in STAGES}
@@ -50,7 +50,7 @@ def live(worker: Worker, chance: random.Random) -> None:
         worker.record("agent.call", reason=reason, **ended)
         worker.record("agent.call", first_word_ms=chance.randrange(300, 1400))
         worker.record("agent.memory", recall=chance.choice(["known", "unknown"]))
-    if chance.random() < 0.03:
+    if trouble:
         worker.record("agent.memory", degraded="memory")
         worker.record("agent.memory", spooled=3)
         worker.record("agent.call", resource="pool", outcome="timeout", ms=2000)
@@ -81,7 +81,8 @@ def draw(panel: dict[str, Any], axes: Any, watched: Prometheus, since: float) ->
             )
     axes.set_ylim(bottom=0)
     axes.set_ylabel("seconds" if unit == "s" else "", fontsize=6)
-    axes.legend(fontsize=5, loc="upper left")
+    axes.set_xlim(0, SECONDS)
+    axes.legend(fontsize=6, loc="upper left")
 
 
 def main() -> int:
@@ -94,8 +95,8 @@ def main() -> int:
         server, _ = start_http_server(port, "127.0.0.1", worker.registry)
         with prometheus(port, RULES, Path(folder)) as watched:
             since = time.time()
-            for _ in range(SECONDS):
-                live(worker, chance)
+            for second in range(SECONDS):
+                live(worker, chance, trouble=second in (40, 70))
                 time.sleep(1)
             figure = plt.figure(figsize=(24 * COLUMN, rows * ROW), layout="constrained")
             grid = figure.add_gridspec(rows, 24)

@@ -31,6 +31,7 @@ class Worker:
     """The metrics of a worker that is free, and its calls' records."""
 
     def __init__(self, data: Path) -> None:
+        self.data = data
         self.registry = CollectorRegistry()
         server: Any = Server(Settings(memory_url="redis://localhost", data_dir=data, port=0))
         server._proc_pool = SimpleNamespace(processes=[])
@@ -100,6 +101,9 @@ def test_every_panel_shows_what_calls_have_recorded(worker: Worker, watched: Pro
     def shown(query: str) -> bool:
         values = [float(one["value"][1]) for one in watched.ask("query", query=query)["result"]]
         return any(not math.isnan(value) for value in values)
+
+    worker.data.mkdir()
+    (worker.data / "memory.outage").touch()
 
     def everything() -> bool:
         for logger, fields in DAY:
