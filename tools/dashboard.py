@@ -76,9 +76,11 @@ def draw(panel: dict[str, Any], axes: Any, watched: Prometheus, since: float) ->
             for name, value in labels.items():
                 legend = legend.replace(f"{{{{{name}}}}}", value)
             times, values = zip(*series["values"], strict=True)
-            axes.plot(
-                [at - since for at in times], [float(value) for value in values], label=legend
-            )
+            when, how_much = [at - since for at in times], [float(value) for value in values]
+            if "custom" in panel["fieldConfig"]["defaults"]:
+                axes.bar(when, how_much, width=1, alpha=0.6, label=legend)
+            else:
+                axes.plot(when, how_much, label=legend)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("seconds" if unit == "s" else "", fontsize=6)
     axes.set_xlim(0, SECONDS)
