@@ -49,12 +49,40 @@ def test_what_is_known_beforehand_begins_at_zero(
     assert registry.get_sample_value(name, labels) == 0
 
 
-def test_a_close_that_fails_was_at_zero_when_the_resource_first_closed(
-    metrics: Metrics, registry: CollectorRegistry
+@pytest.mark.parametrize(
+    ("logger", "fields", "counted"),
+    [
+        (
+            "agent.call",
+            {"resource": "pool", "outcome": "timeout", "ms": 1},
+            ("agent_closes_total", {"resource": "pool", "outcome": "timeout"}),
+        ),
+        (
+            "agent.call",
+            {"degraded": "tools of shop"},
+            ("agent_degraded_total", {"part": "tools of shop"}),
+        ),
+    ],
+)
+def test_what_an_owner_has_named_is_seen_at_zero_before_it_is_counted(
+    logger: str,
+    fields: dict[str, Any],
+    counted: tuple[str, dict[str, str]],
+    metrics: Metrics,
+    registry: CollectorRegistry,
 ) -> None:
-    metrics.count("agent.call", {"resource": "pool", "outcome": "ok", "ms": 1})
-    failed = "agent_closes_total", {"resource": "pool", "outcome": "error"}
-    assert registry.get_sample_value(*failed) == 0
+    def asked() -> float | None:
+        # once, as Prometheus does
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        found = [one.value for one in samples if (one.name, one.labels) == counted]
+        return found[0] if found else None
+
+    assert asked() is None
+    metrics.count(logger, fields)
+    assert asked() == 0
+    assert asked() == 1
+    metrics.count(logger, fields)
+    assert asked() == 2
 
 
 @pytest.mark.parametrize(

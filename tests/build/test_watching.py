@@ -118,8 +118,9 @@ FIRST_TROUBLE: dict[str, tuple[str, dict[str, object]]] = {
         "agent.call",
         {"reason": "error in step 5 (start the session)", "seconds": 3.0, "turns": 0},
     ),
-    "AgentGoesOnWithoutAPart": ("agent.memory", {"degraded": "memory"}),
-    "AgentDoesNotClose": ("agent.call", {"resource": "session", "outcome": "timeout", "ms": 9}),
+    # as an owner has named them: nothing is known of them beforehand
+    "AgentGoesOnWithoutAPart": ("agent.call", {"degraded": "tools of shop"}),
+    "AgentDoesNotClose": ("agent.call", {"resource": "pool", "outcome": "timeout", "ms": 9}),
     "AgentLosesWhatWasSaid": ("agent.memory", {"lost": 2}),
 }
 

@@ -1,7 +1,8 @@
 """The worker's metrics for Prometheus; docs/agent/logs.md names each.
 
 A counter begins at 0, for every label that is known beforehand: Prometheus sees no increase in one
-that begins at 1, so that an alert would miss the first error of a worker.
+that begins at 1, so that an alert would miss the first error of a worker. What is named by owners
+is known when it is counted for the first time; then it is 0 when Prometheus asks next.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 
 from agent.settings import Settings
 from agent.telemetry import END
@@ -23,6 +24,31 @@ LOOKUP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 CLOSES = ("ok", "error", "timeout", "cut")
 LOOKUPS = ("ok", "late", "error")
 RECALLS = ("known", "unknown", "error")
+
+
+class FirstCounts:
+    """Counts of what was not known beforehand, added when Prometheus has seen it at 0."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._new: list[Callable[[], None]] = []
+        self._seen: list[Callable[[], None]] = []
+        # before what it counts for, so that this is asked first
+        registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """Nothing of its own."""
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Prometheus asks."""
+        for count in self._seen:
+            count()
+        self._seen, self._new = self._new, []
+        return []
+
+    def add(self, count: Callable[[], None]) -> None:
+        """Count at the time after the next."""
+        self._new.append(count)
 
 
 class Metrics:
@@ -41,7 +67,8 @@ class Metrics:
         *,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._registry = registry
+        self._registry, self._first = registry, FirstCounts(registry)
+        self._resources, self._parts = set[str](), set[str]()
         remembers, knows = settings.memory != "none", settings.knowledge != "none"
         self._calls = self._counter("agent_calls", "Calls that have ended, by reason.", "reason")
         self._seconds = self._histogram(
@@ -94,12 +121,12 @@ class Metrics:
         for currency in currencies:
             self._cost.labels(currency)
         parts = [name for name, on in (("memory", remembers), ("knowledge", knows)) if on]
-        for part in parts:
+        for part in [*parts, *(["embedder"] if settings.embeddings != "none" else [])]:
             self._degraded.labels(part)
-        if settings.embeddings != "none":
-            self._degraded.labels("embedder")
+            self._parts.add(part)
         for resource in ("session", "room", *parts):
-            self._expect_closes(resource)
+            self._zero_closes(resource)
+            self._resources.add(resource)
         for outcome in LOOKUPS if knows else ():
             self._lookups.labels(outcome)
         for outcome in RECALLS if remembers else ():
@@ -110,7 +137,8 @@ class Metrics:
     def count(self, record: str, fields: dict[str, Any]) -> None:
         """Count what a record of the logger `record` says; others say nothing that is counted."""
         if "degraded" in fields:
-            self._degraded.labels(fields["degraded"]).inc()
+            part = fields["degraded"]
+            self._count_named(self._parts, part, self._degraded.labels(part))
         elif record == "agent.call":
             self._count_call(fields)
         elif record == "agent.knowledge" and "outcome" in fields:
@@ -124,8 +152,10 @@ class Metrics:
 
     def _count_call(self, fields: dict[str, Any]) -> None:
         if "resource" in fields:
-            self._expect_closes(fields["resource"])
-            self._closes.labels(fields["resource"], fields["outcome"]).inc()
+            resource, outcome = fields["resource"], fields["outcome"]
+            if resource not in self._resources:
+                self._zero_closes(resource)
+            self._count_named(self._resources, resource, self._closes.labels(resource, outcome))
         elif "first_word_ms" in fields:
             self._first_word.observe(fields["first_word_ms"] / 1000)
         elif "heard_ms" in fields:
@@ -165,7 +195,14 @@ class Metrics:
         help = "1 from a failure of a store until it works."
         self.watch_each("agent_outage", help, "part", looks)
 
-    def _expect_closes(self, resource: str) -> None:
+    def _count_named(self, known: set[str], name: str, counter: Counter) -> None:
+        if name in known:
+            counter.inc()
+        else:
+            known.add(name)
+            self._first.add(counter.inc)
+
+    def _zero_closes(self, resource: str) -> None:
         for outcome in CLOSES:
             self._closes.labels(resource, outcome)
 
