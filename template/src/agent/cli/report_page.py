@@ -19,7 +19,8 @@ COLOURS = {
     "other": "#a0a0a0",
 }
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --quiet: #888; }
+:root { color-scheme: light dark; --line: #8884;
+        --quiet: color-mix(in srgb, CanvasText 65%, Canvas); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0 0 1.5rem; }
