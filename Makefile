@@ -88,8 +88,9 @@ page: $(STAMP)  ## build the script of the page of `agent talk` from web/ into t
 	@$(PY) -m tests.support.npm
 	@cd web && npm run --silent types && npm run --silent build
 
-pictures: $(STAMP)  ## every state of the page, in docs/pictures/; needs chromium
+pictures: $(STAMP)  ## every state of the page, and the dashboard, in docs/pictures/; needs chromium and Prometheus
 	@$(PY) tools/pictures.py
+	@PYTHONPATH=template/src:. $(PY) tools/dashboard.py
 
 example: $(STAMP)  ## the default project of HEAD, on the branch example of this repository
 	@$(PY) tools/example.py

@@ -73,7 +73,7 @@ PUBLIC = {
     ),
     "agent.lifecycle.Reason": (
         *("CALLER_LEFT", "CALLER_DROPPED", "NO_SHOW", "AGENT_HUNG_UP", "TOO_LONG", "TOO_SILENT"),
-        *("ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
+        *("TOO_EXPENSIVE", "ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
     ),
     "agent.conversation.CallAgent": (
         *(

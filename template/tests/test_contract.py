@@ -431,6 +431,18 @@ async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> N
     await scene.expect()
 
 
+@ends("too-expensive")
+async def test_a_call_may_cost_so_much(
+    end: End, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prices = 'date = "today"\n[minutes]\nroom = 1e9\n'
+    (tmp_path / "prices.toml").write_text(prices, encoding="utf-8")
+    scene = Scene(end, monkeypatch, home=tmp_path, max_call_cost=0.01)
+    await scene.talk()
+    await scene.say("hello")
+    await scene.expect()
+
+
 # ---------------------------------------------------------------------- agent, server and worker
 
 

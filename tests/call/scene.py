@@ -28,7 +28,7 @@ from tests.support.engines import stores_for
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit, free_port
 from tests.support.templates import ROOT, Template
-from tests.support.worker import Record, Worker, worker
+from tests.support.worker import PATIENCE, Record, Worker, worker
 
 ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 # the stores of the project: `make test-all` proves the ends with local and with shared ones
@@ -126,6 +126,10 @@ class Scene:
         await self.counted(end)
         if "memory" in opened and 5 in steps:
             self.remembered(end, record)
+        report = await self.reported(end, record["call"])
+        assert [step["number"] for step in report["steps"]] == steps
+        assert {close["name"]: close["outcome"] for close in report["closes"]} == closed
+        assert len(report["said"]) == record["turns"]
         if end.room != "gone":
             assert await self.is_there(room) == (end.room == "kept")
         return record
@@ -134,6 +138,37 @@ class Scene:
         """Memory has the call's reason and every finished turn."""
         assert self.remembered_call(record["call"]) == (end.reason, record["turns"])
         assert self.turns(record["call"]) == record["turns"]
+
+    async def reported(self, end: End, call: str) -> dict[str, Any]:
+        """The one report of a call: its process has left it, or a worker soon does."""
+        going = self.project.path / "data" / "reports" / "going" / f"{call}.json"
+        async with asyncio.timeout(PATIENCE):
+            # files tell nobody
+            while going.exists() or not (found := self._waiting(call) or self._reports(call)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        (report,) = found
+        assert report["reason"] == end.reason
+        return report
+
+    def _waiting(self, call: str) -> list[dict[str, Any]]:
+        file = self.project.path / "data" / "reports" / "kept" / f"{call}.json"
+        try:
+            return [json.loads(file.read_bytes())["report"]]
+        except FileNotFoundError:
+            return []
+
+    def _reports(self, call: str) -> list[dict[str, Any]]:
+        """Those that are kept."""
+        if self.project.chosen.memory == "redis":
+            with closing(self._redis()) as redis:
+                keys = redis.scan_iter("*:{calls}:reports")
+                kept = [text for key in keys if (text := redis.hget(key, call))]
+            return [json.loads(json.loads(one)["report"]) for one in kept]
+        if not (file := self.project.path / "data" / "calls.db").exists():
+            return []
+        with closing(sqlite3.connect(file)) as db:
+            rows = db.execute("SELECT report FROM calls WHERE call = ?", (call,)).fetchall()
+        return [json.loads(report) for (report,) in rows]
 
     def turns(self, call: str) -> int:
         """The number of a call's turns in memory."""

@@ -37,6 +37,8 @@ MADE = {
     "tests/yours/conftest.py",
     "knowledge.db",
     "memory.db",
+    "calls.db",
+    "prices.toml",  # the owner's
     "uv.lock",
     ".env.local",
     "provider/model",  # how models are named

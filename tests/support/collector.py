@@ -31,6 +31,8 @@ class Collector:
 
     port: int
     spans: list[Span] = field(default_factory=list)
+    # of everything that was received, events and resources too
+    text: str = ""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -42,6 +44,7 @@ class Collector:
         """Take one batch."""
         message = ExportTraceServiceRequest.FromString(await request.read())
         async with self._changed:
+            self.text += str(message)
             for resource in message.resource_spans:
                 for scope in resource.scope_spans:
                     self.spans += [

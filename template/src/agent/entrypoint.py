@@ -39,8 +39,7 @@ async def run_call(call: Call) -> None:
         session = build_session(call, models_for(call.settings), persona)
     async with call.step(Step.WAIT_FOR_CALLER):
         caller = await find_caller(call, persona)
-        if call.memory is not None:
-            call.memory.identify(persona.remembered_as(caller))
+        call.identify(persona.remembered_as(caller))
     async with call.step(Step.START_SESSION):  # while the caller's data loads
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))

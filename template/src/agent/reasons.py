@@ -10,6 +10,7 @@ class Reason:
     AGENT_HUNG_UP = "agent hung up"
     TOO_LONG = "too long"
     TOO_SILENT = "too silent"
+    TOO_EXPENSIVE = "too expensive"
     ROOM_CLOSED = "room closed"
     REMOVED = "removed"
     WORKER_STOPPED = "worker stopped"
@@ -35,6 +36,8 @@ class Reason:
         """The reason of a call that a step ended."""
         return f"error in step {step} ({name})"
 
+
+REASONS = tuple(value for name, value in vars(Reason).items() if name.isupper())
 
 # nobody was spoken to; an answering machine is nobody
 NOT_REACHED = frozenset(

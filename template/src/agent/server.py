@@ -16,21 +16,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from livekit.agents import AgentServer, JobContext, JobExecutorType, JobProcess
 from livekit.agents.ipc.job_executor import JobExecutor
 from livekit.agents.job import RunningJobInfo
 from livekit.agents.types import NOT_GIVEN, NotGivenOr
+from livekit.agents.utils.http_server import HttpServer
 from livekit.agents.worker import ServerEnvOption, _DefaultLoadCalc
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from agent import knowledge, memory, one_line, telemetry
 from agent.conversation import sounds
 from agent.entrypoint import models_for, optional_module, prewarm_persona, run_call
 from agent.knowledge import KnowledgeUnavailable, local_embedder
-from agent.lifecycle import Call, Reason
+from agent.lifecycle import Call, Reason, Step
 from agent.lifecycle.timeouts import END_ROOM_SECONDS
 from agent.memory import MemoryUnavailable, keep_delivering
+from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
-from agent.settings import Settings, load_settings
+from agent.outside import Readiness
+from agent.reasons import REASONS
+from agent.reports import STAGES, cost, delivery, going, recordings
+from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
 
 log = logging.getLogger("agent.call")
@@ -41,6 +48,8 @@ MAX_IDLE_PROCESSES = 4  # the SDK's own default is one a core, however many ther
 READY_SECONDS = 60.0
 # livekit-server's default `agents.target_load`: it sends no call to a worker that reports more
 SERVER_TARGET_LOAD = 0.7
+# for the reports of the last calls, when a worker stops
+LAST_DELIVERY_SECONDS = 3.0
 # a caller notices that much; a process that is ready takes a call within milliseconds
 WAITED_SECONDS = 0.5
 # what the first call of a process would otherwise wait for
@@ -86,6 +95,25 @@ class Server(AgentServer):
         self._connection_failed = True
         self.on("worker_registered", self._registered)
 
+    # The SDK makes the server of its health check and starts it in one go, and once started it
+    # takes no route more; private, and the template's canary tells when it changes.
+    @property
+    def _http_server(self) -> HttpServer | None:
+        return self._health_server
+
+    @_http_server.setter
+    def _http_server(self, server: HttpServer | None) -> None:
+        self._health_server = server
+        if server is not None:
+            self._readiness = Readiness(lambda: self.settings)
+            server.app.router.add_get("/ready", self._ready)
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        """Whether calls would come here, and have all that the owner opens for them."""
+        checks = {"livekit": not self._connection_failed, **await self._readiness.check()}
+        ready = all(checks.values())
+        return web.json_response({"ready": ready, "checks": checks}, status=200 if ready else 503)
+
     def _registered(self, *_: object) -> None:
         self._connection_failed = False
 
@@ -102,11 +130,17 @@ class Server(AgentServer):
 
     async def run(self, *, devmode: bool = False, unregistered: bool = False) -> None:
         settings = self.settings
-        self._rooms: set[asyncio.Task[None]] = set()
-        self._call_log = telemetry.CallLogHandler(counting=settings.metrics_port != 0)
+        self._ending_rooms: set[asyncio.Task[None]] = set()
+        counts = self.measured() if settings.metrics_port else None
+        self._call_log = telemetry.CallLogHandler(counts)
         logging.getLogger().addHandler(self._call_log)
         self.on("worker_started", self._watch_jobs)
-        delivering = asyncio.create_task(keep_delivering(settings), name="memory delivery")
+        delivering = [
+            asyncio.create_task(keep_delivering(settings), name="memory delivery"),
+            asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
+            asyncio.create_task(going.keep_reporting_deaths(settings), name="reports of deaths"),
+            asyncio.create_task(recordings.keep(settings), name="recordings"),
+        ]
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0
         elif settings.max_load > SERVER_TARGET_LOAD:
@@ -123,7 +157,37 @@ class Server(AgentServer):
             self.failed = True
             raise
         finally:
-            delivering.cancel()
+            for task in delivering:
+                task.cancel()
+            # they hold locks until then; the owner's code may be slow to end
+            await asyncio.wait(delivering, timeout=LAST_DELIVERY_SECONDS)
+            # of the calls that the worker was drained of; what is left, the next one delivers
+            with suppress(OSError):
+                going.report_deaths(settings)
+            await delivery.deliver_once(settings, LAST_DELIVERY_SECONDS)
+
+    def measured(self, registry: CollectorRegistry = REGISTRY) -> Metrics:
+        """The metrics of this worker, which the SDK serves beside its own."""
+        settings = self.settings
+        errors = [Reason.error(step.number, step.title) for step in Step if step != Step.CLEAN_UP]
+        currencies = [cost.load_prices(settings.home).currency]
+        metrics = Metrics(settings, [*REASONS, *errors], STAGES, currencies, registry=registry)
+        calls = "agent_calls_in_progress", "Calls that this worker has now."
+        metrics.watch(*calls, lambda: len(self.active_jobs))
+        free = "agent_takes_calls", "1 while this worker would take a call."
+        metrics.watch(*free, lambda: not self._connection_failed and self._is_available())
+        wait = {
+            f"report {place.name}": files_in(place.folder(settings), "*.json")
+            for place in delivery.places(settings)
+        }
+        if settings.memory != "none":
+            wait["memory"] = files_in(settings.data / "spool", "*.jsonl")
+        if recordings.is_in_bucket(settings):
+            wait["recordings"] = files_in(recordings.folder_of(settings), "*.ogg")
+        help = "What calls have left for a later delivery."
+        metrics.watch_each("agent_waiting", help, "what", wait)
+        metrics.watch_outages(settings)
+        return metrics
 
     def reported_load(self) -> float:
         """The CPU load, scaled so that it reaches the server's limit where AGENT_MAX_LOAD is."""
@@ -162,16 +226,16 @@ class Server(AgentServer):
     def _look_after(self, work: Coroutine[Any, Any, None]) -> None:
         """A room whose job is gone."""
         task = asyncio.create_task(work, name="a room without a job")
-        self._rooms.add(task)
-        task.add_done_callback(self._rooms.discard)
+        self._ending_rooms.add(task)
+        task.add_done_callback(self._ending_rooms.discard)
 
     async def drain(self, timeout: NotGivenOr[int | None] = NOT_GIVEN) -> None:  # noqa: ASYNC109
         """Wait for the calls that go on, and, within the same time, for rooms without a job."""
         until = time.monotonic() + self.settings.drain_seconds
         await super().drain(timeout)
         left = until - time.monotonic()
-        if self._rooms and left > 0:
-            await asyncio.wait(set(self._rooms), timeout=left)
+        if self._ending_rooms and left > 0:
+            await asyncio.wait(set(self._ending_rooms), timeout=left)
 
 
 async def end_orphaned_room(running: RunningJobInfo) -> None:
@@ -225,6 +289,8 @@ def prewarm(
     except Exception as error:
         # the call comes to it in its own way, and ends with a reason
         log.error("prewarm of the persona failed: %s", one_line(error), exc_info=error)
+    with suppress(SettingsError):  # the call warns
+        cost.load_prices(settings.home)
     with suppress(MemoryUnavailable, KnowledgeUnavailable):
         memory.load(settings)
         knowledge.load(settings)

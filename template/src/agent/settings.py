@@ -10,13 +10,14 @@ import difflib
 import os
 import re
 import tomllib
+from base64 import b64decode
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -239,6 +240,11 @@ class Settings(BaseSettings):
     max_call_seconds: float = Field(
         default=3600, gt=0, description="The longest call; then the agent says goodbye."
     )
+    max_call_cost: float = Field(
+        default=0,
+        ge=0,
+        description="The dearest call, in the currency of its prices; then the agent says goodbye.",
+    )
     max_silence_seconds: float = Field(
         default=60,
         gt=0,
@@ -295,19 +301,51 @@ class Settings(BaseSettings):
         default=False, description="Whether callers are remembered by phone number."
     )
     memory_days: int = Field(
-        default=30, gt=0, description="How long a caller is remembered after their last call."
-    )
-    memory_seconds: float = Field(
-        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+        default=30,
+        gt=0,
+        description="How long a caller is remembered after their last call, and its report kept.",
     )
     keep_transcripts: bool = Field(
         default=True,
         description="Whether what is said is kept; false: only facts, and that there was a call.",
     )
+    memory_seconds: float = Field(
+        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+    )
     resume_seconds: float = Field(
         default=120,
         ge=0,
         description="Expert: how long after it broke off a call is resumed by calling again.",
+    )
+
+    # what is kept of every call
+    calls_kept: int = Field(
+        default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
+    )
+    keep_strangers_words: bool = Field(
+        default=False,
+        description="Whether these have the words of callers, too, whom memory does not remember.",
+    )
+    redact: Literal["none", "cards", "numbers"] = Field(
+        default="none",
+        description="Left out of what is kept: cards; numbers: those, and any of six digits.",
+    )
+    record: Literal["none", "audio"] = Field(
+        default="none", description="audio: both sides are recorded, and callers are told first."
+    )
+    recordings_url: str = Field(
+        default="", description="Where recordings go: s3://bucket/folder; empty: AGENT_DATA_DIR."
+    )
+    after_call_seconds: float = Field(
+        default=30, gt=0, le=60, description="How long `after_call` of your persona may take."
+    )
+    webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="Where each call's report is sent when it has ended."
+    )
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        validate_default=True,
+        description="What these are signed with: whsec_ and 24 to 64 bytes as base64.",
     )
 
     # knowledge
@@ -372,6 +410,33 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"[!-~]*", key):
             raise ValueError("it has characters that no key has, such as spaces: copy it again")
         return SecretStr(key)
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_an_address(cls, value: SecretStr) -> SecretStr:
+        if (url := value.get_secret_value()) and not (
+            _parts(url).scheme in {"http", "https"} and _parts(url).netloc
+        ):
+            raise ValueError("write an address such as https://example.com/calls")
+        return value
+
+    @field_validator("recordings_url")
+    @classmethod
+    def _recordings_go_to_a_bucket(cls, value: str) -> str:
+        if value and (_parts(value).scheme != "s3" or not _parts(value).netloc):
+            raise ValueError("write a bucket, and a folder if you like, such as s3://calls/agent")
+        return value.rstrip("/")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_is_signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        secret, url = value.get_secret_value().strip(), info.data.get("webhook_url")
+        such = "write whsec_ and what `openssl rand -base64 32` prints"
+        if not secret and url is not None and url.get_secret_value():
+            raise ValueError(f"AGENT_WEBHOOK_URL needs it, since reports are signed: {such}")
+        if secret and not _is_webhook_secret(secret):
+            raise ValueError(f"it is none of standardwebhooks.com: {such}")
+        return SecretStr(secret)
 
     @field_validator("llm_url", "stt_url", "tts_url")
     @classmethod
@@ -452,6 +517,13 @@ class Settings(BaseSettings):
     def keyless(self) -> bool:
         """Whether the keys that LiveKit Inference needs are missing."""
         return not (self.livekit_api_key and self.livekit_api_secret.get_secret_value())
+
+
+def _is_webhook_secret(secret: str) -> bool:
+    try:
+        return 24 <= len(b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def _parts(address: str) -> SplitResult:

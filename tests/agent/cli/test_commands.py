@@ -159,11 +159,12 @@ def test_help_names_every_command(agent: Agent) -> None:
 
     assert ended.code == 0
     always = ["chat", "talk", "start", "dev", "console", "call", "rehearse"]
+    always += ["calls", "report"]
     asked_for = ["ingest", "evaluate", "download-files", "forget"]
     assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
 
 
-LEFT_OUT = (".documents", ".forget", ".talk")
+LEFT_OUT = (".documents", ".talk")
 
 
 def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
@@ -172,7 +173,19 @@ def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
     monkeypatch.setattr("agent.cli.find_spec", lambda name: None if name.endswith(LEFT_OUT) else 1)
 
     assert commands_of(agent("--help").out) == [
-        *("chat", "start", "dev", "console", "call", "rehearse", "doctor", "update")
+        *(
+            "chat",
+            "start",
+            "dev",
+            "console",
+            "call",
+            "rehearse",
+            "calls",
+            "report",
+            "forget",
+            "doctor",
+            "update",
+        )
     ]
     assert agent("ingest").code == 2
 
@@ -326,7 +339,11 @@ def test_ingest_without_knowledge_is_one_line(agent: Agent) -> None:
 # ---------------------------------------------------------------------- forget
 
 
-def test_nobody_can_be_forgotten_without_a_memory(agent: Agent) -> None:
+def test_nobody_can_be_forgotten_where_nothing_is_kept(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_CALLS_KEPT", "0")
+    load_settings.cache_clear()
     ended = agent("forget", "ann")
 
     assert ended.code == 2
@@ -351,7 +368,7 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
 
     assert agent("forget", "ann").err.endswith(" turns, calls and facts of ann deleted\n")
     again = agent("forget", "ann")
-    assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
+    assert (again.code, again.err) == (0, "nothing is kept of ann\n")
 
 
 def test_forget_deletes_what_waits_for_a_store_that_is_down(
@@ -375,7 +392,7 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     assert agent("forget", "bob").err == "1 turns, calls and facts of bob deleted\n"
 
 
-def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(agent: Agent) -> None:
+def test_forget_without_a_memory_deletes_what_still_waits_for_one(agent: Agent) -> None:
     from agent.memory import Turn, spool
 
     load_settings.cache_clear()
@@ -390,8 +407,8 @@ def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(ag
     ]
     again = agent("forget", "ann")
     assert (again.code, again.err) == (
-        2,
-        "agent: AGENT_MEMORY_URL=none: this agent remembers nobody\n",
+        0,
+        "nothing is kept of ann\n",
     )
 
 

@@ -21,6 +21,8 @@ from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
 from agent.memory import Note, spool
 from agent.settings import load_settings
 from template.tests.conftest import pytest_terminal_summary
+from tests.agent.reports.made import leave, report
+from tests.agent.reports.test_webhook import SECRET as WEBHOOK_SECRET
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
@@ -141,6 +143,20 @@ def test_the_telephone_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPa
     (line,) = doctor().about("telephone")
 
     assert "+493023125999 reaches desk, and not kitchen" in line
+
+
+def test_reports_that_wait_for_a_receiver_are_a_warning(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_WEBHOOK_URL", "https://example.com/calls")
+    monkeypatch.setenv("AGENT_WEBHOOK_SECRET", WEBHOOK_SECRET)
+    load_settings.cache_clear()
+    leave(load_settings(), report("AJ_1"))
+
+    examined = doctor()
+    (warned,) = [line for line in examined.lines if line.startswith("warn")]
+    assert "1 reports of calls wait for webhook" in warned
+    assert "a worker (`agent start`) delivers them" in warned
 
 
 def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     # with telephony, in place of the one above
     "call_number": ("call",),
     "rehearse": ("rehearse",),
+    "calls": ("calls", "report"),
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),
     "doctor": ("doctor",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.metadata
 import os
@@ -104,6 +105,23 @@ def _is_address(url: str) -> bool:
     except ValueError:  # such as a port that is not a number
         return False
     return bool(host) and not re.search(r"[\s<>\"']", url)
+
+
+def check_recordings(settings: Settings, *, asking: bool = False) -> list[Finding]:
+    """What is wrong with the bucket that recordings go to; `asking` also whether it answers."""
+    from agent.reports import NotDelivered
+    from agent.reports.bucket import Bucket
+    from agent.reports.recordings import is_in_bucket
+
+    if not is_in_bucket(settings):
+        return []
+    try:
+        bucket = Bucket(settings)
+        if asking:
+            asyncio.run(bucket.check())
+    except NotDelivered as error:
+        return [fail("recordings", str(error))]
+    return []
 
 
 def check_models(settings: Settings, *, unreachable: Level = "fail") -> list[Finding]:

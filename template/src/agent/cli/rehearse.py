@@ -158,6 +158,8 @@ class Stage(Chat):
     def __init__(self, scenario: Scenario, number: int, settings: Settings) -> None:
         self._scenario = scenario
         self._memory: Any = None
+        # nobody has called
+        settings = settings.model_copy(update={"calls_kept": 0})
         if settings.memory != "none":
             settings = settings.model_copy(
                 update={"memory_url": f"scratch:{time.time_ns()}-{number}"}

@@ -53,7 +53,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Memory]:
 
     Raises MemoryUnavailable for a malformed address.
     """
-    client = _client(settings.memory_url)
+    client = client_of(settings.memory_url)
     try:
         yield RedisMemory(client, settings)
     finally:
@@ -70,7 +70,7 @@ class RedisMemory:
 
     def __init__(self, client: Redis, settings: Settings) -> None:
         self._client, self._agent = client, settings.name
-        self._where = _where(settings.memory_url)
+        self._where = where_of(settings.memory_url)
         self._expiry = timedelta(days=settings.memory_days)
         self._resume_seconds = settings.resume_seconds
         self._tls = issubclass(client.connection_pool.connection_class, SSLConnection)
@@ -215,7 +215,8 @@ def _write_note(write: Pipeline, keys: _Keys, note: Note) -> None:
         write.zremrangebyrank(keys.facts, 0, -MOST_FACTS - 1)
 
 
-def _client(url: str) -> Redis:
+def client_of(url: str) -> Redis:
+    """A client, which the first use connects; raises MemoryUnavailable for a malformed address."""
     try:
         parts = urlsplit(url)
         if "@" in f"{parts.path}{parts.query}{parts.fragment}":
@@ -244,6 +245,7 @@ def _client(url: str) -> Redis:
         ) from None
 
 
-def _where(url: str) -> str:
+def where_of(url: str) -> str:
+    """The server, without user and password."""
     parts = urlsplit(url)
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"

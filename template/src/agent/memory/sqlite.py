@@ -26,7 +26,7 @@ from agent.memory import (
     Turn,
     broke_off,
 )
-from agent.memory.spool import locked
+from agent.outbox import locked
 from agent.reasons import NOT_REACHED
 from agent.settings import Settings
 from agent.sqlite_thread import SqliteThread

@@ -42,8 +42,7 @@ async def hear_callee(call: Call, session: CallSession, persona: CallAgent) -> N
     if session.realtime is not None:
         call.journal.record("a realtime model does not wait for the callee's first words")
         return
-    if call.memory is not None:
-        call.memory.identify(None)
+    call.identify(None)
     first = FirstTurn(persona)
     try:
         category = await _category(call, session, persona, first)
@@ -52,8 +51,8 @@ async def hear_callee(call: Call, session: CallSession, persona: CallAgent) -> N
     finally:
         first.over()
         # also of who hangs up meanwhile, the call itself is remembered
-        if call.memory is not None and call.caller is not None:
-            call.memory.identify(persona.remembered_as(call.caller))
+        if call.caller is not None:
+            call.identify(persona.remembered_as(call.caller))
     if first.messages:
         chat = persona.chat_ctx.copy()
         for message in first.messages:

@@ -170,7 +170,7 @@ def _give_up(call: Call, persona: CallAgent, error: NotAnswered) -> NoReturn:
     level = logging.WARNING if error.reason in OURS else logging.INFO
     fields = call.journal.fields(sip=error.status)
     log.log(level, "nobody was reached: %s", error, extra=fields)
-    if call.memory is not None and call.called is not None:
-        call.memory.identify(persona.remembered_as(callee(call.called)))
+    if call.called is not None:
+        call.identify(persona.remembered_as(callee(call.called)))
     call.end(error.reason)
     raise CallOver(error.reason)
