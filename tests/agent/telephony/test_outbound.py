@@ -56,10 +56,11 @@ async def test_a_phone_that_answers_is_the_caller(
 ) -> None:
     # not the SDK's own limit
     async with calling(server, monkeypatch, ring_seconds=12) as made:
+        made.line.job.join("supervisor")
+        made.line.job.join("sip_1", phone=True)
         placing = await placed(made)
         server.pick_up.set()
         is_caller = await placing
-        made.line.job.join("supervisor")
         caller = await made.call.wait_for_caller(is_caller)  # type: ignore[arg-type]
     assert (caller.identity, caller.kind, made.call.called) == (PHONE, "sip", BERLIN)
     (asked,) = server.dialed
