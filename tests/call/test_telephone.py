@@ -73,7 +73,12 @@ def command_of(project: Project) -> list[str]:
 async def connected(stage: Scene, phone: Phone, number: str = NUMBER) -> str:
     """Call, be answered and hear the greeting; the call's room."""
     phone.call(number)
-    await phone.wait(phone.answered)
+    try:
+        await phone.wait(phone.answered)
+    except TimeoutError:
+        last = [*stage.running.records[-15:], *stage.livekit.log.read_text().splitlines()[-15:]]
+        said = "\n".join(map(str, last))
+        raise AssertionError(f"nobody answered; worker and server logged last:\n{said}") from None
     await phone.wait(phone.sound.sound)
     room = await room_of(stage, phone)
     await stage.step(room, 6)

@@ -354,7 +354,7 @@ class Phone(asyncio.DatagramProtocol):
                 self._reply(message, 202)
                 self.referred.set()
                 if self.refer is not None:
-                    self.notify(self.refer)
+                    self._run(self._refer(self.refer))
             case "ACK":
                 pass
             case _:
@@ -379,6 +379,12 @@ class Phone(asyncio.DatagramProtocol):
         self._dialog = contact[1], mine, theirs, invite["call-id"]
         self._reply(invite, 200, body=self._sdp())
         self._up(invite)
+
+    async def _refer(self, result: str) -> None:
+        # whoever is called elsewhere takes a moment to answer, too
+        await asyncio.sleep(self.rings)
+        if not self.over.is_set():
+            self.notify(result)
 
     def _response(self, answer: Message) -> None:
         if answer["cseq"].split()[-1] != "INVITE":

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from google.protobuf.message import Message
+from livekit.protocol import agent_dispatch, room, sip
 
 from agent.__main__ import main
 from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
@@ -44,12 +46,26 @@ class Examined(NamedTuple):
 Doctor = Callable[..., Examined]
 
 
+TRUNK = sip.SIPInboundTrunkInfo(
+    sip_trunk_id="ST_1", numbers=["+493023125999"], allowed_addresses=["203.0.113.0/24"]
+)
+SENT = room.RoomConfiguration(agents=[agent_dispatch.RoomAgentDispatch(agent_name="desk")])
+TELEPHONE: dict[str, Message] = {
+    "ListSIPInboundTrunk": sip.ListSIPInboundTrunkResponse(items=[TRUNK]),
+    "ListSIPDispatchRule": sip.ListSIPDispatchRuleResponse(
+        items=[sip.SIPDispatchRuleInfo(room_config=SENT)]
+    ),
+}
+
+
 class EmptyServer(BaseHTTPRequestHandler):
-    """A LiveKit server without rooms."""
+    """A LiveKit server without rooms; a telephone number reaches the agent."""
 
     def do_POST(self) -> None:
         self.send_response(200)
         self.end_headers()
+        if answer := TELEPHONE.get(self.path.rpartition("/")[2]):
+            self.wfile.write(answer.SerializeToString())
 
     def log_message(self, *arguments: object) -> None:
         return
@@ -79,6 +95,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         f"template = {json.dumps([*TEMPLATES])}\n\n[sha256]\n{digests}", encoding="utf-8"
     )
     monkeypatch.setenv("AGENT_HOME", str(home))
+    monkeypatch.setenv("AGENT_NAME", "desk")
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
     monkeypatch.setenv("AGENT_MEMORY_URL", "none")
     monkeypatch.setenv("LIVEKIT_API_KEY", "devkey")
@@ -116,6 +133,14 @@ def test_where_everything_is_right_every_line_says_ok(doctor: Doctor) -> None:
 
     assert examined.code == 0
     assert {line.split()[0] for line in examined.lines} == {"ok"}
+
+
+def test_the_telephone_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_NAME", "kitchen")
+
+    (line,) = doctor().about("telephone")
+
+    assert "+493023125999 reaches desk, and not kitchen" in line
 
 
 def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
