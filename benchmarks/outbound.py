@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
@@ -368,7 +369,9 @@ def cell(sample: Sample) -> str:
     held = f"not within {LIMIT_SECONDS:g} s" if seconds is None else f"{seconds:.1f} s"
     phone = sample["phone"] or "not called"
     marks = ["", "**"]
-    told = f"{marks[not sample['knows']]}{sample['told']}{marks[not sample['knows']]}"
+    # the message of the rival's error has the status twice
+    words = re.sub(r"twirp error unknown: (?:.*sip status: \d+: [\w ]+, )?", "", sample["told"])
+    told = f"{marks[not sample['knows']]}{words}{marks[not sample['knows']]}"
     left = f"{marks[not sample['phone is let go']]}{phone}{marks[not sample['phone is let go']]}"
     return f"{told} | {held} | {left}"
 

@@ -50,6 +50,7 @@ class RoomService:
     refusal: Refusal | None = None
     pick_up: asyncio.Event = field(default_factory=asyncio.Event)
     rings: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
     dialed: list[sip.CreateSIPParticipantRequest] = field(default_factory=list)
     transferred: list[sip.TransferSIPParticipantRequest] = field(default_factory=list)
     transfer: sip.TransferSIPParticipantResponse = field(
@@ -73,6 +74,7 @@ class RoomService:
     async def _ring(self) -> None:
         self.rings.set()
         await self.pick_up.wait()
+        self.answered.set()
         if self.refusal is not None:
             raise self.refusal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 import pytest
 from livekit import rtc
@@ -53,16 +54,18 @@ def test_metadata_that_is_no_json_by_mistake_is_named(caplog: pytest.LogCaptureF
 async def test_a_phone_that_answers_is_the_caller(
     server: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with calling(server, monkeypatch) as made:
+    # not the SDK's own limit
+    async with calling(server, monkeypatch, ring_seconds=12) as made:
+        made.line.job.join("supervisor")
+        made.line.job.join("sip_1", phone=True)
         placing = await placed(made)
         server.pick_up.set()
         is_caller = await placing
-        made.line.job.join("supervisor")
         caller = await made.call.wait_for_caller(is_caller)  # type: ignore[arg-type]
     assert (caller.identity, caller.kind, made.call.called) == (PHONE, "sip", BERLIN)
     (asked,) = server.dialed
     assert (asked.sip_call_to, asked.sip_trunk_id, asked.room_name) == (BERLIN, "ST_1", "room")
-    assert (asked.wait_until_answered, asked.ringing_timeout.seconds) == (True, 30)
+    assert (asked.wait_until_answered, asked.ringing_timeout.seconds) == (True, 12)
 
 
 async def test_a_call_that_nobody_asked_for_is_not_made(
@@ -172,7 +175,9 @@ async def test_a_phone_that_rings_while_the_room_is_deleted_is_no_failed_trunk(
     async with calling(server, monkeypatch) as made:
         placing = await placed(made)
         server.pick_up.set()
-        made.call.room_gone(removed=False)
+        # the room's event comes a moment after the server's answer
+        await server.answered.wait()
+        asyncio.get_running_loop().call_later(0.05, partial(made.call.room_gone, removed=False))
         with pytest.raises(CallOver):
             await placing
     assert made.call.reason == Reason.ROOM_CLOSED
