@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -66,8 +67,7 @@ async def _forget(settings: Settings, caller: str) -> tuple[int, int, int]:
 
 async def memory_findings(settings: Settings) -> list[Finding]:
     """Whether callers can be remembered, and whether something waits for that."""
-    from agent.memory import spool  # a project without a memory has none
-
+    spool = import_module("agent.memory.spool")  # a project without a memory has none
     findings = [await _store(settings)]
     if files := spool.waiting(settings):
         what = f"{len(files)} calls wait in {spool.folder_of(settings)} for the store"
