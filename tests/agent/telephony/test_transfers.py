@@ -233,6 +233,23 @@ async def test_music_that_cannot_be_played_costs_no_call(
         assert made.call.reason == Reason.TRANSFERRED
 
 
+async def test_a_tool_that_hands_a_caller_on_has_no_deadline_while_it_rings(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with talking(server, monkeypatch) as (made, _), asyncio.timeout(60) as deadline:
+
+        async def tool() -> None:
+            with made.call.tools.running(deadline, 30):
+                await transfer(made.call, WORKSHOP)
+
+        handing = asyncio.create_task(tool())
+        await server.rings.wait()
+        assert deadline.when() is None
+        server.pick_up.set()
+        with pytest.raises(StopResponse):
+            await handing
+
+
 async def test_the_deadline_of_a_tool_does_not_count_while_a_phone_rings() -> None:
     tools, now = RunningTools(), asyncio.get_running_loop().time
     async with asyncio.timeout(60) as deadline:
