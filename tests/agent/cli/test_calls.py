@@ -68,7 +68,11 @@ def test_without_calls_there_is_a_line(agent: Agent) -> None:
     assert agent("calls", "--json").out == "[]\n"
 
 
-def test_a_table_is_folded_to_a_narrow_terminal_but_for_the_ids(called: None) -> None:
+def test_a_table_is_folded_to_a_narrow_terminal_but_for_the_ids(
+    called: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest-xdist's, which would be taken for the terminal's width
+    monkeypatch.delenv("COLUMNS", raising=False)
     screen, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 72))
     with process(main, ["calls"], terminal=os.ttyname(theirs)) as ran:
