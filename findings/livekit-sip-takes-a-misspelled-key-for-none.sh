@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # One expects: livekit-sip refuses a key in its configuration that it does not know, as livekit-server does.
 # What happens: livekit-server ends with "field ... not found" for one misspelled key (exit code 0). livekit-sip starts, answers
-#   its health check, and says nothing: a misspelled `media_timeout` or `sip_port` is the default, and a misspelled
-#   `nat_1_to_1_ip` an address that no phone reaches.
-# Why it matters: the two files are written side by side, in the same words. What was guarded in one is a phone that rings and is
-#   never heard in the other.
+#   its health check, says nothing, and listens on 5060, because `sip_port` was misspelled.
+# Why it matters: the two files are written side by side, in the same words. A typo that the one names is, in the other, a service
+#   that is healthy and that no phone reaches.
 # Versions: livekit-sip 1.8.0, livekit-server 1.13.5.
 set -euo pipefail
 
