@@ -17,7 +17,7 @@ from tests.agent.reports.made import leave
 from tests.support.templates import ROOT
 
 PERSONA = """
-import os, threading, time
+import os, subprocess, sys, threading, time
 from pathlib import Path
 from agent.conversation import CallAgent
 
@@ -37,6 +37,11 @@ class Persona(CallAgent):
             time.sleep(3600)
         if what == "dies":
             os.kill(os.getpid(), 9)
+        if what == "prints and exits":
+            print(report.said[0].text)
+            sys.exit(3)
+        if what == "leaves a process":
+            subprocess.Popen(["sleep", "3600"])
         if what == "leaves a thread":
             threading.Thread(target=time.sleep, args=[3600]).start()
 """
@@ -84,7 +89,7 @@ async def delivered(settings: Settings) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("what", ["", "leaves a thread"])
+@pytest.mark.parametrize("what", ["", "leaves a thread", "leaves a process"])
 async def test_it_runs_once_with_the_whole_report(what: str, settings: Settings) -> None:
     (settings.data / "what").write_text(what)
     worker = asyncio.create_task(delivery.keep_delivering(settings))
@@ -99,6 +104,7 @@ async def test_it_runs_once_with_the_whole_report(what: str, settings: Settings)
         ("raises", "ValueError in persona.py, line 17"),
         ("hangs", "it took longer than AGENT_AFTER_CALL_SECONDS="),
         ("dies", "its process ended with -9"),
+        ("prints and exits", "its process ended with 3"),
     ],
 )
 async def test_what_fails_or_hangs_is_kept_and_run_again(

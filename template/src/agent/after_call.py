@@ -59,8 +59,8 @@ async def open_deliverer(settings: Settings) -> AsyncIterator[Deliver]:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
         if process.returncode:
-            last = said.decode(errors="replace").strip().rpartition("\n")[2]
-            raise ReportRefused(last or f"its process ended with {process.returncode}")
+            why = said.decode(errors="replace")
+            raise ReportRefused(why or f"its process ended with {process.returncode}")
 
     yield deliver
 
@@ -76,6 +76,10 @@ async def run(settings: Settings, report: Report) -> None:
 
 def main() -> int:
     """Run it for the report on standard input; 1, and a line on standard output, if it fails."""
+    # what the owner's code prints is for the log's reader, and may be the caller's words; and what
+    # it starts may go on, with an output of its own
+    ours = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     settings, report = load_settings(), Report.from_json(sys.stdin.buffer.read())
     # its worker may have died
     signal.alarm(math.ceil(settings.after_call_seconds) + 1)
@@ -86,7 +90,8 @@ def main() -> int:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).is_relative_to(settings.home)]
         where = (own or frames)[-1]
-        print(f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}")
+        line = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}"
+        os.write(ours, line.encode())
         return 1
     return 0
 
