@@ -152,8 +152,9 @@ def test_a_worker_without_a_telephone_counts_no_ends_of_telephones(
 ) -> None:
     if not telephony:
         monkeypatch.setattr("agent.server.find_spec", lambda name: None)
-    registry = CollectorRegistry()
-    Server(load_settings()).measured(registry)
+    registry, server = CollectorRegistry(), Server(load_settings())
+    server.measured(registry)
+    vars(server)["_proc_pool"] = SimpleNamespace(processes=[])
     counted = {
         reason: registry.get_sample_value("agent_calls_total", {"reason": reason})
         for reason in (Reason.CALLER_LEFT, Reason.BUSY, Reason.TRANSFERRED)
