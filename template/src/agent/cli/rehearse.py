@@ -158,14 +158,14 @@ class Stage(Chat):
     def __init__(self, scenario: Scenario, number: int, settings: Settings) -> None:
         self._scenario = scenario
         self._memory: Any = None
-        # nobody has called
-        settings = settings.model_copy(update={"calls_kept": 0})
         if settings.memory != "none":
             settings = settings.model_copy(
                 update={"memory_url": f"scratch:{time.time_ns()}-{number}"}
             )
             self._memory = import_module("agent.memory.scratch").store_of(settings)
         super().__init__(settings, scenario.caller.caller, scenario.metadata)
+        # nobody has called, so nobody is told of it: see lifecycle/closing.py
+        self._transport.call_id = ""
         self.on_aside = lambda text: None
         self._unsaid: list[str] = []
         self._offered = set[str]()  # the tools of the agents that were there
