@@ -68,6 +68,17 @@ async def test_a_bucket_that_is_away_delays_no_report_and_loses_no_recording(
     assert recordings.file_of(settings, "AJ_1").read_bytes() == b"sound"
 
 
+async def test_a_recording_that_has_been_taken_already_is_no_failure(settings: Settings) -> None:
+    leave(settings, recorded(settings), ["ann"])
+    # as `keep` does when it is there
+    recordings.file_of(settings, "AJ_1").unlink()
+
+    await delivery.deliver(settings, RECORDINGS)
+
+    (told,) = waiting(settings, KEPT)
+    assert told.failures == []
+
+
 async def test_a_report_without_a_recording_waits_for_nothing(settings: Settings) -> None:
     leave(settings, report("AJ_1"), [])
 

@@ -152,10 +152,14 @@ async def open_deliverer(settings: Settings) -> AsyncIterator[Deliver]:
 
     async def deliver(waiting: Waiting) -> None:
         report = waiting.report
+        file = file_of(settings, report.call)
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                await _take(settings, file_of(settings, report.call))
+                await _take(settings, file)
         except (NotDelivered, OSError) as error:
+            if not (file.exists() or file.with_suffix(UNFINISHED).exists()):
+                # it has been taken, by `keep` or at an earlier try
+                return pass_on(settings, waiting)
             why = str(error) or f"nothing within {UPLOAD_SECONDS:g} s"
             problem = f"the recording is not at {report.recording} yet: {why}"
             log.warning("%s", problem, extra={"fields": {"call": report.call}})
