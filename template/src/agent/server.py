@@ -37,7 +37,7 @@ from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
 from agent.outside import Readiness
 from agent.reasons import OF_TELEPHONES, REASONS
-from agent.reports import STAGES, cost, delivery, going, recordings
+from agent.reports import STAGES, cost, delivery, going, kept, recordings
 from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
 
@@ -141,6 +141,7 @@ class Server(AgentServer):
             asyncio.create_task(delivery.keep_delivering(settings), name="report delivery"),
             asyncio.create_task(going.keep_reporting_deaths(settings), name="reports of deaths"),
             asyncio.create_task(recordings.keep(settings), name="recordings"),
+            asyncio.create_task(kept.keep_tidy(settings), name="kept calls"),
         ]
         if devmode or math.isinf(settings.max_load):
             self.load_fnc = lambda: 0.0

@@ -67,6 +67,19 @@ class KeptContract:
 
         assert [one.call for one in await store.newest(10)] == ["young"]
 
+    async def test_what_is_too_old_or_too_much_goes_also_while_nobody_calls(
+        self, store: KeptCalls, settings: Settings
+    ) -> None:
+        for number in range(3):
+            await store.add(Waiting(report(f"AJ_{number}", ago=DAY - number), []))
+
+        async with open_kept(settings.model_copy(update={"calls_kept": 1})) as fewer:
+            await fewer.tidy()
+        assert [one.call for one in await store.newest(10)] == ["AJ_2"]
+        async with open_kept(settings.model_copy(update={"memory_days": 0.5})) as shorter:
+            await shorter.tidy()
+        assert await store.newest(10) == []
+
     async def test_a_caller_who_is_forgotten_takes_their_reports_along(
         self, store: KeptCalls, settings: Settings
     ) -> None:
@@ -120,6 +133,12 @@ async def test_a_server_that_is_away_is_a_sentence_with_a_cure(tmp_path: Path) -
     async with open_kept(settings_for(tmp_path, "redis://127.0.0.1:1/0")) as store:
         with pytest.raises(NotDelivered, match=r"127\.0\.0\.1:1"):
             await store.newest(1)
+
+
+async def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    async with open_kept(settings_for(tmp_path)) as store:
+        await store.add(Waiting(report("AJ_1"), []))
+    assert (tmp_path / "data" / "calls.db").stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_damaged_file_is_a_sentence_with_a_cure(tmp_path: Path) -> None:

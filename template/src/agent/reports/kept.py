@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
@@ -24,6 +24,8 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 # for another process that writes
 BUSY_SECONDS = 2.0
+# between two looks for what is too old
+TIDY_SECONDS = 3600.0
 SCHEMA = """
 CREATE TABLE calls(call TEXT PRIMARY KEY, at REAL NOT NULL, keys TEXT NOT NULL,
                    report TEXT NOT NULL);
@@ -36,6 +38,10 @@ class KeptCalls(Protocol):
 
     async def add(self, waiting: Waiting) -> None:
         """Keep a report; the same call again replaces it."""
+        ...
+
+    async def tidy(self) -> None:
+        """Delete what is too old, or too much, also while no call brings a report."""
         ...
 
     async def newest(self, most: int) -> list[Report]:
@@ -82,6 +88,16 @@ async def forget(settings: Settings, keys: Iterable[str]) -> int:
         return await kept.forget([key_digest(settings, key) for key in keys])
 
 
+async def keep_tidy(settings: Settings) -> None:
+    """Delete what is too old, or too much, now and then, until cancelled; raises nothing."""
+    while True:
+        # whoever brings a report, or asks for one, is told
+        with suppress(NotDelivered):
+            async with open_kept(settings) as kept:
+                await kept.tidy()
+        await asyncio.sleep(TIDY_SECONDS)
+
+
 def oldest_kept(settings: Settings) -> float:
     """When the oldest call may have begun whose report is still kept."""
     return time.time() - settings.memory_days * DAY
@@ -99,19 +115,26 @@ class KeptInFile:
         self._settings, self._path = settings, settings.data / "calls.db"
 
     async def add(self, waiting: Waiting) -> None:
-        report, most = waiting.report, self._settings.calls_kept
+        report = waiting.report
         row = report.call, report.began, json.dumps(waiting.keys), report.to_json().decode()
 
         def work(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO calls VALUES(?, ?, ?, ?)", row)
-            db.execute("DELETE FROM calls WHERE at < ?", (oldest_kept(self._settings),))
-            db.execute(
-                "DELETE FROM calls WHERE call IN (SELECT call FROM calls"
-                " ORDER BY at DESC, call LIMIT -1 OFFSET ?)",
-                (most,),
-            )
+            self._tidy(db)
 
         await self._run(work)
+
+    async def tidy(self) -> None:
+        if await asyncio.to_thread(self._path.exists):
+            await self._run(self._tidy)
+
+    def _tidy(self, db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM calls WHERE at < ?", (oldest_kept(self._settings),))
+        db.execute(
+            "DELETE FROM calls WHERE call IN (SELECT call FROM calls"
+            " ORDER BY at DESC, call LIMIT -1 OFFSET ?)",
+            (self._settings.calls_kept,),
+        )
 
     async def newest(self, most: int) -> list[Report]:
         return await self._reports("ORDER BY at DESC, call LIMIT ?", most)
@@ -149,6 +172,8 @@ class KeptInFile:
 
     def _within_transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # SQLite itself would let everybody read what was said
+        self._path.touch(mode=0o600)
         with closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)) as db:
             # what is deleted is overwritten
             db.execute("PRAGMA secure_delete = ON")

@@ -56,9 +56,14 @@ class KeptInRedis:
             write.zadd(self._order, {report.call: report.began})
             for key in (self._order, self._reports):
                 write.expire(key, timedelta(days=self._settings.memory_days))
+            await self._ask(write.execute())
+        await self.tidy()
+
+    async def tidy(self) -> None:
+        async with self._client.pipeline(transaction=True) as write:
             write.zrangebyscore(self._order, "-inf", f"({oldest_kept(self._settings)}")
             write.zrange(self._order, 0, -self._settings.calls_kept - 1)
-            *_, expired, surplus = await self._ask(write.execute())
+            expired, surplus = await self._ask(write.execute())
         await self._delete({*expired, *surplus})
 
     async def newest(self, most: int) -> list[Report]:
