@@ -25,7 +25,11 @@ from agent.__main__ import main
 from agent.cli import COMMANDS, checks, run
 from agent.cli.checks import check_models, check_owner_modules
 from agent.cli.models import inference_elsewhere
+from agent.outbox import write_whole
+from agent.reports.delivery import Waiting
+from agent.reports.going import folder_of
 from agent.settings import load_settings
+from tests.agent.reports.made import report
 from tests.support.processes import process
 from tests.support.templates import ROOT
 
@@ -390,6 +394,18 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     ]
     (settings.data / "memory.db").rmdir()
     assert agent("forget", "bob").err == "1 turns, calls and facts of bob deleted\n"
+
+
+def test_forget_deletes_the_report_of_a_call_that_has_died(agent: Agent) -> None:
+    load_settings.cache_clear()
+    settings = load_settings()
+    dead = Waiting.of(settings, report("AJ_1", reason="", caller="ann"), ["ann"])
+    write_whole(folder_of(settings), dead.to_json(), name="AJ_1.json", most_bytes=10**6)
+
+    ended = agent("forget", "ann")
+
+    assert (ended.code, ended.err) == (0, "1 reports of calls of ann deleted\n")
+    assert list((settings.data / "reports").glob("*/*.json")) == []
 
 
 def test_forget_without_a_memory_deletes_what_still_waits_for_one(agent: Agent) -> None:

@@ -96,6 +96,18 @@ def test_a_call_that_goes_on_is_seen_and_left_alone(settings: Settings) -> None:
     assert left(settings) == []
 
 
+def test_what_cannot_be_begun_leaves_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Going, "know", full)
+    with pytest.raises(OSError, match="No space"):
+        Going(settings, begun(settings))
+    assert list(folder_of(settings).iterdir()) == []
+
+
 async def test_a_call_is_known_while_it_goes_on_and_reports_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

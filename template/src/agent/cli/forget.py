@@ -13,6 +13,7 @@ from agent.cli.terminal import busy, report
 from agent.memory import MemoryUnavailable, forget_waiting, open_store
 from agent.memory.identity import keys_of
 from agent.reports import NotDelivered, delivery, kept, recordings
+from agent.reports.going import report_deaths
 from agent.settings import Settings, SettingsError, load_settings
 
 MEMORY_SECONDS = 5.0
@@ -46,7 +47,8 @@ async def _forget(settings: Settings, caller: str) -> tuple[int, int, int]:
     """How many items of memory, reports and recordings were deleted."""
     keys = keys_of(caller)
     try:
-        # first, or a worker would deliver it afterwards
+        # first, or a worker would deliver it afterwards; of calls that have died, too
+        report_deaths(settings)
         items, calls = forget_waiting(settings, keys), delivery.forget(settings, keys)
         recorded = await recordings.forget(settings, keys)
     except OSError as error:

@@ -39,9 +39,13 @@ class Going:
         handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".part")
         # the lock is the open file's: it is held as long as this
         self._held: IO[bytes] = os.fdopen(handle, "wb")
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        self.know(begun)
-        os.replace(unfinished, self._file)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self.know(begun)
+            os.replace(unfinished, self._file)
+        except OSError:
+            Path(unfinished).unlink(missing_ok=True)
+            raise
 
     def know(self, begun: Waiting) -> None:
         """Note what is known of the call by now. Raises OSError."""
