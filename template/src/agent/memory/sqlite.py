@@ -233,6 +233,8 @@ class SqliteMemory:
             return db
 
     def _opened(self) -> sqlite3.Connection:
+        # SQLite itself would let everybody read what was said
+        self._path.touch(mode=0o600)
         return sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
