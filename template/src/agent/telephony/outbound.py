@@ -137,7 +137,7 @@ async def dial(call: Call, number: str, identity: str, trunk: str) -> None:
             reason = reason_of(error, statuses[-1])
             status = status_of(error)
             call.journal.took("dial", began, outcome=reason, sip=status or 0)
-            raise NotAnswered(reason, sentence_of(error, number), status) from error
+            raise NotAnswered(reason, sentence_of(error), status) from error
     call.journal.took("dial", began, outcome="answered", sip=200)
     call.journal.record("the call was answered", ms=call.journal.age_ms)
 
