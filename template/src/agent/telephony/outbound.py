@@ -31,7 +31,7 @@ class NotAnswered(Exception):
 
     def __init__(self, reason: str, said: str, status: int | None = None) -> None:
         super().__init__(f"{reason} ({said})")
-        self.reason, self.said, self.status = reason, said, status
+        self.reason, self.status = reason, status
 
 
 async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool] | None:
@@ -60,6 +60,8 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
         if error.status is None:
             # a room that is deleted meanwhile fails it in no words of its own
             await call.wait_for_room_event()
+        if call.reason is not None:
+            raise CallOver(call.reason) from error
         _give_up(call, persona, error)
     finally:
         call.ringing = False
