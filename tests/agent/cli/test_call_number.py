@@ -22,6 +22,7 @@ BERLIN = "+493023125000"
         (["+4315551234"], "AGENT_CALLS_TO"),
         (["+49112"], "emergency"),
         ([BERLIN, "--metadata", "order 1042"], "no JSON object"),
+        ([BERLIN, "--as", "ann"], "--as is for a call of yours"),
     ],
 )
 def test_what_cannot_be_called_is_refused_before_anything_begins(

@@ -52,7 +52,7 @@ def call(
     if number is None:
         return call_room.call(caller, metadata)
     settings = load_settings()
-    told = _with_number(settings, number, metadata)
+    told = _with_number(settings, number, metadata, caller)
     require(check_connection(settings))
     # what matters of the connection shows in how a call ends
     logging.getLogger("livekit").setLevel(logging.CRITICAL)
@@ -67,7 +67,7 @@ def call(
     call_room.leave(code)
 
 
-def _with_number(settings: Settings, number: str, metadata: str) -> str:
+def _with_number(settings: Settings, number: str, metadata: str, caller: str | None) -> str:
     """The metadata of a call to this number; raises SettingsError for what cannot be called."""
     from agent.telephony.numbers import NumberRefused, check_allowed, e164
 
@@ -83,6 +83,8 @@ def _with_number(settings: Settings, number: str, metadata: str) -> str:
         told = None
     if not isinstance(told, dict):
         problems.append("--metadata is no JSON object: write one such as '{\"order\": 1042}'")
+    if caller is not None:
+        problems.append("--as is for a call of yours, and here the agent calls: leave it out")
     if problems:
         raise SettingsError(problems)
     return json.dumps({**told, "call": number})
