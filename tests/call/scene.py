@@ -89,9 +89,7 @@ class Scene:
 
     async def step(self, room: str, number: int) -> Record:
         """Wait until the call in `room` has done a step."""
-        return await self.running.wait_for(
-            lambda r: is_of(r, room) and r.get("step") == number
-        )
+        return await self.running.wait_for(lambda r: is_of(r, room) and r.get("step") == number)
 
     async def expect(
         self,

@@ -125,6 +125,6 @@ async def test_doctor_finds_nothing_wrong_with_a_fresh_project(
     done = default_project.run("uv", "run", "agent", "doctor", "--json", env=environment)
     report = json.loads(done.stdout)
     # of the server: it is connected with no telephone network
-    assert [
-        finding["what"] for finding in report["findings"] if finding["level"] != "ok"
-    ] == ["the server has no telephone: its trunks cannot be read"]
+    assert [finding["what"] for finding in report["findings"] if finding["level"] != "ok"] == [
+        "the server has no telephone: its trunks cannot be read"
+    ]
