@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 from livekit.protocol import agent_dispatch, room, sip
 
 from agent.__main__ import main
-from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
+from agent.cli.checks import PROVEN_SDKS, SDK_RANGE, Finding
+from agent.cli.doctor import print_findings
 from agent.memory import Note, spool
 from agent.settings import load_settings
 from template.tests.conftest import pytest_terminal_summary
@@ -620,3 +621,10 @@ def test_the_project_is_found_from_any_folder(
     monkeypatch.chdir(tmp_path)
 
     assert doctor().about("settings")[0].endswith(f" in {ROOT}/template")
+
+
+def test_every_check_stands_apart_from_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    # the longest name of all
+    print_findings([Finding("fail", "recordings", "something is wrong", "mend it")])
+    said = capsys.readouterr().out.split()
+    assert said == ["fail", "recordings", "something", "is", "wrong:", "mend", "it"]

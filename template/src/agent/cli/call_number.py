@@ -51,6 +51,9 @@ def call(
     """
     if number is None:
         return call_room.call(caller, metadata)
+    if caller is not None:
+        # who it is then is for the phone to say
+        raise SettingsError(["--as is for a call to the agent: leave it out, or the number"])
     settings = load_settings()
     told = _with_number(settings, number, metadata)
     require(check_connection(settings))
@@ -61,6 +64,8 @@ def call(
     watcher = CallWatcher(settings, told)
     try:
         code = asyncio.run(watcher.watch())
+    except typer.Exit as given_up:
+        code = given_up.exit_code
     except KeyboardInterrupt:
         asyncio.run(watcher.hang_up())
         code = 130
@@ -124,7 +129,12 @@ class CallWatcher(RoomCaller):
         from livekit import api
 
         async with server_api(self._settings) as server:
-            await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+            try:
+                await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+            except api.TwirpError as error:
+                # it is not there yet, or not any more
+                if error.code != api.TwirpErrorCode.NOT_FOUND:
+                    raise
 
     async def _make_empty_room(self) -> None:
         from livekit import api
@@ -140,11 +150,13 @@ class CallWatcher(RoomCaller):
     def _watch_room(self, room: rtc.Room) -> None:
         from agent.transport.room import CALL_STATUS, REASON
 
-        def changed(changes: dict[str, str], participant: rtc.Participant) -> None:
-            self.reason = changes.get(REASON, self.reason)
-            status = changes.get(CALL_STATUS, "")
+        def look(attributes: dict[str, str]) -> None:
+            self.reason = attributes.get(REASON, self.reason)
+            status = attributes.get(CALL_STATUS, "")
             self.answered = self.answered or status == "active"
             if said := STATUSES.get(status):
                 report(said)
 
-        room.on("participant_attributes_changed", changed)
+        # a phone may be known only when it rings already, or when it has answered
+        room.on("participant_connected", lambda phone: look(phone.attributes))
+        room.on("participant_attributes_changed", lambda changes, _: look(changes))

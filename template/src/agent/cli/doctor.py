@@ -63,7 +63,7 @@ def print_findings(findings: list[Finding]) -> None:
     console = make_console()
     for finding in findings:
         level = f"{finding.level:<5}", COLOURS[finding.level]
-        console.print(Text.assemble(level, f"{finding.check:<10}", finding.sentence))
+        console.print(Text.assemble(level, f"{finding.check:<11}", finding.sentence))
 
 
 def check_everything() -> Iterator[Finding]:
