@@ -60,6 +60,11 @@ async def test_keys_come_together_when_no_more_follow(
         hears = Hears(here)
         hears.press("12")
         assert await hears.heard.get() == "12"
+        # nothing follows the end of a number, and a pause after that is none
+        hears.press("3#")
+        assert await hears.heard.get() == "3"
+        await asyncio.sleep(2 * SHORT)
+        assert hears.heard.empty()
 
 
 async def test_somebody_elses_keys_are_not_the_callers(
@@ -104,10 +109,11 @@ async def test_no_key_is_in_a_log_when_a_persona_fails_at_them(
 
 
 async def test_a_key_after_the_end_of_the_call_is_nothing(
-    server: RoomService, monkeypatch: pytest.MonkeyPatch
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with calling(server, monkeypatch, key_seconds=LONG) as here:
         hears = Hears(here)
         here.call.end("caller left")
         hears.press("1#")
         assert hears.heard.empty()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -14,7 +14,7 @@ from agent.lifecycle import Call, Reason, Step
 from agent.lifecycle.journal import CallOver
 from agent.telephony.outbound import callee, place_call, wanted_call
 from agent.transport.room import REASON, WATCHER, RoomTransport
-from tests.agent.telephony.phones import BERLIN, PHONE, Calling, calling
+from tests.agent.telephony.phones import BERLIN, PHONE, Calling, calling, phone
 from tests.agent.transport.test_end_room import person as participant
 from tests.support.room_service import Refusal, RoomService, busy_with
 
@@ -68,6 +68,17 @@ async def test_a_phone_that_answers_is_the_caller(
     assert (asked.wait_until_answered, asked.ringing_timeout.seconds) == (True, 12)
 
 
+async def test_a_call_may_name_a_trunk_of_its_own(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = f'{{"call": "{BERLIN}", "trunk": "ST_2"}}'
+    async with calling(server, monkeypatch, told) as made:
+        placing = await placed(made)
+        server.pick_up.set()
+        await placing
+    assert [asked.sip_trunk_id for asked in server.dialed] == ["ST_2"]
+
+
 async def test_a_call_that_nobody_asked_for_is_not_made(
     server: RoomService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +127,23 @@ async def test_a_trunk_that_never_rings_has_failed(
         with pytest.raises(CallOver):
             await place_call(made.call, made.persona)
     assert made.call.reason == Reason.TRUNK_FAILED
+
+
+async def test_a_phone_that_rings_in_vain_has_rung_whatever_comes_last(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refusal = Refusal("canceled", 408, message="sip request timed out")
+    async with calling(server, monkeypatch) as made:
+        placing = asyncio.ensure_future(place_call(made.call, made.persona))
+        await server.rings.wait()
+        made.line.ring("dialing")
+        for status in ("ringing", "hangup"):
+            changes = {"sip.callStatus": status}
+            made.line.job.room.emit("participant_attributes_changed", changes, phone(status))
+        server.pick_up.set()
+        with pytest.raises(CallOver):
+            await placing
+    assert made.call.reason == Reason.NO_ANSWER
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,6 @@ from agent.lifecycle import Call
 
 log = logging.getLogger("agent.call")
 
-# more than any number that somebody is asked for
-MOST_KEYS = 64
-
 
 def listen_for_keys(call: Call, persona: CallAgent) -> None:
     """From now on `on_keys` of whichever agent speaks gets what the caller presses."""
@@ -41,7 +38,7 @@ class Keys:
         if key.digit == "#":
             self._finish()
             return
-        self._pressed = (self._pressed + key.digit)[:MOST_KEYS]
+        self._pressed += key.digit
         loop = asyncio.get_running_loop()
         self._pause = loop.call_later(self._call.settings.key_seconds, self._finish)
 
