@@ -146,6 +146,26 @@ def test_a_project_without_memory_and_documents_has_no_metrics_of_them(tmp_path:
     assert not [sample.name for sample in samples if sample.name == "agent_lookups_total"]
 
 
+@pytest.mark.parametrize("telephony", [True, False])
+def test_a_worker_without_a_telephone_counts_no_ends_of_telephones(
+    telephony: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not telephony:
+        monkeypatch.setattr("agent.server.find_spec", lambda name: None)
+    registry = CollectorRegistry()
+    Server(load_settings()).measured(registry)
+    counted = {
+        reason: registry.get_sample_value("agent_calls_total", {"reason": reason})
+        for reason in (Reason.CALLER_LEFT, Reason.BUSY, Reason.TRANSFERRED)
+    }
+    there = 0 if telephony else None
+    assert counted == {
+        Reason.CALLER_LEFT: 0,
+        Reason.BUSY: there,
+        Reason.TRANSFERRED: there,
+    }
+
+
 async def test_a_worker_tells_whether_it_would_take_a_call() -> None:
     registry = CollectorRegistry()
     server = Server(load_settings().model_copy(update={"max_load": 0.5}))

@@ -263,7 +263,18 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServi
         server.shutdown()
 
 
-@pytest.mark.parametrize(("allow", "private"), [(None, False), ("true", True)])
+def spans_in(collected: list[ExportTraceServiceRequest]) -> list[Any]:
+    """Every span of the requests."""
+    return [
+        span
+        for request in collected
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+@pytest.mark.parametrize(("allow", "private"), [(None, False), ("", False), ("true", True)])
 def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
     collected: list[ExportTraceServiceRequest],
     monkeypatch: pytest.MonkeyPatch,
@@ -271,20 +282,43 @@ def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
     private: bool,
 ) -> None:
     """In a separate process, like a job: a tracer provider cannot be replaced."""
-    if allow:
+    if allow is not None:
         monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
 
     with process(export_a_span) as job:
         job.join(60)
 
-    spans = [
-        span
-        for request in collected
-        for resource in request.resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-    assert [(span.name, "private words" in str(span)) for span in spans] == [("call", private)]
+    found = [(span.name, "private words" in str(span)) for span in spans_in(collected)]
+    assert found == [("call", private)]
+
+
+def export_a_reply() -> None:
+    """As the SDK does for each reply: the whole conversation, if the span takes it."""
+    from livekit.agents.telemetry import gen_ai, tracer
+
+    export_spans()
+    with tracer.start_as_current_span("llm_node") as node:
+        written = node.is_recording() or gen_ai.capture_content_enabled()
+        tracer.start_span(f"written: {written}").end()
+    vars(multiprocessing.util)["_exit_function"]()
+
+
+@pytest.mark.parametrize(("allow", "written"), [("", False), ("true", True)])
+def test_what_traces_leave_out_is_not_written_down_for_them(
+    collected: list[ExportTraceServiceRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    allow: str,
+    written: bool,
+) -> None:
+    monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
+
+    with process(export_a_reply) as job:
+        job.join(60)
+
+    inner, node = spans_in(collected)
+    assert [inner.name, node.name] == [f"written: {written}", "llm_node"]
+    # which is still where the rest hangs
+    assert inner.parent_span_id == node.span_id
 
 
 def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(

@@ -28,7 +28,7 @@ from tests.support.engines import stores_for
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit, free_port
 from tests.support.templates import ROOT, Template
-from tests.support.worker import PATIENCE, Record, Worker, worker
+from tests.support.worker import PATIENCE, Record, Worker, is_of, worker
 
 ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 # the stores of the project: `make test-all` proves the ends with local and with shared ones
@@ -84,14 +84,12 @@ class Scene:
     async def said(self, room: str, message: str) -> Record:
         """Wait until the call in `room` has logged `message`."""
         return await self.running.wait_for(
-            lambda r: r.get("room") == room and message in str(r.get("message"))
+            lambda r: is_of(r, room) and message in str(r.get("message"))
         )
 
     async def step(self, room: str, number: int) -> Record:
         """Wait until the call in `room` has done a step."""
-        return await self.running.wait_for(
-            lambda r: r.get("room") == room and r.get("step") == number
-        )
+        return await self.running.wait_for(lambda r: is_of(r, room) and r.get("step") == number)
 
     async def expect(
         self,

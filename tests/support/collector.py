@@ -12,6 +12,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.server import free_port
+from tests.support.worker import is_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Collector:
     async def call(self, room: str) -> Span:
         """The span of the call in `room`."""
         return await self.wait_for(
-            lambda span: span.name == "call" and span.attributes.get("room") == room
+            lambda span: span.name == "call" and is_of(span.attributes, room)
         )
 
 

@@ -110,6 +110,8 @@ class RoomService:
                 return room.ListRoomsResponse(rooms=self.rooms)
             case "ListParticipants":
                 return room.ListParticipantsResponse(participants=self.present)
+            case "DeleteRoom" if self.refusal:
+                raise self.refusal
             case "DeleteRoom":
                 self.deleted.append(api.DeleteRoomRequest.FromString(body).room)
                 return room.DeleteRoomResponse()

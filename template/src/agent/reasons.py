@@ -53,6 +53,9 @@ NOT_REACHED = frozenset(
     }
 )
 
+# only where there is a telephone
+OF_TELEPHONES = NOT_REACHED | {Reason.TRANSFERRED}
+
 NOBODY_LISTENS = NOT_REACHED | frozenset(
     {
         Reason.CALLER_LEFT,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from agent.memory import MemoryUnavailable, keep_delivering
 from agent.metrics import Metrics, files_in
 from agent.models import ModelsUnavailable
 from agent.outside import Readiness
-from agent.reasons import REASONS
+from agent.reasons import OF_TELEPHONES, REASONS
 from agent.reports import STAGES, cost, delivery, going, recordings
 from agent.settings import Settings, SettingsError, load_settings
 from agent.transport.room import RoomTransport, end_room
@@ -169,9 +170,12 @@ class Server(AgentServer):
     def measured(self, registry: CollectorRegistry = REGISTRY) -> Metrics:
         """The metrics of this worker, which the SDK serves beside its own."""
         settings = self.settings
-        errors = [Reason.error(step.number, step.title) for step in Step if step != Step.CLEAN_UP]
+        reasons = [Reason.error(step.number, step.title) for step in Step if step != Step.CLEAN_UP]
+        has_phone = find_spec("agent.telephony") is not None
+        reasons += [reason for reason in REASONS if has_phone or reason not in OF_TELEPHONES]
+        stages = [stage for stage in STAGES if settings.knowledge != "none" or stage != "documents"]
         currencies = [cost.load_prices(settings.home).currency]
-        metrics = Metrics(settings, [*REASONS, *errors], STAGES, currencies, registry=registry)
+        metrics = Metrics(settings, reasons, stages, currencies, registry=registry)
         calls = "agent_calls_in_progress", "Calls that this worker has now."
         metrics.watch(*calls, lambda: len(self.active_jobs))
         free = "agent_takes_calls", "1 while this worker would take a call."

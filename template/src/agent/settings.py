@@ -596,13 +596,8 @@ def openai_key() -> str:
     return os.environ.get("OPENAI_API_KEY", "")
 
 
-def says_whether_traces_are_private() -> bool:
-    """Whether the SDK's own variable decides if traces have the conversation."""
-    return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ
-
-
 def words_are_asked_for() -> bool:
-    """Whether that variable asks for the conversation, in logs too."""
+    """Whether the SDK's own variable asks for the conversation, in traces and logs."""
     return os.environ.get("LIVEKIT_TELEMETRY_ALLOW_PII", "").strip().lower() in {"1", "true"}
 
 

@@ -18,11 +18,7 @@ from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
 
-from agent.settings import (
-    says_whether_traces_are_private,
-    traces_are_exported,
-    words_are_asked_for,
-)
+from agent.settings import traces_are_exported, words_are_asked_for
 
 
 class Journal(Protocol):
@@ -305,11 +301,12 @@ def export_spans() -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(shutdown_on_exit=False)
+    from agent.private_spans import PrivateTracerProvider
+
+    words = words_are_asked_for()
+    provider = (TracerProvider if words else PrivateTracerProvider)(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    # None leaves it to the SDK, which reads the variable
-    allow_pii = None if says_whether_traces_are_private() else False
-    set_tracer_provider(provider, allow_pii=allow_pii)
+    set_tracer_provider(provider, allow_pii=words)
 
     def flush() -> None:
         # a collector that does not answer must not hold the worker's slot

@@ -8,9 +8,11 @@ from livekit import rtc
 from agent.__main__ import main
 from agent.cli.call_number import EXIT_CODES, CallWatcher, end_of, exit_code_of
 from agent.reasons import NOT_REACHED, Reason
-from agent.settings import load_settings
+from agent.settings import SettingsError, load_settings
 from agent.transport.room import REASON
+from tests.agent.telephony.phones import phone
 from tests.agent.transport.test_room import person
+from tests.support.room_service import Refusal, room_service
 
 BERLIN = "+493023125000"
 
@@ -22,7 +24,7 @@ BERLIN = "+493023125000"
         (["+4315551234"], "AGENT_CALLS_TO"),
         (["+49112"], "emergency"),
         ([BERLIN, "--metadata", "order 1042"], "no JSON object"),
-        ([BERLIN, "--as", "ann"], "--as is for a call of yours"),
+        ([BERLIN, "--as", "ann"], "--as is for a call to the agent"),
     ],
 )
 def test_what_cannot_be_called_is_refused_before_anything_begins(
@@ -91,3 +93,27 @@ async def test_it_hears_from_the_agent_why_the_call_ended(
     assert capsys.readouterr().err == "Ringing ...\n"
     room.emit("participant_attributes_changed", {"sip.callStatus": "active"}, person("sip_1"))
     assert watcher.answered
+
+
+async def test_a_phone_that_answers_before_it_is_seen_has_answered(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    watcher, room = CallWatcher(load_settings(), "{}"), rtc.Room()
+    watcher._watch_room(room)
+    room.emit("participant_connected", phone("active"))
+    assert watcher.answered
+    assert capsys.readouterr().err == "Answered.\n"
+
+
+async def test_hanging_up_in_a_room_that_is_gone_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with room_service() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        load_settings.cache_clear()
+        server.refusal = Refusal("not_found", 404, message="requested room does not exist")
+        await CallWatcher(load_settings(), "{}").hang_up()
+        server.refusal = Refusal("permission_denied", 403)
+        with pytest.raises(SettingsError, match="LIVEKIT_API_KEY"):
+            await CallWatcher(load_settings(), "{}").hang_up()

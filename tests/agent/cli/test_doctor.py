@@ -626,7 +626,8 @@ def test_the_project_is_found_from_any_folder(
 def test_every_check_stands_apart_from_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
     # the longest name of all
     print_findings([Finding("fail", "recordings", "something is wrong", "mend it")])
-    assert " recordings something is wrong" in capsys.readouterr().out
+    said = capsys.readouterr().out.split()
+    assert said == ["fail", "recordings", "something", "is", "wrong:", "mend", "it"]
 
 
 def test_a_bucket_for_recordings_that_nobody_makes_is_named(

@@ -231,6 +231,7 @@ async def test_a_model_that_gives_no_opinion_leaves_it_to_the_personas_rule(
 ) -> None:
     monkeypatch.setattr(answered, "_can_detect", lambda call, session: True)
     monkeypatch.setattr(answered, "DETECTION_SECONDS", 0.3)
+    monkeypatch.setattr(answered, "TURN_END_SECONDS", 60)
     monkeypatch.setattr(answered, "MACHINE_PAUSE_SECONDS", 0.05)
     async with answering(server, monkeypatch) as (made, agent, session):
         hearing = asyncio.create_task(answered.hear_callee(made.call, session, agent))
@@ -240,6 +241,9 @@ async def test_a_model_that_gives_no_opinion_leaves_it_to_the_personas_rule(
         over = asyncio.Event()
         session._amd.on("amd_prediction", lambda _: over.set())
         await asyncio.wait_for(over.wait(), 5)
+        # … which is waited for, because the words are for the rule, and not to be answered
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(hearing), 0.2)
         await say(agent, words)
         if reason is None:
             await hearing

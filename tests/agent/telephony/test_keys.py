@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any, cast
 
 import pytest
@@ -81,6 +82,25 @@ async def test_no_key_is_in_a_log(
         assert await hears.heard.get() == "482913"
     said = [(record.getMessage(), getattr(record, "fields", None)) for record in caplog.records]
     assert "482913" not in str(said)
+
+
+async def test_no_key_is_in_a_log_when_a_persona_fails_at_them(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with calling(server, monkeypatch, key_seconds=LONG) as here:
+        hears = Hears(here)
+
+        async def on_keys(keys: str) -> None:
+            hears.heard.put_nowait(keys)
+            int(keys)
+
+        vars(here.persona)["on_keys"] = on_keys
+        hears.press("4829*13#")
+        assert await hears.heard.get() == "4829*13"
+        await here.call.background.settle(time.monotonic() + 5)
+    assert "on_keys failed with ValueError" in caplog.text
+    assert "int(keys)" in caplog.text
+    assert "4829" not in caplog.text
 
 
 async def test_a_key_after_the_end_of_the_call_is_nothing(

@@ -169,7 +169,7 @@ async def test_no_number_is_logged(
 
 
 async def test_a_phone_that_rings_while_the_room_is_deleted_is_no_failed_trunk(
-    server: RoomService, monkeypatch: pytest.MonkeyPatch
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.refusal = Refusal("not_found", 404, message="no such room")
     async with calling(server, monkeypatch) as made:
@@ -180,7 +180,11 @@ async def test_a_phone_that_rings_while_the_room_is_deleted_is_no_failed_trunk(
         asyncio.get_running_loop().call_later(0.05, partial(made.call.room_gone, removed=False))
         with pytest.raises(CallOver):
             await placing
+        await made.call.wait_closed()
     assert made.call.reason == Reason.ROOM_CLOSED
+    assert "nobody was reached" not in caplog.text
+    # whom nobody has called yet is not welcomed back
+    assert made.memory.key is None
 
 
 async def test_who_has_hung_up_is_not_called_again(

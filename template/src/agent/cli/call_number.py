@@ -56,8 +56,11 @@ def call(
     """
     if number is None:
         return call_room.call(caller, metadata)
+    if caller is not None:
+        # who it is then is for the phone to say
+        raise SettingsError(["--as is for a call to the agent: leave it out, or the number"])
     settings = load_settings()
-    told = _with_number(settings, number, metadata, caller)
+    told = _with_number(settings, number, metadata)
     require(check_connection(settings))
     # what matters of the connection shows in how a call ends
     logging.getLogger("livekit").setLevel(logging.CRITICAL)
@@ -66,13 +69,15 @@ def call(
     watcher = CallWatcher(settings, told)
     try:
         code = asyncio.run(watcher.watch())
+    except typer.Exit as given_up:
+        code = given_up.exit_code
     except KeyboardInterrupt:
         asyncio.run(watcher.hang_up())
         code = 130
     call_room.leave(code)
 
 
-def _with_number(settings: Settings, number: str, metadata: str, caller: str | None) -> str:
+def _with_number(settings: Settings, number: str, metadata: str) -> str:
     """The metadata of a call to this number; raises SettingsError for what cannot be called."""
     from agent.telephony.numbers import NumberRefused, check_allowed, e164
 
@@ -88,8 +93,6 @@ def _with_number(settings: Settings, number: str, metadata: str, caller: str | N
         told = None
     if not isinstance(told, dict):
         problems.append("--metadata is no JSON object: write one such as '{\"order\": 1042}'")
-    if caller is not None:
-        problems.append("--as is for a call of yours, and here the agent calls: leave it out")
     if problems:
         raise SettingsError(problems)
     return json.dumps({**told, "call": number})
@@ -137,7 +140,12 @@ class CallWatcher(RoomCaller):
         from livekit import api
 
         async with server_api(self._settings) as server:
-            await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+            try:
+                await server.room.delete_room(api.DeleteRoomRequest(room=self.room))
+            except api.TwirpError as error:
+                # it is not there yet, or not any more
+                if error.code != api.TwirpErrorCode.NOT_FOUND:
+                    raise
 
     async def _make_empty_room(self) -> None:
         from livekit import api
@@ -153,11 +161,13 @@ class CallWatcher(RoomCaller):
     def _watch_room(self, room: rtc.Room) -> None:
         from agent.transport.room import CALL_STATUS, REASON
 
-        def changed(changes: dict[str, str], participant: rtc.Participant) -> None:
-            self.reason = changes.get(REASON, self.reason)
-            status = changes.get(CALL_STATUS, "")
+        def look(attributes: dict[str, str]) -> None:
+            self.reason = attributes.get(REASON, self.reason)
+            status = attributes.get(CALL_STATUS, "")
             self.answered = self.answered or status == "active"
             if said := STATUSES.get(status):
                 report(said)
 
-        room.on("participant_attributes_changed", changed)
+        # a phone may be known only when it rings already, or when it has answered
+        room.on("participant_connected", lambda phone: look(phone.attributes))
+        room.on("participant_attributes_changed", lambda changes, _: look(changes))

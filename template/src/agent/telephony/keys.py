@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import traceback
 
 from livekit import rtc
 
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
+
+log = logging.getLogger("agent.call")
 
 # more than any number that somebody is asked for
 MOST_KEYS = 64
@@ -48,4 +52,13 @@ class Keys:
             session = self._call.session
             agent = self._persona if session is None else session.current_agent
             if isinstance(agent, CallAgent):
-                self._call.spawn(agent.on_keys(keys), name="on_keys")
+                self._call.spawn(self._hand_over(agent, keys), name="on_keys")
+
+    async def _hand_over(self, agent: CallAgent, keys: str) -> None:
+        try:
+            await agent.on_keys(keys)
+        except Exception as error:
+            # its own words may be the keys, such as those of int("12*")
+            places = "".join(traceback.format_tb(error.__traceback__))
+            sentence, extra = "on_keys failed with %s at\n%s", self._call.journal.fields()
+            log.error(sentence, type(error).__name__, places, extra=extra)

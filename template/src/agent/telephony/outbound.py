@@ -31,7 +31,7 @@ class NotAnswered(Exception):
 
     def __init__(self, reason: str, said: str, status: int | None = None) -> None:
         super().__init__(f"{reason} ({said})")
-        self.reason, self.said, self.status = reason, said, status
+        self.reason, self.status = reason, status
 
 
 async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool] | None:
@@ -60,6 +60,8 @@ async def place_call(call: Call, persona: CallAgent) -> Callable[[Caller], bool]
         if error.status is None:
             # a room that is deleted meanwhile fails it in no words of its own
             await call.wait_for_room_event()
+        if call.reason is not None:
+            raise CallOver(call.reason) from error
         _give_up(call, persona, error)
     finally:
         call.ringing = False
@@ -137,7 +139,7 @@ async def dial(call: Call, number: str, identity: str, trunk: str) -> None:
             reason = reason_of(error, statuses[-1])
             status = status_of(error)
             call.journal.took("dial", began, outcome=reason, sip=status or 0)
-            raise NotAnswered(reason, sentence_of(error, number), status) from error
+            raise NotAnswered(reason, sentence_of(error), status) from error
     call.journal.took("dial", began, outcome="answered", sip=200)
     call.journal.record("the call was answered", ms=call.journal.age_ms)
 

@@ -5,6 +5,8 @@ Never by the error's own code: 480 and 486 share that of a rate limit.
 
 from __future__ import annotations
 
+import re
+
 from livekit.api import ServerError, SipCallError
 
 from agent import one_line
@@ -22,6 +24,8 @@ REASONS = {
     Reason.NO_ANSWER: {408, 487},
 }
 
+# whose number it is, the caller's or the other's, does not matter
+NUMBER = re.compile(r"\d{5,}")
 GAVE_UP = {"canceled", "deadline_exceeded"}
 # of a transfer, where livekit-sip says more than the status does
 TRANSFERS = {
@@ -52,10 +56,10 @@ def status_of(error: Exception) -> int | None:
     return error.sip_status_code if isinstance(error, SipCallError) else None
 
 
-def sentence_of(error: Exception, number: str) -> str:
+def sentence_of(error: Exception) -> str:
     """What the other end said, for a log: the status and its phrase, or why there is none.
 
-    Some say the number again, which no log has.
+    Some say a number again, which no log has.
     """
     if isinstance(error, SipCallError) and error.sip_status_code is not None:
         said = f"{error.sip_status_code} {error.sip_status or ''}".strip()
@@ -63,4 +67,4 @@ def sentence_of(error: Exception, number: str) -> str:
         said = error.message
     else:
         said = "no answer from the server" if isinstance(error, TimeoutError) else one_line(error)
-    return said.replace(number.removeprefix("+"), "…")
+    return NUMBER.sub("…", said)

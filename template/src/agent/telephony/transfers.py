@@ -75,7 +75,7 @@ async def transfer(
     asked.ringing_timeout.FromMilliseconds(round(call.settings.ring_seconds * 1000))
     with call.tools.waiting():
         await _say(call, session, saying)
-        await _while_it_lasts(call, _refer(call, server, asked, number))
+        await _while_it_lasts(call, _refer(call, server, asked))
     # a caller who hangs up while it rings looks like a success
     await call.wait_for_room_event()
     call.end(Reason.TRANSFERRED)
@@ -83,7 +83,7 @@ async def transfer(
 
 
 async def _refer(
-    call: Call, server: api.LiveKitAPI, asked: api.TransferSIPParticipantRequest, number: str
+    call: Call, server: api.LiveKitAPI, asked: api.TransferSIPParticipantRequest
 ) -> None:
     began = time.time_ns()
     try:
@@ -93,7 +93,7 @@ async def _refer(
         await call.wait_for_room_event()
         _stop_if_over(call)
         reason = reason_of(error, RINGING)
-        said, status = sentence_of(error, number), status_of(error)
+        said, status = sentence_of(error), status_of(error)
         _failed(call, "transfer", NotAnswered(reason, said, status), began)
     # a server that does not say leaves it at 0, "ongoing"
     if answer.status == sip.SIPTransferStatus.STS_TRANSFER_FAILED:
