@@ -6,7 +6,7 @@ import pytest
 from livekit import rtc
 
 from agent.__main__ import main
-from agent.cli.call_number import EXIT_CODES, CallWatcher, exit_code_of
+from agent.cli.call_number import EXIT_CODES, CallWatcher, end_of, exit_code_of
 from agent.reasons import NOT_REACHED, Reason
 from agent.settings import SettingsError, load_settings
 from agent.transport.room import REASON
@@ -64,6 +64,22 @@ def test_every_reason_of_a_call_that_was_not_answered_has_an_exit_code_of_its_ow
 )
 def test_it_exits_with_what_came_of_the_call(reason: str, answered: bool, code: int) -> None:
     assert exit_code_of(reason, answered=answered) == code
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (Reason.BUSY, "The call is over: busy."),
+        (
+            Reason.NOT_ALLOWED,
+            "The call is over: number not allowed: AGENT_CALLS_TO of the worker does not allow it.",
+        ),
+        (Reason.TRUNK_FAILED, "The call is over: trunk failed: the worker's log says why."),
+        (Reason.error(6, "x"), "The call is over: error in step 6 (x): the worker's log says why."),
+    ],
+)
+def test_it_says_where_to_look_for_what_only_the_worker_knows(reason: str, said: str) -> None:
+    assert end_of(reason) == said
 
 
 async def test_it_hears_from_the_agent_why_the_call_ended(

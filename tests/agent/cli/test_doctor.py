@@ -628,3 +628,12 @@ def test_every_check_stands_apart_from_what_it_found(capsys: pytest.CaptureFixtu
     print_findings([Finding("fail", "recordings", "something is wrong", "mend it")])
     said = capsys.readouterr().out.split()
     assert said == ["fail", "recordings", "something", "is", "wrong:", "mend", "it"]
+
+
+def test_a_bucket_for_recordings_that_nobody_makes_is_named(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_RECORDINGS_URL", "s3://calls/agent")
+    examined = doctor()
+    (line,) = examined.about("recordings")
+    assert line.startswith("warn AGENT_RECORDINGS_URL is set, and no call is recorded")

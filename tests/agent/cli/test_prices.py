@@ -49,3 +49,8 @@ def test_doctor_names_the_place(agent: Agent, prices: Path) -> None:
     load_prices.cache_clear()
     found = json.loads(agent("doctor", "--json").out)["findings"]
     assert [one for one in found if one["check"] == "prices"] == []
+
+
+def test_a_date_needs_no_quotes(home: Path, prices: Path) -> None:
+    prices.write_text("date = 2026-11-29\n", encoding="utf-8")
+    assert load_prices(home).date == "2026-11-29"

@@ -32,6 +32,11 @@ EXIT_CODES = {
     Reason.TRUNK_FAILED: 8,
     Reason.VOICEMAIL: 9,
 }
+# what the worker's end of the call knows more of than this one
+CURES = {
+    Reason.NOT_ALLOWED: "AGENT_CALLS_TO of the worker does not allow it",
+    Reason.TRUNK_FAILED: "the worker's log says why",
+}
 STATUSES = {"ringing": "Ringing ...", "active": "Answered."}
 
 
@@ -99,6 +104,12 @@ def exit_code_of(reason: str, *, answered: bool) -> int:
     return EXIT_CODES.get(reason, 0 if answered and not failed else 1)
 
 
+def end_of(reason: str) -> str:
+    """Why the call ended, in words, and where to look if that is not all there is to know."""
+    cure = CURES.get(reason, CURES[Reason.TRUNK_FAILED] if reason.startswith("error") else "")
+    return f"The call is over: {reason}{': ' if cure else ''}{cure}."
+
+
 class CallWatcher(RoomCaller):
     """Sends the agent into a room of its own to call somebody, and watches: unseen and mute."""
 
@@ -119,7 +130,7 @@ class CallWatcher(RoomCaller):
         await self.ended.wait()
         problem = await self.close()
         if self.reason:
-            report(f"The call is over: {self.reason}.")
+            report(end_of(self.reason))
         else:
             report(problem or "The call is over, and no reason is known: look at the worker's log.")
         return exit_code_of(self.reason, answered=self.answered)

@@ -114,7 +114,10 @@ def check_recordings(settings: Settings, *, asking: bool = False) -> list[Findin
     from agent.reports.recordings import is_in_bucket
 
     if not is_in_bucket(settings):
-        return []
+        if not settings.recordings_url:
+            return []
+        what = "AGENT_RECORDINGS_URL is set, and no call is recorded"
+        return [Finding("warn", "recordings", what, "set AGENT_RECORD=audio, or leave it out")]
     try:
         bucket = Bucket(settings)
         if asking:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date as Date
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agent.reports import Cost
 from agent.settings import SettingsError
@@ -71,6 +72,11 @@ class Prices(_Prices):
     stt: dict[str, MinutePrice] = {}
     tts: dict[str, CharacterPrice] = {}
     minutes: dict[Literal["room", "phone"], Price] = {}
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _date_may_be_tomls(cls, value: object) -> object:
+        return value.isoformat() if isinstance(value, Date) else value
 
 
 @lru_cache(maxsize=4)
