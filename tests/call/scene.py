@@ -237,6 +237,16 @@ class Scene:
         async with self.livekit.api() as server:
             return bool((await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms)
 
+    async def room_of(self, number: str) -> str:
+        """The room in which the phone with this number is, whose name no log has whole."""
+        async with asyncio.timeout(PATIENCE), self.livekit.api() as server:
+            while True:
+                for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
+                    if f"sip_{number}" in await self.present(room.name):
+                        return room.name
+                # another process: there is no event to await
+                await asyncio.sleep(0.05)
+
     async def present(self, room: str) -> list[str]:
         """The participants of a room, without agents."""
         async with self.livekit.api() as server:

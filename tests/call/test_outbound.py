@@ -242,11 +242,9 @@ async def calls_in(network: Network, stage: Scene, phone: Phone, number: str, th
     await network.inbound(number, stage.agent, json.dumps({"then": then}))
     phone.call(number)
     await phone.wait(phone.answered)
-    begins = f"in{number[1:]}-"
-    record = await stage.running.wait_for(
-        lambda r: str(r.get("room")).startswith(begins) and r.get("step") == 6
-    )
-    return str(record["room"])
+    room = await stage.room_of(phone.number)
+    await stage.step(room, 6)
+    return room
 
 
 async def hears_more(phone: Phone) -> None:

@@ -80,20 +80,9 @@ async def connected(stage: Scene, phone: Phone, number: str = NUMBER) -> str:
         said = "\n".join(map(str, last))
         raise AssertionError(f"nobody answered; worker and server logged last:\n{said}") from None
     await phone.wait(phone.sound.sound)
-    room = await room_of(stage, phone)
+    room = await stage.room_of(phone.number)
     await stage.step(room, 6)
     return room
-
-
-async def room_of(stage: Scene, phone: Phone) -> str:
-    """The room in which this phone is; named after the number that it calls, and not its own."""
-    async with asyncio.timeout(PATIENCE), stage.livekit.api() as server:
-        while True:
-            for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
-                if f"sip_{phone.number}" in await stage.present(room.name):
-                    return room.name
-            # another process: there is no event to await
-            await asyncio.sleep(0.05)
 
 
 async def over(stage: Scene, end: End, room: str) -> None:
@@ -350,7 +339,7 @@ async def test_who_gives_up_before_the_agent_comes_is_not_waited_for(
         async with Phone(network, number="+4930555600") as phone:
             phone.call(number)
             await phone.wait(phone.ringing)
-            room = await room_of(stage, phone)
+            room = await stage.room_of(phone.number)
             phone.cancel()
             await phone.wait(phone.over)
             assert phone.how == "487"
@@ -375,7 +364,7 @@ async def test_a_worker_is_stopped_while_the_phone_rings(
         async with Phone(network, number="+4930555700") as phone:
             phone.call(number)
             await phone.wait(phone.ringing)
-            room = await room_of(stage, phone)
+            room = await stage.room_of(phone.number)
             await agent_in(stage, room)
             stage.running.process.send_signal(signal.SIGTERM)
             if drains:
