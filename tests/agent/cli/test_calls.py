@@ -208,7 +208,7 @@ def test_costs_are_summed_by_day_and_what_is_unknown_is_not_nothing(
     newest, before = (datetime.fromtimestamp(noon - ago) for ago in (0, 3 * 86_400))
     assert out.splitlines()[at + 1 :] == [
         f"  {newest:%Y-%m-%d}   0.7500 EUR and more, 2 calls",
-        f"  {before:%Y-%m-%d}   1.0000 EUR, 1 calls",
+        f"  {before:%Y-%m-%d}   1.0000 EUR, 1 call",
     ]
     (unknown,) = [line for line in out.splitlines() if "AJ_3" in line]
     assert unknown.endswith("?")

@@ -222,7 +222,7 @@ def costs_by_day(found: list[Report]) -> Iterator[str]:
         costs = [one.cost for one in of_day if one.cost is not None]
         more = " and more" if any(cost.unpriced for cost in costs) else ""
         total = sum(cost.total for cost in costs)
-        yield f"  {day}   {total:.4f} {currency}{more}, {len(of_day)} calls"
+        yield f"  {day}   {total:.4f} {currency}{more}, {len(of_day)} call{"s" * (len(of_day) != 1)}"
 
 
 def _percentile(values: list[int], part: float) -> int:
