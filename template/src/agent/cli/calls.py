@@ -222,7 +222,8 @@ def costs_by_day(found: list[Report]) -> Iterator[str]:
         costs = [one.cost for one in of_day if one.cost is not None]
         more = " and more" if any(cost.unpriced for cost in costs) else ""
         total = sum(cost.total for cost in costs)
-        yield f"  {day}   {total:.4f} {currency}{more}, {len(of_day)} call{"s" * (len(of_day) != 1)}"
+        number = f"{len(of_day)} call" + "s" * (len(of_day) > 1)
+        yield f"  {day}   {total:.4f} {currency}{more}, {number}"
 
 
 def _percentile(values: list[int], part: float) -> int:
