@@ -144,7 +144,7 @@ class Settings(BaseSettings):
 
     # the models; docs/agent/models.md
     llm_model: str = Field(
-        default="openai/gpt-4.1-mini",
+        default="openai/gpt-6-luna",
         description="Language model: provider/model, or as your own server calls it.",
     )
     llm_fallback: str = Field(
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
 
     # a realtime model, which hears, thinks and speaks
     realtime_model: str = Field(
-        default="gpt-realtime", description="Realtime model, as its server names it."
+        default="gpt-realtime-2.1", description="Realtime model, as its server names it."
     )
     realtime_voice: str = Field(default="marin", description="Voice of the model above.")
     realtime_url: str = Field(

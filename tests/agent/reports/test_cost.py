@@ -111,14 +111,14 @@ def test_cached_tokens_without_a_price_of_their_own_cost_as_others() -> None:
 
 
 def test_an_owners_prices_win_and_the_others_stay(tmp_path: Path) -> None:
-    own = 'date = "2030-01-01"\n[llm]\n"gpt-4.1-mini" = { input = 9, output = 9 }\n'
+    own = 'date = "2030-01-01"\n[llm]\n"gpt-6-luna" = { input = 9, output = 9 }\n'
     own += "[tts]\nmine = { characters = 7 }"
     (tmp_path / "prices.toml").write_text(own, encoding="utf-8")
     prices = load_prices(tmp_path)
 
-    assert (prices.date, prices.llm["gpt-4.1-mini"].input) == ("2030-01-01", 9)
+    assert (prices.date, prices.llm["gpt-6-luna"].input) == ("2030-01-01", 9)
     assert prices.tts["mine"].characters == 7
-    assert "gpt-4.1" in prices.llm
+    assert "gpt-realtime-2.1" in prices.llm
 
 
 def test_the_example_in_the_page_is_a_table_of_prices(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_example_in_the_page_is_a_table_of_prices(tmp_path: Path) -> None:
 
     prices = load_prices(tmp_path)
 
-    assert {"openai/gpt-4.1-mini", "gpt-realtime"} <= prices.llm.keys()
+    assert {"openai/gpt-6-luna", "gpt-realtime-2.1"} <= prices.llm.keys()
     assert prices.minutes.keys() == {"room", "phone"}
 
 

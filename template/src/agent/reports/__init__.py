@@ -112,7 +112,7 @@ class Close:
 class Cost:
     """What a call cost, by the prices of `priced` (a date), in `currency`.
 
-    `parts` are by what is paid for, such as "llm gpt-4.1-mini" or "telephone". `unpriced` are those
+    `parts` are by what is paid for, such as "llm gpt-6-luna" or "telephone". `unpriced` are those
     for which there is no price: the total is then too low.
     """
 
