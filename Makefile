@@ -44,10 +44,16 @@ test: static  ## what CI runs: every test that needs no long wait
 
 test-all: static  ## everything: the slow ends, and all ends once more with PostgreSQL and Redis
 	@$(PY) -m tests.support.server
+	@$(PY) -m tests.support.sip
 	@$(PY) -m tests.support.browser
 	@$(PYTEST) --ignore tests/call/test_soak.py
 	@$(PYTEST) tests/call/test_soak.py
 	@ENDS_STORES=pgvector-redis $(PYTEST) tests/call/test_ends.py tests/call/test_slow_ends.py
+
+telephone: $(STAMP)  ## calls by a real telephone, in and out; builds livekit-sip once, in minutes
+	@$(PY) -m tests.support.server
+	@$(PY) -m tests.support.sip
+	@$(PYTEST) tests/call/test_telephone.py tests/call/test_outbound.py tests/call/test_trunks.py
 
 canary: $(STAMP)  ## real calls with the lowest and the newest livekit-agents that a project takes
 	@$(PY) -m tests.support.server
@@ -82,8 +88,9 @@ page: $(STAMP)  ## build the script of the page of `agent talk` from web/ into t
 	@$(PY) -m tests.support.npm
 	@cd web && npm run --silent types && npm run --silent build
 
-pictures: $(STAMP)  ## every state of the page, in docs/pictures/; needs chromium
+pictures: $(STAMP)  ## every state of the page, and the dashboard, in docs/pictures/; needs chromium and Prometheus
 	@$(PY) tools/pictures.py
+	@PYTHONPATH=template/src:. $(PY) tools/dashboard.py
 
 example: $(STAMP)  ## the default project of HEAD, on the branch example of this repository
 	@$(PY) tools/example.py
@@ -102,4 +109,4 @@ constraints: $(UV)  ## resolve and pin the test environment again
 clean:  ## forget the environment
 	@rm -rf $(VENV)
 
-.PHONY: help env demo static check test test-all canary bench bench-parts bench-long ownership page pictures example history release constraints clean
+.PHONY: help env demo static check test test-all telephone canary bench bench-parts bench-long ownership page pictures example history release constraints clean

@@ -58,6 +58,7 @@ STEP_BY_STEP = 3
 PUBLIC = {
     "agent.lifecycle.Call": (
         "caller",
+        "called",
         "profile",
         "metadata",
         "room",
@@ -72,7 +73,7 @@ PUBLIC = {
     ),
     "agent.lifecycle.Reason": (
         *("CALLER_LEFT", "CALLER_DROPPED", "NO_SHOW", "AGENT_HUNG_UP", "TOO_LONG", "TOO_SILENT"),
-        *("ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
+        *("TOO_EXPENSIVE", "ROOM_CLOSED", "REMOVED", "WORKER_STOPPED", "error"),
     ),
     "agent.conversation.CallAgent": (
         *(
@@ -93,6 +94,11 @@ PUBLIC = {
             "session_options",
             "room_options",
             "before_start",
+            "callee_speaks_first",
+            "detects_voicemail",
+            "is_voicemail",
+            "on_voicemail",
+            "on_keys",
             "tools",
         ),
         *("welcome", "on_exit", "llm_node", "tts_node"),
@@ -111,6 +117,9 @@ PUBLIC = {
     "agent.knowledge.evaluate.questions_in": (),
     "agent.knowledge.ingest.ingest": (),
     "agent.settings.load_settings": (),
+    "agent.telephony.ask.AskNumber": ("asking", "reading_back", "refusing"),
+    "agent.telephony.transfers.bring_in": (),
+    "agent.telephony.transfers.transfer": (),
     "agent.transport.Caller": ("identity", "name", "kind", "attributes", "can_publish"),
     "agent.web.NO_STORE": (),
     "agent.web.Refused": ("status", "json", "headers"),

@@ -27,6 +27,7 @@ OWNER = (
     "src/agent/callers.py",
     "tests/yours/**",
     "knowledge/**",
+    "deploy/telephony/**",
     "README.md",
 )
 SHARED = (

@@ -78,7 +78,7 @@ class End:
     reason: str
     heard: str
     room: str
-    proven: frozenset[str]  # server, here
+    proven: frozenset[str]  # server, phone, here
 
 
 def read(page: Path = PAGE) -> dict[str, End]:
@@ -428,6 +428,18 @@ async def test_a_call_has_limits(end: End, monkeypatch: pytest.MonkeyPatch) -> N
     )
     scene = Scene(end, monkeypatch, **limit)
     await scene.begin()
+    await scene.expect()
+
+
+@ends("too-expensive")
+async def test_a_call_may_cost_so_much(
+    end: End, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prices = 'date = "today"\n[minutes]\nroom = 1e9\n'
+    (tmp_path / "prices.toml").write_text(prices, encoding="utf-8")
+    scene = Scene(end, monkeypatch, home=tmp_path, max_call_cost=0.01)
+    await scene.talk()
+    await scene.say("hello")
     await scene.expect()
 
 

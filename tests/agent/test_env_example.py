@@ -26,7 +26,7 @@ KEYS = {"providers": PROVIDERS, "realtime": ["OPENAI_API_KEY"]}
 @cache
 def example(models: str) -> str:
     """The file, in a project with these models."""
-    rendered = quick.render(".env.example", project_name="My Agent", models=models)
+    rendered = quick.render(".env.example", project_name="My Agent", models=models, telephony="yes")
     return rendered[".env.example"]
 
 

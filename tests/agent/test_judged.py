@@ -111,5 +111,5 @@ def environment_of(server: OpenAIServer, models: str) -> dict[str, str]:
         # as in the job `judged` of a project's CI: nothing is heard or spoken
         unused = {"DEEPGRAM_API_KEY": "not-used", "CARTESIA_API_KEY": "not-used"}
         own = {**unused, "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-own"}
-        server.models.add("gpt-4.1-mini")
+        server.models.add("gpt-6-luna")
     return {**own, "AGENT_MODELS": models}

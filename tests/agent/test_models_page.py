@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from livekit.agents import AgentSession, llm, room_io
-from livekit.plugins import openai
+from livekit.plugins import cartesia, deepgram
 
 from agent import persona
 from agent.conversation import CallAgent
@@ -39,7 +39,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, number: int) -> Any:
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "DEEPGRAM_API_KEY", "LIVEKIT_API_KEY"):
+    for name in ("OPENAI_API_KEY", "DEEPGRAM_API_KEY", "CARTESIA_API_KEY", "LIVEKIT_API_KEY"):
         monkeypatch.setenv(name, "key")
     monkeypatch.setenv("LIVEKIT_API_SECRET", "a secret of at least thirty-two bytes")
 
@@ -48,7 +48,7 @@ def test_one_model_is_replaced(monkeypatch: pytest.MonkeyPatch, keys: None) -> N
     shown(monkeypatch, 0)
 
     models = models_for(Settings(models="livekit"))
-    assert isinstance(models.tts, openai.TTS)
+    assert isinstance(models.tts, deepgram.TTS)
     assert models.llm.model == Settings().llm_model
 
 
@@ -60,12 +60,23 @@ def test_all_models_are_replaced(monkeypatch: pytest.MonkeyPatch, keys: None) ->
     assert isinstance(models_for(Settings(models="livekit")).llm, llm.FallbackAdapter)
 
 
-@pytest.mark.parametrize(("attributes", "voice"), [({}, "ash"), ({"language": "de"}, "coral")])
+@pytest.mark.parametrize(
+    ("attributes", "voice", "language"),
+    [
+        ({}, Settings.model_fields["tts_voice"].default, "en"),
+        ({"language": "de"}, "the id of a German voice", "de"),
+        ({"language": "fr"}, "theirs", "en"),
+    ],
+)
 async def test_every_caller_has_a_voice(
-    monkeypatch: pytest.MonkeyPatch, keys: None, attributes: dict[str, str], voice: str
+    monkeypatch: pytest.MonkeyPatch,
+    keys: None,
+    attributes: dict[str, str],
+    voice: str,
+    language: str,
 ) -> None:
     kind: type[CallAgent] = shown(monkeypatch, 2)
-    tts = openai.TTS(voice="nova")
+    tts = cartesia.TTS(voice="theirs")
     caller = Caller("ann", attributes=attributes)
     async with talk(caller) as call:  # by a script, whose voice has no name
         agent = kind.__new__(kind)
@@ -73,7 +84,7 @@ async def test_every_caller_has_a_voice(
         session: Any = SimpleNamespace(tts=tts)
         await agent.before_start(session)
 
-    assert tts._opts.voice == voice
+    assert (tts._opts.voice, tts._opts.language) == (voice, language)
 
 
 async def test_the_room_is_seen_and_heard_without_noise(monkeypatch: pytest.MonkeyPatch) -> None:

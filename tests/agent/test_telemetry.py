@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from prometheus_client import REGISTRY
+from prometheus_client import CollectorRegistry
 
+from agent.metrics import Metrics
+from agent.reasons import REASONS
+from agent.settings import load_settings
 from agent.telemetry import (
     CallLogHandler,
     JsonLines,
@@ -121,16 +124,19 @@ def test_a_person_reads_what_went_wrong_and_how_long_it_took() -> None:
 
 
 @pytest.fixture
-def ledger() -> Iterator[CallLogHandler]:
-    """A ledger that counts; a process has one, so its metrics go with it."""
-    ledger = CallLogHandler(counting=True)
-    yield ledger
-    for metric in vars(ledger._counts).values():
-        REGISTRY.unregister(metric)
+def registry() -> CollectorRegistry:
+    """The metrics of one test."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def ledger(registry: CollectorRegistry) -> CallLogHandler:
+    """A ledger that counts."""
+    return CallLogHandler(Metrics(load_settings(), REASONS, registry=registry))
 
 
 def test_the_worker_counts_calls_turns_and_closes_from_their_records(
-    ledger: CallLogHandler,
+    ledger: CallLogHandler, registry: CollectorRegistry
 ) -> None:
     ledger.handle(
         record(
@@ -153,13 +159,26 @@ def test_the_worker_counts_calls_turns_and_closes_from_their_records(
     )
     ledger.handle(record(fields={"ending": "too long", "ms": 1, "call": "c", "room": "r"}))
     ledger.handle(record(name="livekit.agents", fields={"reason": "another logger's", "call": "d"}))
-    assert ledger.ended == {"a", "b"}
-    value = REGISTRY.get_sample_value
+    assert ledger.ended == {"a": "too long", "b": "job died"}
+    value = registry.get_sample_value
     assert value("agent_calls_total", {"reason": "too long"}) == 1
     assert value("agent_calls_total", {"reason": "job died"}) == 1
     assert value("agent_turns_total") == 4
     assert value("agent_call_seconds_sum") == 92.0
     assert value("agent_closes_total", {"resource": "memory", "outcome": "timeout"}) == 1
+
+
+def test_the_worker_counts_how_long_answers_and_their_stages_took(
+    ledger: CallLogHandler, registry: CollectorRegistry
+) -> None:
+    stages = {"turn": 500, "model": 750}
+    fields = {"heard_ms": 1250, "slowest": "model", "stages": stages, "call": "a", "room": "r"}
+    ledger.handle(record(fields=fields))
+
+    value = registry.get_sample_value
+    assert value("agent_answer_seconds_sum") == 1.25
+    assert value("agent_answer_stage_seconds_sum", {"stage": "model"}) == 0.75
+    assert value("agent_answer_stage_seconds_bucket", {"stage": "turn", "le": "0.5"}) == 1
 
 
 class Raising:
@@ -169,7 +188,7 @@ class Raising:
         raise RuntimeError(str(name))
 
 
-OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1}
+OWN: dict[str, Any] = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1}
 
 
 @pytest.mark.parametrize("name", ["agent.call", "agent.memory"])
@@ -188,23 +207,26 @@ OWN = {"reason": "of an owner's own", "call": "mine", "seconds": 1.0, "turns": 1
     ],
 )
 def test_an_owners_record_with_odd_fields_ends_no_thread_and_counts_as_no_call(
-    fields: object, name: str, ledger: CallLogHandler
+    fields: object, name: str, ledger: CallLogHandler, registry: CollectorRegistry
 ) -> None:
-    for one in (ledger, CallLogHandler(counting=False)):
+    for one in (ledger, CallLogHandler()):
         # an error would end the SDK's thread
         one.handle(record(name=name, fields=fields))
 
-    assert ledger.ended == set()
+    assert ledger.ended == {}
     ledger.handle(
         record(fields={"reason": "too long", "seconds": 90.0, "turns": 4, "call": "a", "room": "r"})
     )
-    assert ledger.ended == {"a"}
-    counted = {sample.name: sample for metric in REGISTRY.collect() for sample in metric.samples}
-    assert counted["agent_calls_total"].labels == {"reason": "too long"}
+    assert ledger.ended == {"a": "too long"}
     values = [
-        counted[name].value
-        for name in ("agent_calls_total", "agent_call_seconds_count", "agent_turns_total")
+        registry.get_sample_value(*wanted)
+        for wanted in (
+            ("agent_calls_total", {"reason": "too long"}),
+            ("agent_call_seconds_count",),
+            ("agent_turns_total",),
+        )
     ]
+    assert registry.get_sample_value("agent_calls_total", {"reason": OWN["reason"]}) is None
     assert values == [1, 1, 4]
 
 
@@ -241,7 +263,18 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ExportTraceServi
         server.shutdown()
 
 
-@pytest.mark.parametrize(("allow", "private"), [(None, False), ("true", True)])
+def spans_in(collected: list[ExportTraceServiceRequest]) -> list[Any]:
+    """Every span of the requests."""
+    return [
+        span
+        for request in collected
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+@pytest.mark.parametrize(("allow", "private"), [(None, False), ("", False), ("true", True)])
 def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
     collected: list[ExportTraceServiceRequest],
     monkeypatch: pytest.MonkeyPatch,
@@ -249,26 +282,49 @@ def test_spans_go_where_the_environment_says_and_leave_out_what_was_said(
     private: bool,
 ) -> None:
     """In a separate process, like a job: a tracer provider cannot be replaced."""
-    if allow:
+    if allow is not None:
         monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
 
     with process(export_a_span) as job:
         job.join(60)
 
-    spans = [
-        span
-        for request in collected
-        for resource in request.resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
-    assert [(span.name, "private words" in str(span)) for span in spans] == [("call", private)]
+    found = [(span.name, "private words" in str(span)) for span in spans_in(collected)]
+    assert found == [("call", private)]
+
+
+def export_a_reply() -> None:
+    """As the SDK does for each reply: the whole conversation, if the span takes it."""
+    from livekit.agents.telemetry import gen_ai, tracer
+
+    export_spans()
+    with tracer.start_as_current_span("llm_node") as node:
+        written = node.is_recording() or gen_ai.capture_content_enabled()
+        tracer.start_span(f"written: {written}").end()
+    vars(multiprocessing.util)["_exit_function"]()
+
+
+@pytest.mark.parametrize(("allow", "written"), [("", False), ("true", True)])
+def test_what_traces_leave_out_is_not_written_down_for_them(
+    collected: list[ExportTraceServiceRequest],
+    monkeypatch: pytest.MonkeyPatch,
+    allow: str,
+    written: bool,
+) -> None:
+    monkeypatch.setenv("LIVEKIT_TELEMETRY_ALLOW_PII", allow)
+
+    with process(export_a_reply) as job:
+        job.join(60)
+
+    inner, node = spans_in(collected)
+    assert [inner.name, node.name] == [f"written: {written}", "llm_node"]
+    # which is still where the rest hangs
+    assert inner.parent_span_id == node.span_id
 
 
 def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shown, ledger = io.StringIO(), CallLogHandler(counting=False)
+    shown, ledger = io.StringIO(), CallLogHandler()
     monkeypatch.setattr(sys, "stdout", shown)
     root, calls = logging.getLogger(), logging.getLogger("agent.call")
     monkeypatch.setattr(root, "handlers", [logging.StreamHandler(shown), ledger])
@@ -282,7 +338,7 @@ def test_the_end_of_a_call_is_taken_down_also_where_only_warnings_are_shown(
     finally:
         root.setLevel(before[0])
         calls.setLevel(before[1])
-    assert ledger.ended == {"a"}
+    assert ledger.ended == {"a": "too long"}
     assert [json.loads(line)["message"] for line in shown.getvalue().splitlines()] == [
         "the voice failed"
     ]

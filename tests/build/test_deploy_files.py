@@ -13,9 +13,14 @@ import pytest
 import yaml
 
 from tests.support.projects import Answers, Project, render
+from tests.support.sip import NEEDS
 from tests.support.templates import ROOT, Template
 
-CHOICES = [Answers("sqlite", "sqlite"), Answers("pgvector", "redis"), Answers("none", "none")]
+CHOICES = [
+    Answers("sqlite", "sqlite", telephony="yes"),
+    Answers("pgvector", "redis"),
+    Answers("none", "none"),
+]
 TOOLS = Path(sys.executable).parent
 
 
@@ -90,6 +95,11 @@ def test_the_workflow_is_valid_and_safe(project: Project, name: str) -> None:
 def test_our_own_workflow_is_valid_and_safe(workflow: Path) -> None:
     accepted("check-jsonschema", "--builtin-schema=vendor.github-workflows", workflow)
     accepted("zizmor", "--offline", "--no-progress", workflow)
+
+
+def test_the_weekly_workflow_installs_what_livekit_sip_is_built_with() -> None:
+    workflow = (ROOT / ".github/workflows/telephone.yml").read_text(encoding="utf-8")
+    assert set(NEEDS) <= set(workflow.split())
 
 
 @pytest.mark.parametrize(

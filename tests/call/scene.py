@@ -28,7 +28,7 @@ from tests.support.engines import stores_for
 from tests.support.projects import PAIRS, Project, render
 from tests.support.server import LiveKit, free_port
 from tests.support.templates import ROOT, Template
-from tests.support.worker import Record, Worker, worker
+from tests.support.worker import PATIENCE, Record, Worker, is_of, worker
 
 ALL_STEPS = [1, 2, 3, 4, 5, 6, 7, 8]
 # the stores of the project: `make test-all` proves the ends with local and with shared ones
@@ -84,14 +84,12 @@ class Scene:
     async def said(self, room: str, message: str) -> Record:
         """Wait until the call in `room` has logged `message`."""
         return await self.running.wait_for(
-            lambda r: r.get("room") == room and message in str(r.get("message"))
+            lambda r: is_of(r, room) and message in str(r.get("message"))
         )
 
     async def step(self, room: str, number: int) -> Record:
         """Wait until the call in `room` has done a step."""
-        return await self.running.wait_for(
-            lambda r: r.get("room") == room and r.get("step") == number
-        )
+        return await self.running.wait_for(lambda r: is_of(r, room) and r.get("step") == number)
 
     async def expect(
         self,
@@ -126,14 +124,49 @@ class Scene:
         await self.counted(end)
         if "memory" in opened and 5 in steps:
             self.remembered(end, record)
+        report = await self.reported(end, record["call"])
+        assert [step["number"] for step in report["steps"]] == steps
+        assert {close["name"]: close["outcome"] for close in report["closes"]} == closed
+        assert len(report["said"]) == record["turns"]
         if end.room != "gone":
             assert await self.is_there(room) == (end.room == "kept")
         return record
 
     def remembered(self, end: End, record: Record) -> None:
         """Memory has the call's reason and every finished turn."""
-        assert self._kept(record["call"]) == (end.reason, record["turns"])
+        assert self.remembered_call(record["call"]) == (end.reason, record["turns"])
         assert self.turns(record["call"]) == record["turns"]
+
+    async def reported(self, end: End, call: str) -> dict[str, Any]:
+        """The one report of a call: its process has left it, or a worker soon does."""
+        going = self.project.path / "data" / "reports" / "going" / f"{call}.json"
+        async with asyncio.timeout(PATIENCE):
+            # files tell nobody
+            while going.exists() or not (found := self._waiting(call) or self._reports(call)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        (report,) = found
+        assert report["reason"] == end.reason
+        return report
+
+    def _waiting(self, call: str) -> list[dict[str, Any]]:
+        file = self.project.path / "data" / "reports" / "kept" / f"{call}.json"
+        try:
+            return [json.loads(file.read_bytes())["report"]]
+        except FileNotFoundError:
+            return []
+
+    def _reports(self, call: str) -> list[dict[str, Any]]:
+        """Those that are kept."""
+        if self.project.chosen.memory == "redis":
+            with closing(self._redis()) as redis:
+                keys = redis.scan_iter("*:{calls}:reports")
+                kept = [text for key in keys if (text := redis.hget(key, call))]
+            return [json.loads(json.loads(one)["report"]) for one in kept]
+        if not (file := self.project.path / "data" / "calls.db").exists():
+            return []
+        with closing(sqlite3.connect(file)) as db:
+            rows = db.execute("SELECT report FROM calls WHERE call = ?", (call,)).fetchall()
+        return [json.loads(report) for (report,) in rows]
 
     def turns(self, call: str) -> int:
         """The number of a call's turns in memory."""
@@ -146,7 +179,7 @@ class Scene:
                 db.execute("SELECT count(*) FROM turns WHERE call = ?", (call,)).fetchone()[0]
             )
 
-    def _kept(self, call: str) -> tuple[str, int]:
+    def remembered_call(self, call: str) -> tuple[str, int]:
         """The reason and the turns in the one record of a call."""
         if self.project.chosen.memory == "redis":
             with closing(self._redis()) as redis:
@@ -203,6 +236,16 @@ class Scene:
         """Whether the server has a room of this name."""
         async with self.livekit.api() as server:
             return bool((await server.room.list_rooms(api.ListRoomsRequest(names=[room]))).rooms)
+
+    async def room_of(self, number: str) -> str:
+        """The room in which the phone with this number is, whose name no log has whole."""
+        async with asyncio.timeout(PATIENCE), self.livekit.api() as server:
+            while True:
+                for room in (await server.room.list_rooms(api.ListRoomsRequest())).rooms:
+                    if f"sip_{number}" in await self.present(room.name):
+                        return room.name
+                # another process: there is no event to await
+                await asyncio.sleep(0.05)
 
     async def present(self, room: str) -> list[str]:
         """The participants of a room, without agents."""

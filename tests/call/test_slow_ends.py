@@ -99,6 +99,7 @@ async def test_a_job_that_blocks_for_more_than_a_minute_loses_the_turn_in_flight
         record = await stage.running.ended(room)
         assert record["reason"] == end.reason
         await stage.running.free()
+        await stage.reported(end, record["call"])
         # with the question that blocked it
         assert stage.turns(told["call"] if "call" in told else record["call"]) == 4
         again = new_room()

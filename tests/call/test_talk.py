@@ -231,6 +231,10 @@ async def test_it_needs_nothing_and_leaves_nothing_behind(default_project: Proje
 
         assert await page.stop(signal.SIGINT) == 0
         assert [name for name, child in children.items() if child.is_running()] == []
+    # whoever tries their own agent sees what they have said
+    show = *default_project.agent, "report", answered["room"]
+    shown = (await asyncio.to_thread(default_project.run, *show)).stdout
+    assert "caller  Where can I park my bicycle?" in shown
 
 
 async def test_its_page_talks_with_the_agent_in_a_browser(default_project: Project) -> None:

@@ -250,7 +250,7 @@ def given_answers(tmp_path: Path) -> dict[str, object]:
         "author_name": "Ann",
     }
     stores = {"knowledge": "none", "memory": "redis"}
-    chosen = {"models": "livekit", **stores, "web": "yes", "license": "MIT"}
+    chosen = {"models": "livekit", **stores, "web": "yes", "telephony": "no", "license": "MIT"}
     return (
         answers
         | chosen

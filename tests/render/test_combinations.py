@@ -62,7 +62,10 @@ FAMILIES = {
 }
 # these are the same in every project; the page's names are of its libraries
 SAME = ("docs/", "src/agent/web/page/")
-MEMORIES = {"sqlite": ["memory/sqlite.py"], "redis": ["memory/redis.py", "memory/redis_errors.py"]}
+MEMORIES = {
+    "sqlite": ["memory/sqlite.py"],
+    "redis": ["memory/redis.py", "memory/redis_errors.py", "reports/redis.py"],
+}
 
 
 def is_left_out(name: str, case: dict[str, str]) -> bool:
@@ -79,11 +82,24 @@ def is_left_out(name: str, case: dict[str, str]) -> bool:
         if (below and module != "knowledge/__init__.py") or module in others:
             return True
     if memory == "none":
-        below, others = module.startswith("memory/"), {"cli/forget.py", "docs/agent/memory.md"}
-        if (below and module != "memory/__init__.py") or module in others:
+        # a report says who called by the same rules
+        kept = {"memory/__init__.py", "memory/identity.py"}
+        if (
+            module.startswith("memory/") and module not in kept
+        ) or module == "docs/agent/memory.md":
             return True
     if case["web"] == "no" and module.startswith(
         ("web/", "callers.py", "cli/talk.py", "docs/agent/web.md")
+    ):
+        return True
+    if case["telephony"] == "no" and module.startswith(
+        (
+            "deploy/telephony/",
+            "telephony/",
+            "cli/call_number.py",
+            "cli/trunks.py",
+            "docs/agent/telephone.md",
+        )
     ):
         return True
     if module == "sqlite_thread.py":
@@ -170,7 +186,8 @@ def test_a_project_without_redis_has_no_trace_of_it(project: Project, case: dict
     if case["memory"] == "redis":
         assert with_redis >= {"pyproject.toml", "compose.yaml", ".copier-answers.yml"}
     else:
-        assert with_redis == set()
+        # a server with a telephone needs one, whatever the agent remembers in
+        assert with_redis == ({"compose.yaml"} if case["telephony"] == "yes" else set())
 
 
 def test_a_project_without_pgvector_has_no_trace_of_it(
@@ -213,7 +230,7 @@ def test_a_project_has_only_the_plugins_of_its_models(
 def test_an_option_takes_its_settings_away(project: Project, case: dict[str, str]) -> None:
     settings = {
         "knowledge": r"AGENT_(KNOWLEDGE|EMBEDDINGS)",
-        "memory": r"AGENT_(MEMORY|REMEMBER|KEEP_TRANSCRIPTS|RESUME)",
+        "memory": r"AGENT_(MEMORY_URL|MEMORY_SECONDS|RESUME)",
     }
     for option, pattern in settings.items():
         speak = {

@@ -37,6 +37,8 @@ MADE = {
     "tests/yours/conftest.py",
     "knowledge.db",
     "memory.db",
+    "calls.db",
+    "prices.toml",  # the owner's
     "uv.lock",
     ".env.local",
     "provider/model",  # how models are named
@@ -192,10 +194,10 @@ def test_one_image_of_each_store_is_named_everywhere(
     project: Project, case: dict[str, str]
 ) -> None:
     composed = load(project, "compose.yaml")["services"]
-    stores = {"redis"} & {case["memory"]} | (
-        {"postgres"} if case["knowledge"] == "pgvector" else set()
-    )
-    assert composed.keys() - {"livekit", "agent", "ingest"} == stores
+    stores = {"postgres"} if case["knowledge"] == "pgvector" else set()
+    if case["memory"] == "redis" or case["telephony"] == "yes":
+        stores |= {"redis"}
+    assert composed.keys() - {"livekit", "agent", "ingest", "sip"} == stores
     # a project's own tests need no server
     assert "services" not in load(project, ".github/workflows/ci.yml")["jobs"]["test"]
     images = {service["image"] for service in composed.values() if "image" in service}
@@ -229,6 +231,11 @@ def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) ->
     environment = services["agent"]["environment"]
     assert (environment["LIVEKIT_API_KEY"], environment["LIVEKIT_API_SECRET"]) == (key, secret)
     assert environment["LIVEKIT_URL"] == f"ws://127.0.0.1:{server['port']}"
+    if "sip" in services:
+        telephone = yaml.safe_load(services["sip"]["environment"]["SIP_CONFIG_BODY"])
+        assert (telephone["api_key"], telephone["api_secret"]) == (key, secret)
+        assert telephone["ws_url"] == environment["LIVEKIT_URL"]
+        assert telephone["redis"] == server["redis"]
     published = {str(port).split(":")[1].split("/")[0] for port in services["livekit"]["ports"]}
     assert published >= {
         str(server["port"]),
@@ -244,8 +251,11 @@ def test_the_servers_keys_and_ports_are_the_same_everywhere(project: Project) ->
 
 def test_a_stopping_agent_has_a_minute_more_than_its_calls_everywhere(project: Project) -> None:
     drain = int(Settings.model_fields["drain_seconds"].default)
-    agent = load(project, "compose.yaml")["services"]["agent"]
+    services = load(project, "compose.yaml")["services"]
+    agent = services["agent"]
     objects = manifests(project)
+    graces = {one["stop_grace_period"] for one in services.values() if "stop_grace_period" in one}
+    assert graces == {agent["stop_grace_period"]}, "a telephone hangs nobody up either"
     assert agent["environment"]["AGENT_DRAIN_SECONDS"] == str(drain)
     assert objects["ConfigMap"]["data"]["AGENT_DRAIN_SECONDS"] == str(drain)
     assert found_in(project.read(".env.example"), r"^# AGENT_DRAIN_SECONDS=(\d+)$") == {str(drain)}
@@ -345,6 +355,8 @@ def test_every_path_that_a_page_names_exists(project: Project, case: dict[str, s
                 continue
             if name.startswith("docs/") and path == "callers.py" and case["web"] == "no":
                 continue
+            if path == "deploy/telephony/" and case["telephony"] == "no":
+                continue
             assert any((place / path).exists() for place in places), f"{name}: {path}"
 
 
@@ -407,6 +419,8 @@ def test_the_readme_counts_what_is_tested() -> None:
     on_a_server = [end for end in ENDS.values() if "server" in end.proven]
     assert f"[{len(ENDS)} ways a call can end]" in text
     assert f"{len(on_a_server)} of them [on a real livekit-server]" in text
+    by_telephone = [end for end in ENDS.values() if "phone" in end.proven]
+    assert f"{len(by_telephone)} with [a telephone]" in " ".join(text.split())
     pages = [(ROOT / f"template/docs/agent/{name}.md") for name in ("memory", "knowledge")]
     tables = [page.read_text(encoding="utf-8").partition("| fault |")[2] for page in pages]
     faults = re.findall(r"^[|] `", "".join(tables), re.M)

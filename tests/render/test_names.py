@@ -61,6 +61,7 @@ WORDS_IN = (
         "README.md",
         "compose.yaml",
         "deploy/kubernetes.yaml",
+        "deploy/telephony/dispatch-rule.json",
         "pyproject.toml",
     ),
     "docs/agent/how-to.md",

@@ -12,6 +12,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.support.server import free_port
+from tests.support.worker import is_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Collector:
 
     port: int
     spans: list[Span] = field(default_factory=list)
+    # of everything that was received, events and resources too
+    text: str = ""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @property
@@ -42,6 +45,7 @@ class Collector:
         """Take one batch."""
         message = ExportTraceServiceRequest.FromString(await request.read())
         async with self._changed:
+            self.text += str(message)
             for resource in message.resource_spans:
                 for scope in resource.scope_spans:
                     self.spans += [
@@ -79,7 +83,7 @@ class Collector:
     async def call(self, room: str) -> Span:
         """The span of the call in `room`."""
         return await self.wait_for(
-            lambda span: span.name == "call" and span.attributes.get("room") == room
+            lambda span: span.name == "call" and is_of(span.attributes, room)
         )
 
 

@@ -25,10 +25,12 @@ class Answers:
     license: str = "Apache-2.0"
     models: str = "livekit"
     web: str = "yes"
+    telephony: str = "no"
 
     def __str__(self) -> str:
         """A name for a test's parameter."""
-        return f"{self.knowledge}-{self.memory}-{self.license}-{self.models}-{self.web}"
+        names = self.knowledge, self.memory, self.license, self.models, self.web, self.telephony
+        return "-".join(names)
 
     def data(self) -> dict[str, str]:
         """As Copier takes them."""
@@ -37,24 +39,25 @@ class Answers:
             "knowledge": self.knowledge,
             "memory": self.memory,
             "web": self.web,
+            "telephony": self.telephony,
             "license": self.license,
         }
 
 
 # every pair of values of two questions is here
 PAIRS = [
-    Answers("sqlite", "sqlite", "Apache-2.0", "livekit", "yes"),
-    Answers("sqlite", "redis", "MIT", "selfhosted", "yes"),
-    Answers("sqlite", "none", "proprietary", "providers", "no"),
-    Answers("none", "sqlite", "MIT", "providers", "yes"),
-    Answers("none", "redis", "proprietary", "livekit", "no"),
-    Answers("none", "none", "Apache-2.0", "selfhosted", "no"),
-    Answers("pgvector", "sqlite", "proprietary", "selfhosted", "no"),
-    Answers("pgvector", "redis", "Apache-2.0", "providers", "yes"),
-    Answers("pgvector", "none", "MIT", "livekit", "no"),
-    Answers("sqlite", "sqlite", "MIT", "realtime", "yes"),
-    Answers("none", "redis", "Apache-2.0", "realtime", "no"),
-    Answers("pgvector", "none", "proprietary", "realtime", "yes"),
+    Answers("sqlite", "sqlite", "Apache-2.0", "livekit", "yes", "yes"),
+    Answers("sqlite", "redis", "MIT", "selfhosted", "yes", "yes"),
+    Answers("sqlite", "none", "proprietary", "providers", "no", "no"),
+    Answers("none", "sqlite", "MIT", "providers", "yes", "no"),
+    Answers("none", "redis", "proprietary", "livekit", "no", "yes"),
+    Answers("none", "none", "Apache-2.0", "selfhosted", "no", "yes"),
+    Answers("pgvector", "sqlite", "proprietary", "selfhosted", "no", "no"),
+    Answers("pgvector", "redis", "Apache-2.0", "providers", "yes", "yes"),
+    Answers("pgvector", "none", "MIT", "livekit", "no", "no"),
+    Answers("sqlite", "sqlite", "MIT", "realtime", "yes", "no"),
+    Answers("none", "redis", "Apache-2.0", "realtime", "no", "no"),
+    Answers("pgvector", "none", "proprietary", "realtime", "yes", "yes"),
 ]
 # and every combination of stores
 CALLED = PAIRS

@@ -13,13 +13,14 @@ from agent import telemetry
 from agent.conversation import CallAgent
 from agent.conversation.agent import Greeting
 from agent.conversation.config import read_all
-from agent.conversation.session import build_session, conversation
+from agent.conversation.session import CallSession, build_session, conversation
 from agent.knowledge import open_knowledge
 from agent.lifecycle import Call, Step
 from agent.lifecycle.resource import OpenFailed
 from agent.memory import Profile, open_memory
 from agent.models import KEYLESS, Models, models_of
 from agent.settings import Settings
+from agent.transport import Caller
 
 log = logging.getLogger("agent.call")
 T = TypeVar("T")
@@ -37,14 +38,16 @@ async def run_call(call: Call) -> None:
         greeting = Greeting(persona)
         session = build_session(call, models_for(call.settings), persona)
     async with call.step(Step.WAIT_FOR_CALLER):
-        caller = await call.wait_for_caller(persona.is_caller)
-        if call.memory is not None:
-            call.memory.identify(persona.remembered_as(caller))
+        caller = await find_caller(call, persona)
+        call.identify(persona.remembered_as(caller))
     async with call.step(Step.START_SESSION):  # while the caller's data loads
         profile = call.spawn(recall(call), name="recall")
         await call.open_session(conversation(call, session, persona, caller))
     async with call.step(Step.GREET):
         read_all(persona, call)
+        if (keys := optional_module("agent.telephony.keys")) is not None:
+            keys.listen_for_keys(call, persona)
+        await hear_callee(call, session, persona)
         await greeting.say(await profile)
     async with call.step(Step.STAY):
         await call.wait_ended()
@@ -75,13 +78,30 @@ async def open_optional(
 
 async def open_resources(call: Call) -> Any:
     """What the owner's resources.py opens for a call; None if there is no such file."""
-    module = owners_module("agent.resources")
+    module = optional_module("agent.resources")
     return await module.open_resources(call) if module else None
+
+
+async def find_caller(call: Call, persona: CallAgent) -> Caller:
+    """Whoever comes; or who is called, where the call's metadata has a number."""
+    is_caller = persona.is_caller
+    if (outbound := optional_module("agent.telephony.outbound")) is not None:
+        is_caller = await outbound.place_call(call, persona) or is_caller
+    if (inbound := optional_module("agent.telephony.inbound")) is not None:
+        inbound.expect_caller(call)
+    return await call.wait_for_caller(is_caller)
+
+
+async def hear_callee(call: Call, session: CallSession, persona: CallAgent) -> None:
+    """Hear who has answered a call that the agent made, where the persona wants to know first."""
+    answered = optional_module("agent.telephony.answered")
+    if call.called is not None and answered is not None:
+        await answered.hear_callee(call, session, persona)
 
 
 def build_persona(call: Call) -> CallAgent:
     """The owner's persona; a plain one if there is no persona.py."""
-    if module := owners_module("agent.persona"):
+    if module := optional_module("agent.persona"):
         persona: CallAgent = module.Persona(call)
         return persona
     return CallAgent(call, instructions="You are a friendly voice assistant. Be brief.")
@@ -89,7 +109,7 @@ def build_persona(call: Call) -> CallAgent:
 
 def persona_class() -> type[CallAgent]:
     """The owner's persona; a plain one if there is no persona.py."""
-    persona: type[CallAgent] = getattr(owners_module("agent.persona"), "Persona", CallAgent)
+    persona: type[CallAgent] = getattr(optional_module("agent.persona"), "Persona", CallAgent)
     return persona
 
 
@@ -111,13 +131,13 @@ def prewarm_persona(settings: Settings) -> None:
         persona.prewarm(settings)
 
 
-def owners_module(name: str) -> Any | None:
-    """A module of the owner's, which may be missing; an error inside it is not its absence."""
+def optional_module(name: str) -> Any | None:
+    """A module of the owner's, or of an option; an error inside it is not its absence."""
     try:
         with telemetry.protected_logging():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name == name:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
             return None
         raise
 

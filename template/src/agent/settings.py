@@ -10,13 +10,14 @@ import difflib
 import os
 import re
 import tomllib
+from base64 import b64decode
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
 from dotenv import load_dotenv
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -143,7 +144,7 @@ class Settings(BaseSettings):
 
     # the models; docs/agent/models.md
     llm_model: str = Field(
-        default="openai/gpt-4.1-mini",
+        default="openai/gpt-6-luna",
         description="Language model: provider/model, or as your own server calls it.",
     )
     llm_fallback: str = Field(
@@ -203,7 +204,7 @@ class Settings(BaseSettings):
 
     # a realtime model, which hears, thinks and speaks
     realtime_model: str = Field(
-        default="gpt-realtime", description="Realtime model, as its server names it."
+        default="gpt-realtime-2.1", description="Realtime model, as its server names it."
     )
     realtime_voice: str = Field(default="marin", description="Voice of the model above.")
     realtime_url: str = Field(
@@ -238,6 +239,11 @@ class Settings(BaseSettings):
     )
     max_call_seconds: float = Field(
         default=3600, gt=0, description="The longest call; then the agent says goodbye."
+    )
+    max_call_cost: float = Field(
+        default=0,
+        ge=0,
+        description="The dearest call, in the currency of its prices; then the agent says goodbye.",
     )
     max_silence_seconds: float = Field(
         default=60,
@@ -274,24 +280,72 @@ class Settings(BaseSettings):
         description="Expert: how long the last sentence may take if the worker stops; in dev 0.5.",
     )
 
+    # calls that the agent makes
+    calls_to: str = Field(
+        default="",
+        description="Prefixes of the numbers that may be called, such as +49,+431; empty: none.",
+    )
+    sip_trunk: str = Field(
+        default="", description="The outbound trunk that calls are made with: its id, ST_…"
+    )
+    ring_seconds: float = Field(
+        default=30, gt=0, le=80, description="How long a phone that is called may ring."
+    )
+
+    key_seconds: float = Field(
+        default=2, gt=0, description="How long a phone's key waits for the next one of a number."
+    )
+
     # memory
     remember_phone_numbers: bool = Field(
         default=False, description="Whether callers are remembered by phone number."
     )
     memory_days: int = Field(
-        default=30, gt=0, description="How long a caller is remembered after their last call."
-    )
-    memory_seconds: float = Field(
-        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+        default=30,
+        gt=0,
+        description="How long a caller is remembered after their last call, and its report kept.",
     )
     keep_transcripts: bool = Field(
         default=True,
         description="Whether what is said is kept; false: only facts, and that there was a call.",
     )
+    memory_seconds: float = Field(
+        default=0.5, gt=0, description="How long the greeting waits for what is remembered."
+    )
     resume_seconds: float = Field(
         default=120,
         ge=0,
         description="Expert: how long after it broke off a call is resumed by calling again.",
+    )
+
+    # what is kept of every call
+    calls_kept: int = Field(
+        default=100, ge=0, description="How many calls' reports are kept, the newest; 0: none."
+    )
+    keep_strangers_words: bool = Field(
+        default=False,
+        description="Whether these have the words of callers, too, whom memory does not remember.",
+    )
+    redact: Literal["none", "cards", "numbers"] = Field(
+        default="none",
+        description="Left out of what is kept: cards; numbers: those, and any of six digits.",
+    )
+    record: Literal["none", "audio"] = Field(
+        default="none", description="audio: both sides are recorded, and callers are told first."
+    )
+    recordings_url: str = Field(
+        default="", description="Where recordings go: s3://bucket/folder; empty: AGENT_DATA_DIR."
+    )
+    after_call_seconds: float = Field(
+        default=30, gt=0, le=60, description="How long `after_call` of your persona may take."
+    )
+    webhook_url: SecretStr = Field(
+        default=SecretStr(""), description="Where each call's report is sent when it has ended."
+    )
+    webhook_secret: SecretStr = Field(
+        default=SecretStr(""),
+        validate_default=True,
+        description="What these are signed with: whsec_ and 24 to 64 bytes as base64.",
     )
 
     # knowledge
@@ -357,6 +411,33 @@ class Settings(BaseSettings):
             raise ValueError("it has characters that no key has, such as spaces: copy it again")
         return SecretStr(key)
 
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_an_address(cls, value: SecretStr) -> SecretStr:
+        if (url := value.get_secret_value()) and not (
+            _parts(url).scheme in {"http", "https"} and _parts(url).netloc
+        ):
+            raise ValueError("write an address such as https://example.com/calls")
+        return value
+
+    @field_validator("recordings_url")
+    @classmethod
+    def _recordings_go_to_a_bucket(cls, value: str) -> str:
+        if value and (_parts(value).scheme != "s3" or not _parts(value).netloc):
+            raise ValueError("write a bucket, and a folder if you like, such as s3://calls/agent")
+        return value.rstrip("/")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _webhook_is_signed(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        secret, url = value.get_secret_value().strip(), info.data.get("webhook_url")
+        such = "write whsec_ and what `openssl rand -base64 32` prints"
+        if not secret and url is not None and url.get_secret_value():
+            raise ValueError(f"AGENT_WEBHOOK_URL needs it, since reports are signed: {such}")
+        if secret and not _is_webhook_secret(secret):
+            raise ValueError(f"it is none of standardwebhooks.com: {such}")
+        return SecretStr(secret)
+
     @field_validator("llm_url", "stt_url", "tts_url")
     @classmethod
     def _server_is_an_address(cls, value: str) -> str:
@@ -372,6 +453,17 @@ class Settings(BaseSettings):
         ):
             raise ValueError("write an address such as https://api.openai.com/v1")
         return value.rstrip("/")
+
+    @field_validator("calls_to")
+    @classmethod
+    def _prefixes_are_international(cls, value: str) -> str:
+        for entry in value.split(","):
+            if entry.strip() and not re.fullmatch(r"\+[0-9]*", entry.strip()):
+                raise ValueError(
+                    f"{entry.strip()!r} begins no international number: write prefixes such as"
+                    " +49,+431; + allows every country"
+                )
+        return value
 
     @field_validator("memory_url")
     @classmethod
@@ -425,6 +517,13 @@ class Settings(BaseSettings):
     def keyless(self) -> bool:
         """Whether the keys that LiveKit Inference needs are missing."""
         return not (self.livekit_api_key and self.livekit_api_secret.get_secret_value())
+
+
+def _is_webhook_secret(secret: str) -> bool:
+    try:
+        return 24 <= len(b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def _parts(address: str) -> SplitResult:
@@ -497,13 +596,8 @@ def openai_key() -> str:
     return os.environ.get("OPENAI_API_KEY", "")
 
 
-def says_whether_traces_are_private() -> bool:
-    """Whether the SDK's own variable decides if traces have the conversation."""
-    return "LIVEKIT_TELEMETRY_ALLOW_PII" in os.environ
-
-
 def words_are_asked_for() -> bool:
-    """Whether that variable asks for the conversation, in logs too."""
+    """Whether the SDK's own variable asks for the conversation, in traces and logs."""
     return os.environ.get("LIVEKIT_TELEMETRY_ALLOW_PII", "").strip().lower() in {"1", "true"}
 
 

@@ -18,11 +18,7 @@ from datetime import UTC, datetime
 from multiprocessing import util
 from typing import Any, Protocol, TextIO
 
-from agent.settings import (
-    says_whether_traces_are_private,
-    traces_are_exported,
-    words_are_asked_for,
-)
+from agent.settings import traces_are_exported, words_are_asked_for
 
 
 class Journal(Protocol):
@@ -38,6 +34,10 @@ class Journal(Protocol):
 
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         """Add a span from `began` (time.time_ns) until now."""
+        ...
+
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
         ...
 
 
@@ -59,21 +59,30 @@ class LogJournal:
     def took(self, name: str, began: int, **attributes: str | int) -> None:
         return
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        return
+
 
 FLUSH_SECONDS = 3.0  # for the last spans of a job; below the exit guard's 8 s
-BUCKETS = (1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 
 # what has to reach the worker from its jobs, whatever level is shown
 COUNTED = {
     "agent.call": logging.INFO,
-    "agent.memory": logging.WARNING,
-    "agent.knowledge": logging.WARNING,
+    "agent.memory": logging.INFO,
+    "agent.knowledge": logging.INFO,
 }
 
 # how the SDK's names of what is personal begin
 PRIVATE = "lk.pii."
 # and who is a caller, which it does not mark: a phone's identity is its number
 WHO = {"participant", "participant_identity", "identity"}
+
+# a phone's room, as LiveKit's telephone service calls it after the caller: call-_+49301234567_a1B2
+CALLERS_NUMBER = re.compile(r"(?<=_)\+?\d{6,15}(?=_\w+$)")
+
+# what the SDK logs of a tool that raised: the error's own words may be its arguments, the caller's
+TOOL_RAISED = "exception occurred while executing tool"
+SECRET_WORDS = "(not shown: it may say what the caller said; `agent report` does)"
 
 # what the SDK logs as an error whenever a room is left, once for each channel
 LEFT = re.compile(r"publisher data channel '\w+' closed unexpectedly")
@@ -103,7 +112,30 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
         for key, value in record.__dict__.items()
         if key not in _STANDARD | who and not key.startswith(hidden)
     }
-    return {**extra, **getattr(record, "fields", {})}
+    fields = {**extra, **getattr(record, "fields", {})}
+    if not asked_for and isinstance(room := fields.get("room"), str):
+        fields["room"] = without_number(room)
+    return fields
+
+
+def without_number(room: str) -> str:
+    """A room's name without the number of the phone that it is for."""
+    return CALLERS_NUMBER.sub("[number]", room)
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """What it says; in a job's record the error that was raised follows, as text."""
+    said, _, error = (whole := record.getMessage()).partition("\n")
+    return f"{said}\n{exception_of(record, error)}" if error and said == TOOL_RAISED else whole
+
+
+def exception_of(record: logging.LogRecord, text: str) -> str:
+    """An error as it was raised; of one in a tool its type and place, unless more is asked for."""
+    if words_are_asked_for() or not record.getMessage().startswith(TOOL_RAISED):
+        return text
+    places = re.findall(r'^  File ".*", line \d+, in .*$', text, re.M)
+    kind = re.search(r"^([\w.]+)(?=:|$)", text.rpartition(places[-1])[2] if places else "", re.M)
+    return "\n".join([*places, f"{kind[1] if kind else 'an error'} {SECRET_WORDS}"])
 
 
 def without_keys(line: str) -> str:
@@ -119,13 +151,11 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": message_of(record),
             **fields_of(record),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        elif record.exc_text:
-            line["exception"] = record.exc_text
+        if text := self.formatException(record.exc_info) if record.exc_info else record.exc_text:
+            line["exception"] = exception_of(record, text)
         return without_keys(json.dumps(line, ensure_ascii=False, default=str))
 
 
@@ -145,9 +175,9 @@ class Readable(logging.Formatter):
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         details = "  ".join(f"{key}={value}" for key, value in fields.items())
-        line = f"{clock} {level}{record.getMessage()}" + (f"  {details}" if details else "")
+        line = f"{clock} {level}{message_of(record)}" + (f"  {details}" if details else "")
         if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info)}"
+            line += f"\n{exception_of(record, self.formatException(record.exc_info))}"
         return without_keys(line)
 
 
@@ -222,63 +252,37 @@ def _is_terminal(handler: logging.Handler) -> bool:
 # ---------------------------------------------------------------------- metrics
 
 
+class Counts(Protocol):
+    """What counts records: `agent.metrics.Metrics`."""
+
+    def count(self, record: str, fields: dict[str, Any]) -> None:
+        """Count what a record of this logger says."""
+        ...
+
+
 class CallLogHandler(logging.Handler):
     """Reads, in the worker, what its jobs log of their calls.
 
-    It knows which have ended, and counts for Prometheus why and how long they took.
+    It knows which have ended, and has them counted if somebody wants to know.
     """
 
-    def __init__(self, *, counting: bool) -> None:
+    def __init__(self, counts: Counts | None = None) -> None:
         super().__init__()
-        # jobs, until their processes have closed too
-        self.ended: set[str] = set()
-        self._counts = _Counts() if counting else None
+        # jobs and why their calls ended, until their processes have closed too
+        self.ended: dict[str, str] = {}
+        self._counts = counts
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take in the end of a call, the close of a resource, and a part that failed."""
         try:
             fields = getattr(record, "fields", {})
-            ended = (
-                {fields["call"]} if record.name == "agent.call" and fields.keys() >= END else set()
-            )
-            is_counted = record.name == "agent.call" or (
-                record.name in COUNTED and "degraded" in fields
-            )
-            if self._counts is not None and is_counted:
-                self._counts.count(fields)
+            is_end = record.name == "agent.call" and fields.keys() >= END
+            ended = {fields["call"]: fields["reason"]} if is_end else {}
+            if self._counts is not None and record.name in COUNTED:
+                self._counts.count(record.name, fields)
             self.ended |= ended
         except Exception:  # what is raised here would end the thread that reads the job's log
             self.handleError(record)
-
-
-class _Counts:
-    def __init__(self) -> None:
-        from prometheus_client import Counter, Histogram
-
-        self._calls = Counter("agent_calls", "Calls that have ended, by reason.", ["reason"])
-        self._seconds = Histogram(
-            "agent_call_seconds",
-            "Seconds from the job until everything was closed.",
-            buckets=BUCKETS,
-        )
-        self._turns = Counter("agent_turns", "Finished turns of both sides.")
-        self._closes = Counter(
-            "agent_closes", "Closed resources, by outcome.", ["resource", "outcome"]
-        )
-        self._degraded = Counter(
-            "agent_degraded", "Calls that went on without a part of theirs, by part.", ["part"]
-        )
-
-    def count(self, fields: dict[str, Any]) -> None:
-        if "degraded" in fields:
-            self._degraded.labels(fields["degraded"]).inc()
-        elif "resource" in fields:
-            self._closes.labels(fields["resource"], fields["outcome"]).inc()
-        elif fields.keys() >= END:
-            seconds, turns = float(fields["seconds"]), fields["turns"] or 0
-            self._turns.inc(turns)  # first, since it is what can refuse
-            self._seconds.observe(seconds)
-            self._calls.labels(fields["reason"]).inc()
 
 
 # ---------------------------------------------------------------------- traces
@@ -297,11 +301,12 @@ def export_spans() -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(shutdown_on_exit=False)
+    from agent.private_spans import PrivateTracerProvider
+
+    words = words_are_asked_for()
+    provider = (TracerProvider if words else PrivateTracerProvider)(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    # None leaves it to the SDK, which reads the variable
-    allow_pii = None if says_whether_traces_are_private() else False
-    set_tracer_provider(provider, allow_pii=allow_pii)
+    set_tracer_provider(provider, allow_pii=words)
 
     def flush() -> None:
         # a collector that does not answer must not hold the worker's slot

@@ -22,6 +22,7 @@ from agent.__main__ import main
 from agent.conversation import CallAgent, CallTask
 from agent.lifecycle import Call
 from agent.memory import Profile
+from agent.reports import delivery
 from agent.settings import load_settings
 from tests.support.processes import process
 
@@ -254,6 +255,18 @@ def test_a_caller_who_chats_again_is_known_and_others_are_not(
     ]
 
     assert greetings == ["Welcome!", "Welcome back!", "Welcome!"]
+
+
+@pytest.mark.parametrize(("setting", "words"), [(None, True), ("false", False)])
+def test_what_a_developer_says_is_in_the_report_unless_they_say_otherwise(
+    setting: str | None, words: bool, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if setting:
+        monkeypatch.setenv("AGENT_KEEP_STRANGERS_WORDS", setting)
+    chat("my secret is plum\n")
+    (file,) = delivery.waiting(load_settings(), delivery.KEPT)
+
+    assert ("plum" in file.read_text(encoding="ascii")) is words
 
 
 def test_a_reader_that_goes_away_ends_the_conversation(

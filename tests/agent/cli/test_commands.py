@@ -25,7 +25,11 @@ from agent.__main__ import main
 from agent.cli import COMMANDS, checks, run
 from agent.cli.checks import check_models, check_owner_modules
 from agent.cli.models import inference_elsewhere
+from agent.outbox import write_whole
+from agent.reports.delivery import Waiting
+from agent.reports.going import folder_of
 from agent.settings import load_settings
+from tests.agent.reports.made import report
 from tests.support.processes import process
 from tests.support.templates import ROOT
 
@@ -159,11 +163,12 @@ def test_help_names_every_command(agent: Agent) -> None:
 
     assert ended.code == 0
     always = ["chat", "talk", "start", "dev", "console", "call", "rehearse"]
+    always += ["calls", "report"]
     asked_for = ["ingest", "evaluate", "download-files", "forget"]
     assert commands_of(ended.out) == [*always, *asked_for, "doctor", "update"]
 
 
-LEFT_OUT = (".documents", ".forget", ".talk")
+LEFT_OUT = (".documents", ".talk")
 
 
 def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
@@ -172,7 +177,19 @@ def test_help_names_no_command_of_a_module_that_the_project_was_made_without(
     monkeypatch.setattr("agent.cli.find_spec", lambda name: None if name.endswith(LEFT_OUT) else 1)
 
     assert commands_of(agent("--help").out) == [
-        *("chat", "start", "dev", "console", "call", "rehearse", "doctor", "update")
+        *(
+            "chat",
+            "start",
+            "dev",
+            "console",
+            "call",
+            "rehearse",
+            "calls",
+            "report",
+            "forget",
+            "doctor",
+            "update",
+        )
     ]
     assert agent("ingest").code == 2
 
@@ -326,7 +343,11 @@ def test_ingest_without_knowledge_is_one_line(agent: Agent) -> None:
 # ---------------------------------------------------------------------- forget
 
 
-def test_nobody_can_be_forgotten_without_a_memory(agent: Agent) -> None:
+def test_nobody_can_be_forgotten_where_nothing_is_kept(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_CALLS_KEPT", "0")
+    load_settings.cache_clear()
     ended = agent("forget", "ann")
 
     assert ended.code == 2
@@ -351,7 +372,7 @@ def test_forget_deletes_what_is_remembered(agent: Agent, monkeypatch: pytest.Mon
 
     assert agent("forget", "ann").err.endswith(" turns, calls and facts of ann deleted\n")
     again = agent("forget", "ann")
-    assert (again.code, again.err) == (0, "nothing is remembered of ann\n")
+    assert (again.code, again.err) == (0, "nothing is kept of ann\n")
 
 
 def test_forget_deletes_what_waits_for_a_store_that_is_down(
@@ -375,7 +396,19 @@ def test_forget_deletes_what_waits_for_a_store_that_is_down(
     assert agent("forget", "bob").err == "1 turns, calls and facts of bob deleted\n"
 
 
-def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(agent: Agent) -> None:
+def test_forget_deletes_the_report_of_a_call_that_has_died(agent: Agent) -> None:
+    load_settings.cache_clear()
+    settings = load_settings()
+    dead = Waiting.of(settings, report("AJ_1", reason="", caller="ann"), ["ann"])
+    write_whole(folder_of(settings), dead.to_json(), name="AJ_1.json", most_bytes=10**6)
+
+    ended = agent("forget", "ann")
+
+    assert (ended.code, ended.err) == (0, "1 reports of calls of ann deleted\n")
+    assert list((settings.data / "reports").glob("*/*.json")) == []
+
+
+def test_forget_without_a_memory_deletes_what_still_waits_for_one(agent: Agent) -> None:
     from agent.memory import Turn, spool
 
     load_settings.cache_clear()
@@ -390,8 +423,8 @@ def test_forget_without_a_memory_deletes_what_still_waits_for_one_and_says_so(ag
     ]
     again = agent("forget", "ann")
     assert (again.code, again.err) == (
-        2,
-        "agent: AGENT_MEMORY_URL=none: this agent remembers nobody\n",
+        0,
+        "nothing is kept of ann\n",
     )
 
 

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from google.protobuf.message import Message
+from livekit.protocol import agent_dispatch, room, sip
 
 from agent.__main__ import main
-from agent.cli.checks import PROVEN_SDKS, SDK_RANGE
+from agent.cli.checks import PROVEN_SDKS, SDK_RANGE, Finding
+from agent.cli.doctor import print_findings
 from agent.memory import Note, spool
 from agent.settings import load_settings
 from template.tests.conftest import pytest_terminal_summary
+from tests.agent.reports.made import leave, report
+from tests.agent.reports.test_webhook import SECRET as WEBHOOK_SECRET
 from tests.support.embeddings_server import EmbeddingsServer, embeddings_server
 from tests.support.templates import ROOT
 
@@ -44,12 +49,26 @@ class Examined(NamedTuple):
 Doctor = Callable[..., Examined]
 
 
+TRUNK = sip.SIPInboundTrunkInfo(
+    sip_trunk_id="ST_1", numbers=["+493023125999"], allowed_addresses=["203.0.113.0/24"]
+)
+SENT = room.RoomConfiguration(agents=[agent_dispatch.RoomAgentDispatch(agent_name="desk")])
+TELEPHONE: dict[str, Message] = {
+    "ListSIPInboundTrunk": sip.ListSIPInboundTrunkResponse(items=[TRUNK]),
+    "ListSIPDispatchRule": sip.ListSIPDispatchRuleResponse(
+        items=[sip.SIPDispatchRuleInfo(room_config=SENT)]
+    ),
+}
+
+
 class EmptyServer(BaseHTTPRequestHandler):
-    """A LiveKit server without rooms."""
+    """A LiveKit server without rooms; a telephone number reaches the agent."""
 
     def do_POST(self) -> None:
         self.send_response(200)
         self.end_headers()
+        if answer := TELEPHONE.get(self.path.rpartition("/")[2]):
+            self.wfile.write(answer.SerializeToString())
 
     def log_message(self, *arguments: object) -> None:
         return
@@ -79,6 +98,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         f"template = {json.dumps([*TEMPLATES])}\n\n[sha256]\n{digests}", encoding="utf-8"
     )
     monkeypatch.setenv("AGENT_HOME", str(home))
+    monkeypatch.setenv("AGENT_NAME", "desk")
     monkeypatch.setenv("AGENT_KNOWLEDGE", "none")
     monkeypatch.setenv("AGENT_MEMORY_URL", "none")
     monkeypatch.setenv("LIVEKIT_API_KEY", "devkey")
@@ -116,6 +136,28 @@ def test_where_everything_is_right_every_line_says_ok(doctor: Doctor) -> None:
 
     assert examined.code == 0
     assert {line.split()[0] for line in examined.lines} == {"ok"}
+
+
+def test_the_telephone_is_looked_at(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_NAME", "kitchen")
+
+    (line,) = doctor().about("telephone")
+
+    assert "+493023125999 reaches desk, and not kitchen" in line
+
+
+def test_reports_that_wait_for_a_receiver_are_a_warning(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_WEBHOOK_URL", "https://example.com/calls")
+    monkeypatch.setenv("AGENT_WEBHOOK_SECRET", WEBHOOK_SECRET)
+    load_settings.cache_clear()
+    leave(load_settings(), report("AJ_1"))
+
+    examined = doctor()
+    (warned,) = [line for line in examined.lines if line.startswith("warn")]
+    assert "1 reports of calls wait for webhook" in warned
+    assert "a worker (`agent start`) delivers them" in warned
 
 
 def test_json_is_one_object(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,3 +621,19 @@ def test_the_project_is_found_from_any_folder(
     monkeypatch.chdir(tmp_path)
 
     assert doctor().about("settings")[0].endswith(f" in {ROOT}/template")
+
+
+def test_every_check_stands_apart_from_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    # the longest name of all
+    print_findings([Finding("fail", "recordings", "something is wrong", "mend it")])
+    said = capsys.readouterr().out.split()
+    assert said == ["fail", "recordings", "something", "is", "wrong:", "mend", "it"]
+
+
+def test_a_bucket_for_recordings_that_nobody_makes_is_named(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_RECORDINGS_URL", "s3://calls/agent")
+    examined = doctor()
+    (line,) = examined.about("recordings")
+    assert line.startswith("warn AGENT_RECORDINGS_URL is set, and no call is recorded")

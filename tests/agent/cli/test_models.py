@@ -317,7 +317,7 @@ def test_a_realtime_server_that_is_not_there_is_named(server: OpenAIServer) -> N
     there = realtime(server, realtime_url="http://127.0.0.1:1/v1")
     [found] = model_findings(there, "fail")
 
-    assert found.sentence.startswith("REALTIME gpt-realtime of 127.0.0.1:1 cannot be asked (")
+    assert found.sentence.startswith("REALTIME gpt-realtime-2.1 of 127.0.0.1:1 cannot be asked (")
     assert found.cure == "start its server, or correct AGENT_REALTIME_URL"
 
 

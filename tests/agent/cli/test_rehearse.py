@@ -123,6 +123,17 @@ def test_calls_that_go_as_expected_are_right(rehearse: Rehearse) -> None:
     assert not list(load_settings().data.glob("memory*"))
 
 
+def test_nobody_is_told_of_a_call_that_nobody_made(
+    rehearse: Rehearse, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENT_DATA_DIR", str(home / "data"))
+    monkeypatch.setenv("AGENT_WEBHOOK_URL", "http://127.0.0.1:1/calls")
+    monkeypatch.setenv("AGENT_WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+
+    assert rehearse(ALL_RIGHT).code == 0
+    assert list((home / "data").glob("reports/*/*")) == []
+
+
 def test_everything_that_is_otherwise_is_said_with_the_conversation(rehearse: Rehearse) -> None:
     ended = rehearse(ALL_WRONG)
 

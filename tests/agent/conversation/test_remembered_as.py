@@ -92,7 +92,10 @@ async def test_no_word_of_a_known_caller_is_lost_before_they_are_recalled(
     assert "very early words" in [turn.text for turn in await turns_of("ann")]
 
 
-async def test_a_call_without_memory_remembers_nobody() -> None:
+async def test_a_call_without_memory_knows_callers_for_its_report_by_the_same_rules() -> None:
     call = Call(FakeTransport(), load_settings())
     agent = CallAgent(call, instructions="")
-    assert agent.remembered_as(Caller("ann")) is None
+    phone = Caller("sip_+15550001234", kind="sip")
+    assert agent.remembered_as(Caller("ann")) == "ann"
+    assert agent.remembered_as(Caller("guest-1")) is None
+    assert agent.remembered_as(phone) is None

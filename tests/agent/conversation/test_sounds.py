@@ -135,8 +135,9 @@ async def calling(
 
 
 def files(folder: Path) -> list[Path]:
-    """Those that have not been used for longest first."""
-    return sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+    """Those that have not been used for longest first; a call's data is in a folder beside them."""
+    sounds = [file for file in folder.iterdir() if file.is_file()]
+    return sorted(sounds, key=lambda file: file.stat().st_mtime)
 
 
 def heard(call: Talk) -> list[bytes]:

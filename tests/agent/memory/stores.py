@@ -26,6 +26,7 @@ from agent.memory import (
     spool,
 )
 from agent.memory.call_memory import StoredCallMemory
+from agent.reasons import Reason
 from agent.settings import Settings
 from agent.telemetry import LogJournal
 
@@ -127,6 +128,20 @@ class StoreContract:
         await store.write("ann", turn(2))
 
         assert await store.recall("ann") == Profile("ann", 1, 1001.0, [turn(1), turn(2)])
+
+    async def test_a_call_that_nobody_answered_is_none_that_the_caller_has_had(
+        self, store: Memory
+    ) -> None:
+        missed = [replace(ended(f"out-{n}", at=2000.0 + n), reason=Reason.BUSY) for n in range(2)]
+        for record in missed:
+            await store.write("ann", record)
+        assert await store.recall("ann") is None
+        await store.write("ann", turn(1))
+        await store.write("ann", ended())
+        profile = await store.recall("ann")
+        assert profile is not None
+        assert (profile.calls, profile.last_call, profile.resumed) == (1, 1000.0, False)
+        assert await store.forget("ann") == 4
 
     async def test_the_same_item_again_changes_nothing(self, store: Memory) -> None:
         await store.write("ann", turn(1))

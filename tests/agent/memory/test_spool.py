@@ -13,6 +13,7 @@ from livekit.agents import AgentServer
 
 from agent import telemetry
 from agent.memory import MemoryUnavailable, spool
+from agent.outbox import locked
 from agent.server import Server
 from agent.settings import Settings
 from tests.agent.memory.stores import (
@@ -162,7 +163,7 @@ def test_a_delivery_that_takes_too_long_is_an_error_and_nothing_is_forgotten(
     monkeypatch.setattr(spool, "FORGET_LOCK_SECONDS", 0.05)
     spool.keep(spool.folder_of(settings), [("ann", turn(1))])
     with (
-        spool.locked(spool.folder_of(settings) / ".lock", 0),
+        locked(spool.folder_of(settings) / ".lock", 0),
         pytest.raises(TimeoutError, match="is held"),
     ):
         spool.forget(settings, ["ann"])

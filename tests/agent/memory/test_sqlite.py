@@ -84,6 +84,14 @@ async def test_callers_are_known_again_by_another_process(settings: Settings) ->
         assert await second.recall("ann") == Profile("ann", 1, 1001.0, [turn(1)])
 
 
+async def test_nobody_else_may_read_the_file(store: SqliteMemory, path: Path) -> None:
+    await store.write("ann", turn(1))
+
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.glob("memory.db*")}
+    del modes["memory.db.lock"]  # which is empty
+    assert set(modes.values()) == {0o600}, modes
+
+
 async def test_a_caller_whose_time_is_over_is_unknown_and_starts_over(
     store: SqliteMemory, path: Path
 ) -> None:

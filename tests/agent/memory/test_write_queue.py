@@ -66,6 +66,7 @@ async def test_an_outage_and_its_end_are_reported_once_and_counted_once(
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert said == [
         ("WARNING", "memory: the store is on fire; the caller is taken for an unknown one"),
+        ("INFO", "asked the memory"),
         ("INFO", "memory: the store answers again"),
     ]
     assert len(degraded(caplog)) == 1

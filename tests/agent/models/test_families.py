@@ -7,11 +7,22 @@ import warnings
 from typing import Any
 
 import pytest
-from livekit.agents import NOT_GIVEN, AgentSession, inference, llm, stt, tts
+from livekit.agents import (
+    NOT_GIVEN,
+    AgentSession,
+    APIConnectOptions,
+    function_tool,
+    inference,
+    llm,
+    stt,
+    tts,
+    utils,
+)
 from livekit.plugins import cartesia, deepgram, openai
 
 from agent.models import KEYLESS, MODELS, Models, ModelsUnavailable, models_of
 from agent.settings import Settings
+from tests.support.openai_server import openai_server
 from tests.support.templates import CHOICES
 
 KEYS = {
@@ -65,6 +76,62 @@ async def test_a_session_of_each_family_warns_of_nothing(
     assert warned == []
 
 
+# ---------------------------------------------------------------------- thinking
+
+
+@function_tool
+async def opening_hours() -> str:
+    """When the shop is open."""
+    return "nine to five"
+
+
+@pytest.mark.parametrize(
+    ("models", "changes", "effort"),
+    [
+        # the default, which OpenAI lets call functions with this effort only
+        ("livekit", {}, "none"),
+        ("providers", {}, "none"),
+        ("livekit", {"llm_model": "openai/gpt-6.1-sol"}, "low"),
+        ("providers", {"llm_model": "openai/gpt-6.1-sol"}, "low"),
+        # it stands in for one that fails: nobody has that
+        ("providers", {"llm_model": "openai/nobodys", "llm_fallback": "openai/gpt-6-luna"}, "none"),
+        # names of which the SDK does not know whether they think
+        ("livekit", {"llm_model": "google/gemini-2.5-flash"}, None),
+        ("providers", {"llm_model": "openai/gpt-4.1-mini"}, None),
+        ("selfhosted", {"llm_model": "llama3.1"}, None),
+    ],
+)
+async def test_a_model_that_can_think_is_asked_for_the_least_of_it(
+    models: str, changes: dict[str, str], effort: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = llm.ChatContext.empty()
+    conversation.add_message(role="user", content="hello")
+    async with openai_server() as server, utils.http_context.open():
+        server.models |= {"gpt-6-luna", "openai/gpt-6-luna", "gpt-6.1-sol", "openai/gpt-6.1-sol"}
+        server.models |= {"google/gemini-2.5-flash", "gpt-4.1-mini"}
+        monkeypatch.setenv("LIVEKIT_INFERENCE_URL", server.url)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        model = built(models, **{**SERVERS, "llm_url": server.url}, **changes).llm
+        assert isinstance(model, llm.LLM)
+        once = APIConnectOptions(max_retry=0, timeout=5)
+        await model.chat(chat_ctx=conversation, tools=[opening_hours], conn_options=once).collect()
+        await model.aclose()
+
+        asked = server.requests("chat")[-1].body
+    assert asked["tools"]
+    assert asked.get("reasoning_effort") == effort
+
+
+def test_who_takes_no_effort_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain:
+        def __init__(self, *, model: str) -> None:
+            self.model = model
+
+    monkeypatch.setattr(deepgram, "LLM", Plain, raising=False)
+
+    assert built("providers", llm_model="deepgram/gpt-6-luna").llm.model == "gpt-6-luna"
+
+
 # ---------------------------------------------------------------------- providers
 
 
@@ -75,7 +142,7 @@ def test_providers_are_openai_deepgram_and_cartesia_unless_others_are_named() ->
     assert isinstance(made.stt, deepgram.STT)
     assert isinstance(made.tts, cartesia.TTS)
     assert (made.llm.model, made.stt.model, made.tts.model) == (
-        *("gpt-4.1-mini", "nova-3", "sonic-3"),
+        *("gpt-6-luna", "nova-3", "sonic-3"),
     )
     assert made.tts._opts.voice == Settings.model_fields["tts_voice"].default
 
@@ -83,7 +150,7 @@ def test_providers_are_openai_deepgram_and_cartesia_unless_others_are_named() ->
 @pytest.mark.parametrize(
     ("changes", "part", "kind", "model"),
     [
-        ({"llm_model": "openai/gpt-4o"}, "llm", openai.LLM, "gpt-4o"),
+        ({"llm_model": "openai/gpt-5.6-luna"}, "llm", openai.LLM, "gpt-5.6-luna"),
         ({"stt_model": "openai/whisper-1"}, "stt", openai.STT, "whisper-1"),
         ({"stt_model": "cartesia/ink-whisper"}, "stt", cartesia.STT, "ink-whisper"),
         ({"tts_model": "openai/tts-1", "tts_voice": "ash"}, "tts", openai.TTS, "tts-1"),
@@ -126,7 +193,7 @@ def test_who_does_not_know_deepgrams_word_detects_the_language(
 def test_one_that_stands_in_is_asked_when_the_first_fails() -> None:
     made = built(
         "providers",
-        llm_fallback="openai/gpt-4o",
+        llm_fallback="openai/gpt-5.6-luna",
         stt_fallback="openai/whisper-1",
         tts_fallback="openai/tts-1:ash",
     )
@@ -134,7 +201,7 @@ def test_one_that_stands_in_is_asked_when_the_first_fails() -> None:
     assert isinstance(made.llm, llm.FallbackAdapter)
     assert isinstance(made.stt, stt.FallbackAdapter)
     assert isinstance(made.tts, tts.FallbackAdapter)
-    assert [one.model for one in made.llm._llm_instances] == ["gpt-4.1-mini", "gpt-4o"]
+    assert [one.model for one in made.llm._llm_instances] == ["gpt-6-luna", "gpt-5.6-luna"]
     first, second = made.tts._tts_instances
     assert isinstance(first, cartesia.TTS)
     assert isinstance(second, openai.TTS)
@@ -146,7 +213,7 @@ def test_one_that_stands_in_is_asked_when_the_first_fails() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"llm_model": "gpt-4o"}, r"AGENT_LLM_MODEL is 'gpt-4o': write provider/model"),
+        ({"llm_model": "gpt-5.6-luna"}, r"AGENT_LLM_MODEL is 'gpt-5.6-luna': write provider/model"),
         ({"stt_model": "nobody/x"}, r"AGENT_STT_MODEL=nobody/x .*`uv add livekit-plugins-nobody`"),
         ({"llm_fallback": "cartesia/x"}, r"AGENT_LLM_FALLBACK=cartesia/x: the plugin has no LLM"),
         (
@@ -198,10 +265,10 @@ def test_a_missing_server_is_named(missing: str) -> None:
 
 
 def test_a_realtime_model_is_alone_and_takes_turns_by_itself() -> None:
-    made = built("realtime", realtime_model="gpt-realtime-mini", realtime_voice="cedar")
+    made = built("realtime", realtime_model="gpt-realtime-2.1-mini", realtime_voice="cedar")
 
     assert isinstance(made.llm, openai.realtime.RealtimeModel)
-    assert (made.llm.model, made.llm._opts.voice) == ("gpt-realtime-mini", "cedar")
+    assert (made.llm.model, made.llm._opts.voice) == ("gpt-realtime-2.1-mini", "cedar")
     assert (made.stt, made.tts, made.vad) == (None, None, None)
     assert made.turn_handling == {"turn_detection": "realtime_llm"}
 

@@ -89,3 +89,19 @@ async def test_a_room_that_the_agent_is_in_is_deleted_whatever_sid_the_sdk_gives
     server.rooms = [models.Room(name="room", sid="RM_2")]
     await end_room("room", "RM_1", "agent", "ann", AGAIN)
     assert server.deleted == ["room"]
+
+
+async def test_a_phone_that_still_rings_keeps_no_room(server: RoomService) -> None:
+    called_in = person("joined_+493023125000", models.ParticipantInfo.SIP)
+    called_in.attributes["sip.callStatus"] = "ringing"
+    server.present += [person("ann"), called_in]
+    await end_room("room", "RM_1", "agent", None)
+    assert server.deleted == ["room"]
+
+
+async def test_a_caller_who_rings_again_keeps_the_room(server: RoomService) -> None:
+    back = person("ann", models.ParticipantInfo.SIP)
+    back.attributes["sip.callStatus"] = "ringing"
+    server.present.append(back)
+    assert await end_room("room", "RM_1", "agent", "ann", AGAIN)
+    assert (server.deleted, server.made) == ([], [AGAIN])

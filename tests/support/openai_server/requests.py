@@ -17,7 +17,7 @@ MODELS: dict[Endpoint, str] = {
     "transcriptions": "whisper-tiny",
     "speech": "kokoro",
     "embeddings": "nomic-embed-text",
-    "realtime": "gpt-realtime",
+    "realtime": "gpt-realtime-2.1",
 }
 
 

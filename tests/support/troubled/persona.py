@@ -2,7 +2,7 @@
 
 The caller writes `/tool NAME {…}` for a tool, and `llm fail`, `llm hang` or `llm break off` for the
 model; the tool `say` reads out `voice fail` or `voice hang` for the voice. The room's name is
-TROUBLE--anything.
+TROUBLE--anything. Whoever presses keys of a phone hears the same ones.
 """
 
 from __future__ import annotations
@@ -176,6 +176,16 @@ class Persona(CallAgent):
         if trouble_of(self.call) == "greeting-hangs":
             await asyncio.Event().wait()
         await super().welcome(profile)
+
+    async def on_keys(self, keys: str) -> None:
+        """Press what the caller has pressed; hang up for a 0."""
+        if keys == "0":
+            await self.call.hang_up()
+            return
+        room = self.call.room
+        assert room is not None
+        for key in keys:
+            await room.local_participant.publish_dtmf(code="0123456789*#".index(key), digit=key)
 
     @function_tool
     async def slow(self) -> str:

@@ -17,7 +17,10 @@ COMMANDS = {
     "talk": ("talk",),
     "run": ("start", "dev", "console"),
     "call": ("call",),
+    # with telephony, in place of the one above
+    "call_number": ("call",),
     "rehearse": ("rehearse",),
+    "calls": ("calls", "report"),
     "documents": ("ingest", "evaluate", "download_files"),
     "forget": ("forget",),
     "doctor": ("doctor",),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 import typer
@@ -50,8 +50,11 @@ def call(caller: CallerName = None, metadata: Metadata = "") -> int:
     )
     report(room_caller.link())
     report(f"Token: {room_caller.token()}")
-    code = converse(room_caller)
-    # Python's own end would abort now and then (134): the SDK's native threads still call into it
+    leave(converse(room_caller))
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: Python's own end would abort now and then (134), under the SDK's threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -101,8 +104,17 @@ class RoomCaller(Conversation):
 
         secret = self._settings.livekit_api_secret.get_secret_value()
         token = api.AccessToken(self._settings.livekit_api_key, secret)
-        grants = api.VideoGrants(room_join=True, room=self.room)
-        return token.with_identity(self._identity).with_ttl(TOKEN_LIFE).with_grants(grants).to_jwt()
+        token = token.with_identity(self._identity).with_ttl(TOKEN_LIFE)
+        return token.with_grants(self._grants()).to_jwt()
+
+    def _grants(self) -> api.VideoGrants:
+        """What whoever joins with the token may do."""
+        from livekit import api
+
+        return api.VideoGrants(room_join=True, room=self.room)
+
+    def _watch_room(self, room: rtc.Room) -> None:
+        """The place to look at more that happens in the room."""
 
     def link(self) -> str:
         """Opens the room in a browser, on a page of LiveKit's."""
@@ -171,6 +183,7 @@ class RoomCaller(Conversation):
         room.on("participant_attributes_changed", lambda *_: self._changed.set())
         room.on("disconnected", disconnected)
         room.register_text_stream_handler("lk.transcription", self._receive)
+        self._watch_room(room)
         try:
             await room.connect(self._settings.livekit_url, self.token())
         except rtc.ConnectError as error:

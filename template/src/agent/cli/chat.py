@@ -55,6 +55,9 @@ def chat(
     settings = load_settings()
     load_calls()
     settings = with_models(settings)
+    if "keep_strangers_words" not in settings.model_fields_set:
+        # they are the developer's own
+        settings = settings.model_copy(update={"keep_strangers_words": True})
     prepare_documents(settings)
     telemetry.log_to(sys.stderr, level="INFO" if verbose else "WARNING")
     return converse(Chat(settings, Caller(caller_identity(caller), caller or ""), metadata))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import importlib.metadata
 import os
@@ -106,6 +107,26 @@ def _is_address(url: str) -> bool:
     return bool(host) and not re.search(r"[\s<>\"']", url)
 
 
+def check_recordings(settings: Settings, *, asking: bool = False) -> list[Finding]:
+    """What is wrong with the bucket that recordings go to; `asking` also whether it answers."""
+    from agent.reports import NotDelivered
+    from agent.reports.bucket import Bucket
+    from agent.reports.recordings import is_in_bucket
+
+    if not is_in_bucket(settings):
+        if not settings.recordings_url:
+            return []
+        what = "AGENT_RECORDINGS_URL is set, and no call is recorded"
+        return [Finding("warn", "recordings", what, "set AGENT_RECORD=audio, or leave it out")]
+    try:
+        bucket = Bucket(settings)
+        if asking:
+            asyncio.run(bucket.check())
+    except NotDelivered as error:
+        return [fail("recordings", str(error))]
+    return []
+
+
 def check_models(settings: Settings, *, unreachable: Level = "fail") -> list[Finding]:
     """What is wrong with the models that calls use, each of which is asked; nothing if all answer.
 
@@ -180,12 +201,12 @@ def load_calls() -> float:
 
 def check_owner_modules() -> list[Finding]:
     """Whether the owner's modules can be imported, and quickly: now, not in the first call."""
-    owners_module = import_module("agent.entrypoint").owners_module
+    optional_module = import_module("agent.entrypoint").optional_module
     found = []
     for name in ("agent.persona", "agent.resources"):
         began = time.monotonic()
         try:
-            owners_module(name)
+            optional_module(name)
         except Exception as error:
             found.append(Finding("fail", "code", f"{name} cannot be imported", location(error)))
         if (seconds := time.monotonic() - began) > SLOW_IMPORT_SECONDS:

@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from agent.cli.checks import (
     Finding,
     check_connection,
     check_models,
+    check_recordings,
     check_sdk,
     fail,
     server_api,
@@ -35,6 +37,8 @@ from agent.cli.terminal import busy, make_console
 from agent.cli.update import ANSWERS, answer, answers_of, has_conflict, masked
 from agent.knowledge import KnowledgeUnavailable, index_of
 from agent.memory import MemoryUnavailable
+from agent.reports import delivery
+from agent.reports.cost import load_prices
 from agent.settings import Settings, SettingsError, find_home, load_settings, unknown_variables
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -59,7 +63,7 @@ def print_findings(findings: list[Finding]) -> None:
     console = make_console()
     for finding in findings:
         level = f"{finding.level:<5}", COLOURS[finding.level]
-        console.print(Text.assemble(level, f"{finding.check:<10}", finding.sentence))
+        console.print(Text.assemble(level, f"{finding.check:<11}", finding.sentence))
 
 
 def check_everything() -> Iterator[Finding]:
@@ -92,13 +96,20 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     found = check_connection(settings)
     yield from found or [Finding("ok", "keys", keys)]
     if not any(finding.level == "fail" for finding in found):
-        yield check_server(settings)
+        yield (server := check_server(settings))
+        if server.level == "ok" and find_spec("agent.telephony") is not None:
+            with busy("asking for trunks"):
+                yield from import_module("agent.cli.trunks").check_trunks(settings)
     no_keys = ", no keys needed" if settings.models in {"scripted", "local"} else ", all answer"
     answer_ = Finding("ok", "models", f"AGENT_MODELS={settings.models}{no_keys}")
     yield from check_models(settings) or [answer_]
     yield from check_data(settings)
+    yield from check_prices(settings)
+    yield from check_recordings(settings, asking=True)
     yield from check_documents(settings)
     yield from check_memory(settings)
+    yield from check_reports(settings)
+    yield from check_resources(settings)
 
 
 def check_server(settings: Settings) -> Finding:
@@ -132,6 +143,15 @@ def check_data(settings: Settings) -> list[Finding]:
         return [Finding("fail", "data", what, "let this user write there, or set AGENT_DATA_DIR")]
 
 
+def check_prices(settings: Settings) -> list[Finding]:
+    """What is wrong with the owner's prices; nothing if they can be read, or there are none."""
+    try:
+        load_prices(settings.home)
+    except SettingsError as error:
+        return [fail("prices", problem) for problem in error.problems]
+    return []
+
+
 def check_documents(settings: Settings) -> list[Finding]:
     """What would be indexed, and whether the index is made from just that."""
     if settings.knowledge == "none":
@@ -155,6 +175,31 @@ def check_memory(settings: Settings) -> list[Finding]:
         return [fail("memory", str(error))]
     with busy("asking the memory"):
         return list(asyncio.run(import_module("agent.cli.forget").memory_findings(settings)))
+
+
+def check_reports(settings: Settings) -> list[Finding]:
+    """Whether reports of calls wait for what the owner has asked for."""
+    cure = "a worker (`agent start`) delivers them, and its log says what keeps it from that"
+    return [
+        Finding("warn", "reports", f"{waiting} reports of calls wait for {place.name}", cure)
+        for place in delivery.places(settings)
+        # these any command delivers
+        if place != delivery.KEPT and (waiting := len(delivery.waiting(settings, place)))
+    ]
+
+
+def check_resources(settings: Settings) -> list[Finding]:
+    """Whether what resources.py opens for a call opens, and answers its ping."""
+    with busy("opening the resources"):
+        found = asyncio.run(import_module("agent.outside").check(settings))
+    works = "opens, closes, and answers its ping if it has one"
+    cure = "see open_resources in resources.py, and what it connects to"
+    return [
+        Finding("fail", "resources", f"{one.name}: {one.problem}", cure)
+        if one.problem
+        else Finding("ok", "resources", f"{one.name} {works}")
+        for one in found
+    ]
 
 
 # ---------------------------------------------------------------------- the project's files

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from agent.cli.checks import Finding, fail
 from agent.cli.terminal import busy, report
-from agent.memory import MemoryUnavailable, open_store, spool
+from agent.memory import MemoryUnavailable, forget_waiting, open_store
 from agent.memory.identity import keys_of
+from agent.reports import NotDelivered, delivery, kept, recordings
+from agent.reports.going import report_deaths
 from agent.settings import Settings, SettingsError, load_settings
 
 MEMORY_SECONDS = 5.0
@@ -21,35 +24,52 @@ def forget(
         str, typer.Argument(help="An identity, or a phone number however it is written.")
     ],
 ) -> int:
-    """Delete everything that is remembered of a caller."""
+    """Delete everything that is kept of a caller, reports of their calls too."""
     settings = load_settings()
     with busy("asking the memory"):
-        removed = asyncio.run(_forget(settings, caller))
-    if removed:
-        report(f"{removed} turns, calls and facts of {caller} deleted")
-    elif settings.memory == "none":
-        raise SettingsError(["AGENT_MEMORY_URL=none: this agent remembers nobody"])
-    else:
-        report(f"nothing is remembered of {caller}")
+        items, calls, recorded = asyncio.run(_forget(settings, caller))
+    if items:
+        report(f"{items} turns, calls and facts of {caller} deleted")
+    if calls:
+        report(f"{calls} reports of calls of {caller} deleted")
+    if recorded:
+        report(f"{recorded} recordings of calls of {caller} deleted")
+    if items or calls or recorded:
+        return 0
+    if settings.memory == "none" and not settings.calls_kept:
+        both = "AGENT_MEMORY_URL=none and AGENT_CALLS_KEPT=0"
+        raise SettingsError([f"{both}: this agent keeps nothing of anybody"])
+    report(f"nothing is kept of {caller}")
     return 0
 
 
-async def _forget(settings: Settings, caller: str) -> int:
+async def _forget(settings: Settings, caller: str) -> tuple[int, int, int]:
+    """How many items of memory, reports and recordings were deleted."""
     keys = keys_of(caller)
     try:
-        # first, or a worker would deliver it afterwards
-        removed = spool.forget(settings, keys)
+        # first, or a worker would deliver it afterwards; of calls that have died, too
+        report_deaths(settings)
+        items, calls = forget_waiting(settings, keys), delivery.forget(settings, keys)
+        recorded = await recordings.forget(settings, keys)
     except OSError as error:
         raise MemoryUnavailable(
-            f"what waits for the memory in {spool.folder_of(settings)} cannot be deleted "
+            f"what is kept in {settings.data} cannot be deleted "
             f"({error.strerror}): try again as the user who runs the agent"
         ) from error
+    except NotDelivered as error:
+        raise MemoryUnavailable(str(error)) from error
+    try:
+        calls += await kept.forget(settings, keys)
+    except NotDelivered as error:
+        raise MemoryUnavailable(str(error)) from error
     async with open_store(settings) as memory:
-        return removed + (sum([await memory.forget(key) for key in keys]) if memory else 0)
+        items += sum([await memory.forget(key) for key in keys]) if memory else 0
+    return items, calls, recorded
 
 
 async def memory_findings(settings: Settings) -> list[Finding]:
     """Whether callers can be remembered, and whether something waits for that."""
+    spool = import_module("agent.memory.spool")  # a project without a memory has none
     findings = [await _store(settings)]
     if files := spool.waiting(settings):
         what = f"{len(files)} calls wait in {spool.folder_of(settings)} for the store"

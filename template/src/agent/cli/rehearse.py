@@ -164,6 +164,8 @@ class Stage(Chat):
             )
             self._memory = import_module("agent.memory.scratch").store_of(settings)
         super().__init__(settings, scenario.caller.caller, scenario.metadata)
+        # nobody has called, so nobody is told of it: see lifecycle/closing.py
+        self._transport.call_id = ""
         self.on_aside = lambda text: None
         self._unsaid: list[str] = []
         self._offered = set[str]()  # the tools of the agents that were there

@@ -19,10 +19,12 @@ from agent.cli.checks import (
     check_connection,
     check_models,
     check_port,
+    check_recordings,
     load_calls,
     prepare_documents,
     require,
 )
+from agent.reports.cost import load_prices
 from agent.settings import load_settings
 
 if TYPE_CHECKING:
@@ -96,7 +98,9 @@ def serve(*, dev: bool, as_child: bool = False) -> int:
     found = check_connection(settings) + check_port(settings.port, "AGENT_PORT", settings.host)
     if settings.metrics_port:
         found += check_port(settings.metrics_port, "AGENT_METRICS_PORT", settings.host)
+    found += check_recordings(settings)
     require(found)
+    load_prices(settings.home)  # a mistake in the owner's is found before the first call
     prepare_documents(settings)
     server = load_server()
     # a key that is refused now is refused in every call; a server that is away may be back by then

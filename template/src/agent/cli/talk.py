@@ -300,6 +300,9 @@ class Worker:
             environment |= {"HTTP_PROXY": "", "http_proxy": ""}
         if not self.public:
             environment["AGENT_METRICS_PORT"] = "0"
+            if "keep_strangers_words" not in settings.model_fields_set:
+                # they are the developer's own
+                environment["AGENT_KEEP_STRANGERS_WORDS"] = "true"
             environment["AGENT_LOG_LEVEL"] = "INFO" if self.verbose else "ERROR"
         with lifeline() as stdin:
             process = await asyncio.create_subprocess_exec(

@@ -33,6 +33,7 @@ from agent.conversation.fallback import (
     EmptyReply,
     StreamTimeout,
     busy_tones,
+    has_words,
     is_reply,
     with_substitutes,
 )
@@ -43,7 +44,9 @@ from agent.conversation.tools import ToolGuard, search_tool, tools_of, toolsets_
 from agent.knowledge import CallKnowledge
 from agent.lifecycle import Call, Reason
 from agent.memory import Profile
+from agent.memory.identity import key_of
 from agent.models import Models, models_of
+from agent.reports import Report
 from agent.settings import Settings
 from agent.transport import Caller, can_publish
 
@@ -84,6 +87,10 @@ class CallAgent(Agent):
     must_finish_tools: frozenset[str] = frozenset()
     # ids of tool sets that a call cannot do without: it ends when one of them cannot connect
     must_have_tools: frozenset[str] = frozenset()
+    # of calls that the agent makes: whether the callee's first words come before the greeting
+    callee_speaks_first: bool = False
+    # … and whether they decide if a machine has answered
+    detects_voicemail: bool = False
 
     # until when it knows what was said; None for an agent that was not written as a CallAgent
     _since: float | None = None
@@ -197,7 +204,7 @@ class CallAgent(Agent):
         if self is not self._persona:
             return self._persona.goodbye(reason)
         match reason:
-            case Reason.TOO_LONG:
+            case Reason.TOO_LONG | Reason.TOO_EXPENSIVE:
                 return (
                     "We have talked for as long as I can. Please call again if there is more."
                     " Goodbye!"
@@ -232,6 +239,34 @@ class CallAgent(Agent):
             return self._persona.cannot_hear()
         return "I am sorry, I cannot hear you at the moment."
 
+    def recording_notice(self) -> str:
+        """What a caller is told before the greeting where AGENT_RECORD=audio; then it is recorded.
+
+        What it has to say depends on where your callers are.
+        """
+        if self is not self._persona:
+            return self._persona.recording_notice()
+        return "This call is recorded."
+
+    # of the telephone
+
+    async def on_keys(self, keys: str) -> None:
+        """The caller has pressed these keys: up to `#`, or until AGENT_KEY_SECONDS brought no more.
+
+        `#` alone is a key, too. By default nothing happens.
+        """
+
+    def is_voicemail(self, words: str) -> bool:
+        """Whether a machine has answered, by its first words, where `detects_voicemail` is set.
+
+        It is asked where the SDK's detection is uncertain, or lacks a model that it needs.
+        """
+        return False
+
+    def on_voicemail(self) -> str | None:
+        """The message to leave when a machine has answered; None hangs up without one."""
+        return None
+
     # what happens in every call
 
     def is_caller(self, somebody: Caller) -> bool:
@@ -247,9 +282,10 @@ class CallAgent(Agent):
 
         Two people must never share a key. The default is docs/agent/memory.md's.
         """
-        if (memory := self.call.memory) is None:
-            return None
-        return memory.key_of(caller.identity, caller.kind, caller.attributes)
+        known_by = caller.identity, caller.kind, caller.attributes
+        if (memory := self.call.memory) is None:  # the report of the call says it, too
+            return key_of(*known_by, phones=self.call.settings.remember_phone_numbers)
+        return memory.key_of(*known_by)
 
     async def welcome(self, profile: Profile | None) -> None:
         """Greet with what is known of the caller, and answer what was written before."""
@@ -265,6 +301,15 @@ class CallAgent(Agent):
         early = await self.call.transport.early_texts()
         self._answering = [asyncio.create_task(self.call.answer(text)) for text in early]
 
+    async def after_call(self, report: Report) -> None:
+        """Do something with what happened in a call: a summary, an entry elsewhere, an email.
+
+        It runs once for each call, when everything of it is closed, in a process of its own with
+        what resources.py opens (`self.call.resources`); nobody is there, so there is no session.
+        It has `after_call_seconds`. If it raises or takes longer it is run again later, also after
+        a restart, so let a second run with the same `report.call` do no harm.
+        """
+
     async def on_exit(self) -> None:
         """Say the last sentence, if somebody is there to hear it; the session is closing.
 
@@ -277,7 +322,7 @@ class CallAgent(Agent):
             self.call.fail(RuntimeError("the session closed by itself"))
         if self.call.can_speak and self.call.reason is not None:
             sentence = self.goodbye(self.call.reason)
-            await _say_within(self.session, sentence, self.call.goodbye_seconds)
+            await say_within(self.session, sentence, self.call.goodbye_seconds)
 
     # the models may fail or hang: the caller hears something in any case
 
@@ -294,10 +339,11 @@ class CallAgent(Agent):
 
         timeout = StreamTimeout(self.call.settings.reply_seconds)
         model = self.llm if is_given(self.llm) else self.session.llm
-        replied = False
+        replied, began, spoke = False, time.time(), 0.0
         try:
             async for chunk in with_substitutes(model, reply, timeout, self.call.journal.fields()):
                 replied = replied or is_reply(chunk)
+                spoke = spoke or (time.time() if has_words(chunk) else 0.0)
                 yield chunk
             if not replied:
                 # as after a web page instead of an answer: for the SDK no error, but silence
@@ -306,6 +352,8 @@ class CallAgent(Agent):
         except Exception as error:
             if self.model_failed("language model", error):
                 yield self.sorry()
+        finally:
+            self.call.journal.waits.add("model", began, spoke or time.time())
 
     async def tts_node(
         self, text: AsyncIterable[str], model_settings: ModelSettings
@@ -323,11 +371,14 @@ class CallAgent(Agent):
             return
         timeout = StreamTimeout(self.call.settings.reply_seconds, begun=False)
         known: list[str] = []  # for the voice that is asked next
+        began = 0.0
 
         async def words() -> AsyncIterator[str]:
+            nonlocal began
             for part in tuple(known):
                 yield part
             async for part in text:
+                began = began or time.time()
                 known.append(part)
                 yield part
             # until now the voice may have waited for its next words
@@ -338,6 +389,9 @@ class CallAgent(Agent):
 
         try:
             async for frame in with_substitutes(model, spoken, timeout, self.call.journal.fields()):
+                if began:
+                    self.call.journal.waits.add("voice", began, time.time())
+                    began = 0.0
                 recording.add(frame)
                 yield frame
             self.model_answered("text-to-speech")
@@ -366,6 +420,10 @@ class CallAgent(Agent):
         informed.items.insert(at, ChatMessage(role="system", content=[self._looked_up[1]]))
         return informed
 
+    def has_failed(self, model: str) -> bool:
+        """Whether it failed when it was last asked."""
+        return self._failures.get(model, 0) > 0
+
     def model_answered(self, model: str) -> None:
         """Forget its failures: only those in a row count."""
         self._failures[model] = 0
@@ -377,6 +435,8 @@ class CallAgent(Agent):
         failures = self._failures[model] = self._failures.get(model, 0) + 1
         extra = self.call.journal.fields(failures=failures)
         log.warning("%s failed: %s", model, one_line(error), extra=extra)
+        done = "the caller was told, and the call went on"
+        self.call.journal.draft.add_failure(model, one_line(error), done)
         if failures < MOST_FAILURES:
             return True
         self.call.fail(RuntimeError(f"{model} has failed {MOST_FAILURES} times in a row"))
@@ -538,6 +598,11 @@ class Greeting:
             agent.call.profile = profile = self._profile
             if profile is not None:
                 await agent.update_chat_ctx(agent._informed(agent.chat_ctx))
+            if agent.call.settings.record == "audio":
+                # here, because most calls do without the SDK's recorder
+                from agent.conversation.recording import record
+
+                await record(agent)
             await agent.welcome(profile)
         except Exception as error:
             self._said.set_exception(error)
@@ -548,7 +613,7 @@ class Greeting:
             self._said.set_result(None)
 
 
-async def _say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
+async def say_within(session: AgentSession[None], sentence: str, seconds: float) -> None:
     """Say `sentence` so that it is heard to its end, but for no longer than `seconds`."""
     try:
         said = say_known(session, sentence, allow_interruptions=False)

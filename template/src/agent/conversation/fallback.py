@@ -27,6 +27,12 @@ def is_reply(chunk: object) -> bool:
     return isinstance(chunk, str) and bool(chunk.strip())
 
 
+def has_words(chunk: object) -> bool:
+    """Whether a part of a reply can be said."""
+    text = chunk.delta and chunk.delta.content if isinstance(chunk, llm.ChatChunk) else chunk
+    return isinstance(text, str) and bool(text.strip())
+
+
 class StreamTimeout:
     """How long each part of a stream may take, in seconds, once counting has begun."""
 

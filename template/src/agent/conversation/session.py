@@ -24,6 +24,7 @@ from livekit.agents.utils import is_given
 
 from agent import one_line
 from agent.conversation.agent import CallAgent, adopt
+from agent.conversation.answers import Answers
 from agent.conversation.fallback import limit_recognition
 from agent.conversation.realtime import ReplyWatch
 from agent.conversation.speech import SpeakingSession, realtime_model, say_known
@@ -77,6 +78,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         **(agent.session_options() if isinstance(agent, CallAgent) else {}),
     )
 
+    answers = Answers(call)
     has_asked = False  # an AgentTask, something, since it began
 
     def item_added(event: ConversationItemAddedEvent) -> None:
@@ -86,7 +88,7 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         if not isinstance(item, ChatMessage) or item.role not in ("user", "assistant"):
             return
         if text := item.text_content:
-            call.add_turn(item.id, item.role, text)
+            answers.add(item, text, realtime=session.realtime is not None)
         if item.role == "assistant":
             nonlocal has_asked
             has_asked = isinstance(session.current_agent, AgentTask)
@@ -105,6 +107,8 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
         state_changed()
 
     def state_changed(*_: object) -> None:
+        if session.agent_state == "speaking":
+            call.first_word()
         call.steps.heard(
             speaking="speaking" in (session.agent_state, session.user_state),
             asking=isinstance(session.current_agent, AgentTask),
@@ -127,6 +131,8 @@ def build_session(call: Call, models: Models, agent: Agent) -> CallSession:
     replies = ReplyWatch(call, session)
     session.on("error", lambda event: _model_failed(call, session, replies, event))
     session.on("close", closed)
+    if call.settings.max_call_cost:
+        session.on("session_usage_updated", lambda event: call.check_cost())
     if silence is not None:
         _watch_silence(call, session, silence)
     before = call.knowledge is not None and call.settings.knowledge_lookup == "before"
@@ -169,6 +175,7 @@ def _model_failed(call: Call, session: CallSession, replies: ReplyWatch, event: 
         return
     sentence = one_line(cause or RuntimeError("unknown"))
     log.warning("speech-to-text failed: %s", sentence, extra=call.journal.fields())
+    call.journal.draft.add_failure("speech-to-text", sentence, "it is tried again")
     if not isinstance(cause, APIError):
         # the SDK stops listening, and says nothing
         call.fail(RuntimeError("nobody listens to the caller any more"))

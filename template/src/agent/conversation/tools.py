@@ -10,8 +10,10 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from livekit.agents import Agent, AgentTask, RunContext, StopResponse, function_tool
@@ -38,6 +40,8 @@ log = logging.getLogger("agent.call")
 JSON = TypeAdapter[Any](Any), TypeAdapter[Any](Any, config=ConfigDict(ser_json_bytes="base64"))
 # what a model is given of a result; more costs money and time, and hides what matters
 MOST_RESULT_CHARACTERS = 20_000
+# what a report keeps of it
+MOST_REPORTED_CHARACTERS = 2_000
 
 
 class ToolGuard:
@@ -118,6 +122,10 @@ class ToolGuard:
 
         @functools.wraps(tool)
         async def within_deadline(*args: Any, **kwargs: Any) -> Any:
+            with _reported(call, tool, name, args, kwargs) as use:
+                return await answer(use, *args, **kwargs)
+
+        async def answer(use: _Use, *args: Any, **kwargs: Any) -> Any:
             try:
                 async with asyncio.timeout(seconds) as deadline:
                     with call.tools.running(deadline, grace, self._agent):
@@ -130,6 +138,7 @@ class ToolGuard:
             except TimeoutError as error:
                 if not deadline.expired():
                     raise
+                use.outcome = "unfinished"
                 if call.reason is None:
                     raise ToolError(f"No answer within {seconds or 0:g} s. {advice}") from error
                 sentence = "the tool %s was %s: its call has ended"
@@ -137,11 +146,14 @@ class ToolGuard:
                 raise StopResponse from error
             if call.reason is not None:
                 # it is done, and nobody waits for a reply any more
+                use.result = _shown(result)
                 raise StopResponse
             if result is None and (self._all_patient or self._agent_is_done()):
                 # it has reported by itself, or another agent speaks next
                 return None
-            return self._for_model(name, result)
+            for_model = self._for_model(name, result)
+            use.result = _shown(for_model)
+            return for_model
 
         return within_deadline
 
@@ -174,6 +186,55 @@ class ToolGuard:
         extra = self._call.journal.fields(tool=name)
         log.warning(sentence, name, MOST_RESULT_CHARACTERS, len(text), extra=extra)
         return f"{text[:MOST_RESULT_CHARACTERS]} [cut; {len(text)} characters in all]"
+
+
+@dataclass
+class _Use:
+    """What came of one use of a tool."""
+
+    result: str = ""
+    outcome: str = "ok"
+
+
+@contextmanager
+def _reported(
+    call: Call, tool: Callable[..., Any], name: str, args: Any, kwargs: Any
+) -> Iterator[_Use]:
+    """While inside, a tool runs: what it was given, what came of it and how long it took."""
+    use, began = _Use(), time.time()
+    try:
+        yield use
+    except StopResponse:
+        raise  # it is done
+    except Exception as error:
+        use.result = one_line(error)
+        if use.outcome == "ok":
+            use.outcome = "error"
+        raise
+    except BaseException:
+        use.outcome = "unfinished"
+        raise
+    finally:
+        ended = time.time()
+        call.journal.waits.add("tools", began, ended)
+        ms, given = round((ended - began) * 1000), _arguments(tool, args, kwargs)
+        call.journal.draft.add_tool(name, given, use.result, use.outcome, began, ms)
+
+
+def _arguments(tool: Callable[..., Any], args: Any, kwargs: Any) -> str:
+    """What a model gave a tool, as JSON."""
+    given = dict(inspect.signature(tool).bind(*args, **kwargs).arguments)
+    given = {name: one for name, one in given.items() if not isinstance(one, RunContext)}
+    # a tool of an MCP server takes all of them as one mapping
+    return as_json(given.get("raw_arguments", given))
+
+
+def _shown(result: Any) -> str:
+    """A result in a report: an agent that takes over by its name."""
+    if isinstance(result, Agent):
+        return type(result).__name__
+    text = result if isinstance(result, str) else as_json(result)
+    return text[:MOST_REPORTED_CHARACTERS]
 
 
 def as_json(result: Any) -> str:

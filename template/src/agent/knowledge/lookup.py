@@ -88,7 +88,7 @@ class Lookup:
         fields = {"outcome": outcome, "passages": sources}
         took = round((time.time_ns() - began) / 1e6)
         log.info("looked up", extra=self._journal.fields(**fields, ms=took))
-        self._journal.took("look up", began, outcome=outcome, passages="; ".join(sources))
+        self._journal.looked_up(question, sources, outcome, began)
         if outcome != "ok":
             return f"{NOT_SEARCHED} {HONEST}"
         if not passages:

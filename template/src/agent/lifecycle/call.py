@@ -11,12 +11,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import is_own_cancellation, one_line
 from agent.lifecycle import timeouts
 from agent.lifecycle.closing import ClosingSequence, warn_of_cut_tasks, warn_of_long_close
-from agent.lifecycle.journal import CallJournal, CallOver
+from agent.lifecycle.journal import CallJournal, CallOver, usage_of
 from agent.lifecycle.resource import (
     BackgroundTasks,
     ManagedResource,
@@ -27,8 +28,13 @@ from agent.lifecycle.steps import Steps
 from agent.lifecycle.timeouts import Step
 from agent.lifecycle.typed_lines import TypedLines
 from agent.memory import Profile, Turn
+from agent.memory.identity import key_of
 from agent.reasons import NOBODY_LISTENS, Reason
-from agent.settings import Settings
+from agent.reports import Cost, Report
+from agent.reports.cost import cost_of, load_prices
+from agent.reports.privacy import as_kept
+from agent.settings import Settings, SettingsError
+from agent.telemetry import without_number
 from agent.transport import Caller, Transport, can_publish
 
 if TYPE_CHECKING:
@@ -53,8 +59,9 @@ T = TypeVar("T")
 class Call:
     """One call, from the job until it is closed.
 
-    Owners use `caller`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`, `memory`,
-    `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these names.
+    Owners use `caller`, `called`, `profile`, `metadata`, `room`, `api`, `settings`, `resources`,
+    `memory`, `knowledge`, `open`, `spawn` and `hang_up`; docs/agent/ownership.md promises these
+    names.
     """
 
     if TYPE_CHECKING:
@@ -67,14 +74,22 @@ class Call:
         self.transport, self.settings = transport, settings
         self.journal = CallJournal(transport.call_id, transport.room_name, transport.began)
         self.caller: Caller | None = None
+        self.called: str | None = None  # the number, of a call that the agent makes
+        self.ringing = False  # while a phone is called that has not answered yet
+        self.remembered_as: str | None = None  # the caller's key; None for a stranger
         self.profile: Profile | None = None  # what is known of the caller; None for a stranger
         self.reason: str | None = None  # why it ended; None while it goes on
+        self.recording: str | None = None  # the file, once it is recorded
         self.turns = 0  # finished turns of either side
         self.memory: CallMemory | None = None
         self.knowledge: CallKnowledge | None = None
         self.session: AgentSession[None] | None = None
+        # when the caller was there, until they hear the first word
+        self._came: float | None = None
         self.persona: Any = None  # the first agent of the call; others may take over
         self.configs: dict[Any, Any] = {}  # what `per_call` has read
+        # how to ask each open resource whether it works
+        self.pings: dict[str, Callable[[], Awaitable[object]] | None] = {}
         self._sequence = ClosingSequence(self)
         self.opened = ResourceStack(self._sequence)
         self.session_resource: ManagedResource[AgentSession[None]] | None = None
@@ -117,6 +132,7 @@ class Call:
         did not start in the session by 15 s. So the room and the steps have tasks of their own.
         """
         self.journal.call_begins()
+        self._sequence.note()
         self.transport.listen(self)
         seconds = Step.CONNECT.seconds or 0
         self._room = self.opened.add("room", self._connected(), seconds, timeouts.CLOSE_SECONDS)
@@ -144,7 +160,7 @@ class Call:
             if isinstance(error, asyncio.CancelledError) and is_own_cancellation():
                 raise  # the call is closing, or the whole process is ending
             # a lost room fails the steps before its own event arrives
-            await self._wait_for_room_event()
+            await self.wait_for_room_event()
             self.fail(error)
         else:
             self.end(Reason.AGENT_HUNG_UP)
@@ -167,9 +183,23 @@ class Call:
                 raise
             self.end(Reason.NO_SHOW)
             raise CallOver(Reason.NO_SHOW) from None
+        self._came = time.monotonic()
         if self.transport.limited:
             self._length_timer = self._end_in(self.settings.max_call_seconds, Reason.TOO_LONG)
         return self.caller
+
+    def identify(self, key: str | None) -> None:
+        """The caller is remembered under this key; None for a stranger."""
+        self.remembered_as = key
+        if self.memory is not None:
+            self.memory.identify(key)
+        self._sequence.note()
+
+    def first_word(self) -> None:
+        """The agent is heard; only the first time counts."""
+        if self._came is not None:
+            self.journal.first_word(time.monotonic() - self._came)
+            self._came = None
 
     async def wait_greeted(self) -> bool:
         """Wait until the greeting has been said; False when the call ended before."""
@@ -207,8 +237,12 @@ class Call:
         *,
         open_seconds: float = timeouts.OPEN_SECONDS,
         close_seconds: float = timeouts.CLOSE_SECONDS,
+        ping: Callable[[T], Awaitable[object]] | None = None,
     ) -> T:
         """Enter `manager` and hold it until the call is over; what it yields.
+
+        `ping` asks what was yielded whether it works, and raises if it does not. No call does so:
+        it is for `/ready` of the worker, and for `agent doctor`.
 
         It is closed for you, once, in reverse order of opening, in the task that entered it. It
         has `close_seconds` for that, or what is left of the AGENT_CLOSE_SECONDS (8 at most) that
@@ -220,7 +254,9 @@ class Call:
             raise CallOver(f"{name} was not opened: the call is over ({self.reason})")
         warn_of_long_close(self, name, close_seconds)
         resource = self.opened.add(name, manager, open_seconds, close_seconds)
-        return await asyncio.shield(resource.ready)
+        value = await asyncio.shield(resource.ready)
+        self.pings[name] = None if ping is None else partial(ping, value)
+        return value
 
     async def open_session(self, manager: AbstractAsyncContextManager[AgentSession[None]]) -> None:
         """Open the session: the one resource that speaks while it closes, and is closed first."""
@@ -242,11 +278,79 @@ class Call:
             raise CallOver(f"{task} was not started: the call is over ({self.reason})")
         return self.background.spawn(work, name)
 
-    def add_turn(self, item: str, role: str, text: str) -> None:
-        """Count a finished turn of either side, and have it remembered."""
+    def add_turn(
+        self, item: str, role: str, text: str, *, moment: float | None = None, **times: Any
+    ) -> None:
+        """Count a finished turn of either side, begun at `moment`, and have it remembered.
+
+        `times` are those of a `Said` in the report.
+        """
+        now = time.time()
         self.turns += 1
+        self.journal.draft.add_said(role, text, moment or now, **times)
         if self.memory is not None:
-            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=time.time()))
+            self.memory.add_turn(Turn(self.transport.call_id, item, role, text, at=now))
+
+    @property
+    def caller_keys(self) -> set[str]:
+        """All that the caller is known by, for those who have to find them again to forget."""
+        if (caller := self.caller) is None:
+            return set()
+        number = key_of(caller.identity, caller.kind, caller.attributes, phones=True)
+        return {key for key in (caller.identity, self.remembered_as, number) if key}
+
+    def cost(self) -> Cost | None:
+        """What the call has cost until now; None where the table of prices cannot be read."""
+        try:
+            prices = load_prices(self.settings.home)
+        except SettingsError as error:
+            self.journal.warn_once("prices", log, f"no cost is known: {one_line(error)}")
+            return None
+        usage = getattr(getattr(self.session, "usage", None), "model_usage", [])
+        phone = self.caller is not None and self.caller.kind == "sip"
+        seconds = self.journal.age_seconds if self.transport.limited else 0.0
+        return cost_of(usage, {"room": seconds, "phone": seconds if phone else 0.0}, prices)
+
+    def check_cost(self) -> None:
+        """End the call if it has cost too much, as far as its cost is known."""
+        most = self.settings.max_call_cost
+        if not most or self.reason is not None or (cost := self.cost()) is None:
+            return
+        if cost.unpriced:
+            missing = ", ".join(cost.unpriced)
+            sentence = (
+                f"AGENT_MAX_CALL_COST does not count what has no price in prices.toml: {missing}"
+            )
+            self.journal.warn_once("prices", log, sentence)
+        if cost.total >= most:
+            self.end(Reason.TOO_EXPENSIVE)
+
+    def report(self) -> Report:
+        """What has happened until now: the final report once everything is closed.
+
+        It has no words, cards or numbers that the settings leave out of what is kept.
+        """
+        draft, caller = self.journal.draft, self.caller
+        made = Report(
+            call=self.transport.call_id,
+            room=without_number(self.transport.room_name),
+            agent=self.settings.name,
+            began=draft.began,
+            seconds=self.journal.age_seconds,
+            reason=self.reason or "",
+            caller=self.remembered_as,
+            kind=caller.kind if caller is not None else "",
+            said=list(draft.said),
+            tools=list(draft.tools),
+            lookups=list(draft.lookups),
+            failures=list(draft.failures),
+            steps=list(draft.steps),
+            closes=list(draft.closes),
+            usage=usage_of(self.session),
+            cost=self.cost(),
+            recording=self.recording,
+        )
+        return as_kept(made, self.settings)
 
     async def answer(self, text: str) -> None:
         """Answer a line that the caller has typed, in its turn."""
@@ -285,6 +389,7 @@ class Call:
             step = self.steps.current
             sentence = f"step {step.number} ({step.title}) failed: {one_line(error)}"
             log.error("%s", sentence, exc_info=error, extra=self.journal.fields())
+            self.journal.draft.add_failure(step.title, one_line(error), "the call ended")
             self.end(Reason.error(step.number, step.title))
 
     async def hang_up(self) -> None:
@@ -296,8 +401,11 @@ class Call:
         self.end(Reason.AGENT_HUNG_UP)
 
     def caller_gone(self, *, on_purpose: bool) -> None:
-        """The caller left the room; a broken connection has `rejoin_seconds`, a phone has none."""
-        if self.reason is not None:
+        """The caller left the room; a broken connection has `rejoin_seconds`, a phone has none.
+
+        A phone that is still ringing has not hung up: whoever called it is told why it left.
+        """
+        if self.reason is not None or self.ringing:
             return
         if on_purpose or self.caller is None or self.caller.kind == "sip":
             self.end(Reason.CALLER_LEFT)
@@ -323,10 +431,10 @@ class Call:
         A server that deletes the room, or removes the agent, ends the job too, a moment before its
         event arrives in the room.
         """
-        await self._wait_for_room_event()
+        await self.wait_for_room_event()
         self.end(Reason.WORKER_STOPPED)
 
-    async def _wait_for_room_event(self) -> None:
+    async def wait_for_room_event(self) -> None:
         """A moment in which the room may name the cause of what looks like another end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeouts.ROOM_EVENT_SECONDS):

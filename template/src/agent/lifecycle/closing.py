@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -14,7 +17,11 @@ from agent.lifecycle import timeouts
 from agent.lifecycle.journal import CallJournal, usage_of
 from agent.lifecycle.timeouts import Step
 from agent.memory import CallRecord
+from agent.outbox import in_a_thread
 from agent.reasons import Reason
+from agent.reports import Report, delivery
+from agent.reports.delivery import Waiting
+from agent.reports.going import Going
 
 if TYPE_CHECKING:
     from agent.lifecycle.call import Call
@@ -29,7 +36,7 @@ class ClosingSequence:
 
     The steps stop, and running tools finish; the session says goodbye and closes; the room is
     deleted; memory gets the record of the call; the resources close in reverse order of opening,
-    the room last.
+    the room last. Then the report of the call is left for those who want it.
     """
 
     def __init__(self, call: Call) -> None:
@@ -37,11 +44,33 @@ class ClosingSequence:
         self._began_at = time.time()
         self._task: asyncio.Task[None] | None = None
         self._room_ended, self._recorded, self._exit_guarded = False, False, False
+        self._reported = False
+        self._noting: asyncio.Task[None] | None = None
+        self._going: Going | None = None
 
     @property
     def journal(self) -> CallJournal:
         """The call's."""
         return self._call.journal
+
+    def note(self) -> None:
+        """Have workers see what is known of the call by now, should its process die; at once."""
+        call = self._call
+        if call.transport.call_id and delivery.is_wanted(call.settings):
+            known = Waiting.of(call.settings, replace(call.report(), cost=None), call.caller_keys)
+            self._noting = asyncio.create_task(self._note(known, self._noting), name="call_note")
+
+    async def _note(self, known: Waiting, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await before
+        settings, seconds = self._call.settings, timeouts.REPORT_SECONDS
+        # where nothing can be written, the report at the end says so
+        with suppress(OSError):
+            if self._going is None:
+                begin = partial(Going, settings, known)
+                self._going = await in_a_thread(begin, seconds, "call_note")
+            else:
+                await in_a_thread(partial(self._going.know, known), seconds, "call_note")
 
     def begin(self) -> None:
         """Close the call, once, in a task of its own."""
@@ -63,6 +92,8 @@ class ClosingSequence:
         if not self._exit_guarded:
             self.guard_exit()
         self.write_record()
+        if self._is_to_report():
+            self._leave_report(self._call.report())
 
     def guard_exit(self) -> None:
         """The process ends by force, should it stay much longer."""
@@ -87,7 +118,15 @@ class ClosingSequence:
         except Exception as error:
             sentence, extra = "closing the call failed: %s", call.journal.fields()
             log.error(sentence, one_line(error), exc_info=error, extra=extra)
-        call.journal.call_ended(call.reason, call.turns)
+        if self._is_to_report():
+            if self._noting is not None:
+                await self._noting
+            leave = partial(self._leave_report, call.report())
+            try:
+                await in_a_thread(leave, timeouts.REPORT_SECONDS, "report")
+            except TimeoutError as error:
+                self._report_is_lost(error)
+        call.journal.call_ended(call.reason, call.turns, call.cost())
 
     async def _stop_steps(self) -> None:
         steps = self._call.running_steps
@@ -138,6 +177,31 @@ class ClosingSequence:
                 usage=usage_of(call.session),
             )
         )
+
+    def _is_to_report(self) -> bool:
+        """Whether the report is still to be left, and wanted; true once."""
+        before, self._reported = self._reported, True
+        is_a_call = bool(self._call.transport.call_id)
+        return is_a_call and not before and delivery.is_wanted(self._call.settings)
+
+    def _leave_report(self, report: Report) -> None:
+        """Leave the report where a worker finds it."""
+        call = self._call
+        try:
+            delivery.leave(call.settings, Waiting.of(call.settings, report, call.caller_keys))
+        except OSError as error:
+            self._report_is_lost(error)
+        if self._going is not None:
+            with suppress(OSError):
+                self._going.over()
+
+    def _report_is_lost(self, error: OSError) -> None:
+        sentence = (
+            "the report of the call is lost, because %s cannot be written (%s): let this user"
+            " write there, and make room"
+        )
+        where, why = self._call.settings.data / "reports", error.strerror or "it takes too long"
+        log.warning(sentence, where, why, extra=self._call.journal.fields())
 
     async def _close_resources(self, until: float) -> None:
         await self._call.opened.close_all(until, but=self._call.session_resource)

@@ -16,7 +16,11 @@ from typing import Any
 from livekit.agents.telemetry import tracer
 from opentelemetry import trace
 
+from agent.lifecycle.draft import ReportDraft
 from agent.lifecycle.timeouts import Step
+from agent.lifecycle.waits import Waits
+from agent.reports import STAGES, Cost
+from agent.telemetry import without_number
 
 log = logging.getLogger("agent.call")
 
@@ -42,6 +46,7 @@ class CallJournal:
     def __init__(self, call_id: str, room_name: str, began: float) -> None:
         self._call = {"call": call_id, "room": room_name}
         self._began = began
+        self.draft, self.waits = ReportDraft(), Waits()
         self._degraded: set[str] = set()  # parts that the call was warned of
         self._span: trace.Span = trace.INVALID_SPAN
         self._closing: trace.Span = trace.INVALID_SPAN
@@ -68,6 +73,8 @@ class CallJournal:
         """Warn, and count, that the call goes on without a part; what follows is for debugging."""
         known = part in self._degraded
         self._degraded.add(part)
+        if not known:
+            self.draft.add_failure(part, sentence, "the call went on without it")
         extra = self.fields() if known else self.fields(degraded=part)
         log.log(logging.DEBUG if known else logging.WARNING, "%s", sentence, extra=extra)
 
@@ -75,11 +82,32 @@ class CallJournal:
         """Add a span to the call's trace from `began` (time.time_ns) until now."""
         self._start_span(name, self._span, began, **attributes).end()
 
+    def looked_up(self, question: str, passages: list[str], outcome: str, began: int) -> None:
+        """Documents were asked, from `began` (time.time_ns) until now."""
+        ended = time.time_ns()
+        self.waits.add("documents", began / 1e9, ended / 1e9)
+        self.draft.add_lookup(question, passages, outcome, round((ended - began) / 1e6))
+        self.took("look up", began, outcome=outcome, passages="; ".join(passages))
+
+    def answered(self, asked: float, heard: float, heard_ms: int, stages: dict[str, int]) -> None:
+        """The caller has heard the answer to words that ended at `asked` (of time.time())."""
+        slowest = max(stages, key=lambda stage: stages[stage], default="other")
+        sentence = f"answered after {heard_ms / 1000:.2f} s"
+        if stages:
+            sentence += f", {stages[slowest] / 1000:.2f} s of it {STAGES[slowest]}"
+        self.record(sentence, heard_ms=heard_ms, slowest=slowest, stages=stages)
+        times = {f"{stage}_ms": ms for stage, ms in stages.items()}
+        span = self._start_span(
+            "answer", self._span, int(asked * 1e9), heard_ms=heard_ms, slowest=slowest, **times
+        )
+        span.end(int(heard * 1e9))
+
     # ------------------------------------------------------------------ the call's course
 
     def call_begins(self) -> None:
         """The call's own span begins."""
-        self._span = tracer.start_span("call", attributes=self._call)
+        room = without_number(self._call["room"])
+        self._span = tracer.start_span("call", attributes={**self._call, "room": room})
 
     @contextmanager
     def step(self, step: Step) -> Iterator[None]:
@@ -98,6 +126,12 @@ class CallJournal:
             span.end()
             said = {"step": step.number, "name": step.title, "outcome": outcome}
             self.record(f"step {step.number}: {step.title}", **said, ms=self.age_ms)
+            self.draft.add_step(step.number, step.title, outcome)
+
+    def first_word(self, seconds: float) -> None:
+        """The caller, who has been there for so long, hears the agent."""
+        ms = round(seconds * 1000)
+        self.record(f"first word after {ms} ms", first_word_ms=ms)
 
     def call_ends(self, reason: str) -> None:
         """The moment in which the end is known."""
@@ -107,12 +141,15 @@ class CallJournal:
     def resource_closed(self, name: str, outcome: str, began: int, seconds: float) -> None:
         """One resource was closed, from `began` (time.time_ns) on."""
         self._start_span(f"close {name}", self._closing, began, outcome=outcome).end()
-        fields = {"resource": name, "outcome": outcome, "ms": round(seconds * 1000)}
-        self.record(f"closed {name}", **fields)
+        ms = round(seconds * 1000)
+        self.record(f"closed {name}", resource=name, outcome=outcome, ms=ms)
+        self.draft.add_close(name, outcome, ms)
 
-    def call_ended(self, reason: str | None, turns: int) -> None:
+    def call_ended(self, reason: str | None, turns: int, cost: Cost | None = None) -> None:
         """The last record of the call, and the end of its span."""
         fields = {"reason": reason, "seconds": self.age_seconds, "turns": turns}
+        if cost is not None and cost.is_known:
+            fields |= {"cost": cost.total, "currency": cost.currency}
         self.record(f"call ended: {reason}", **fields)
         self._span.set_attributes({**fields, "reason": reason or ""})
         self._span.end()

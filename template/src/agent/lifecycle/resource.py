@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from agent import is_own_cancellation, one_line
@@ -242,6 +242,7 @@ class RunningTool:
     agent: object = None
     left: float | None = None  # seconds, while the caller is asked something inside the tool
     held: bool = False
+    task: asyncio.Task[Any] | None = field(default_factory=asyncio.current_task)
 
 
 class RunningTools:
@@ -287,6 +288,24 @@ class RunningTools:
                 when = tool.deadline.when()
                 tool.held, tool.left = True, None if when is None else when - now
                 tool.deadline.reschedule(None)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While inside, the deadline of the tool that runs in this task does not count.
+
+        It waits for what has a limit of its own, such as a phone that rings.
+        """
+        task, now = asyncio.current_task(), asyncio.get_running_loop().time
+        deadlines = [tool.deadline for tool in self._running if tool.task is task]
+        left = [when and when - now() for when in (deadline.when() for deadline in deadlines)]
+        for deadline in deadlines:
+            deadline.reschedule(None)
+        try:
+            yield
+        finally:
+            if not self._over:
+                for deadline, seconds in zip(deadlines, left, strict=True):
+                    deadline.reschedule(None if seconds is None else now() + seconds)
 
     def call_ended(self) -> None:
         """From now on each has its grace, and no more: the SDK itself ends none."""

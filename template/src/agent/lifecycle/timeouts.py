@@ -23,6 +23,7 @@ ROOM_EVENT_SECONDS = 0.25  # how far the room's event may come behind what it le
 END_ROOM_SECONDS = 2.0  # deleting the room
 UNWIND_SECONDS = 1.0  # steps that were cancelled
 LAST_CHANCE_SECONDS = 0.1  # what a resource gets when the budget is spent
+REPORT_SECONDS = 2.0  # for the files of the report, when all else is closed
 EXIT_SECONDS = 8.0  # from the SDK's last callback until the process must be gone
 
 

@@ -7,7 +7,7 @@ when it is asked for.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -232,6 +232,18 @@ async def keep_delivering(settings: Settings) -> None:
     except ModuleNotFoundError:
         return
     await spool.keep_delivering(settings)
+
+
+def forget_waiting(settings: Settings, callers: Iterable[str]) -> int:
+    """Delete what waits of a caller, by every key of theirs; how many items that were.
+
+    Raises OSError. None wait in a project that was made without a memory.
+    """
+    try:
+        spool = import_module("agent.memory.spool")
+    except ModuleNotFoundError:
+        return 0
+    return int(spool.forget(settings, callers))
 
 
 def broke_off(reason: str | None, ended: float, within: float) -> bool:

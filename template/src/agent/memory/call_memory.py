@@ -10,6 +10,7 @@ from dataclasses import replace
 from agent.memory import CallRecord, Item, Memory, Note, Profile, Turn, open_store
 from agent.memory.identity import key_of
 from agent.memory.write_queue import WriteQueue, reason_of
+from agent.redaction import redacted
 from agent.settings import Settings
 from agent.telemetry import Journal
 
@@ -55,18 +56,24 @@ class StoredCallMemory:
             )
         except Exception as error:
             self.queue.store_failed(f"{reason_of(error)}; the caller is taken for an unknown one")
+            self._recalled("error")
             return None
         self.queue.store_answered()
+        self._recalled("unknown" if profile is None else "known")
         if profile is None or self._settings.keep_transcripts:
             return profile
         return replace(profile, turns=[])
 
+    def _recalled(self, outcome: str) -> None:
+        log.info("asked the memory", extra=self.queue.journal.fields(recall=outcome))
+
     def add_turn(self, turn: Turn) -> None:
         if self._settings.keep_transcripts:
-            self._add(turn)
+            self._add(replace(turn, text=redacted(turn.text, self._settings.redact)))
 
     def add_note(self, note: Note) -> bool:
-        return self._add(note)
+        fact = note.fact and redacted(note.fact, self._settings.redact)
+        return self._add(replace(note, fact=fact))
 
     def add_call(self, record: CallRecord) -> None:
         self._add(record)

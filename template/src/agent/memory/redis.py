@@ -35,6 +35,7 @@ from agent.memory import (
     broke_off,
 )
 from agent.memory.redis_errors import sentence_of
+from agent.reasons import NOT_REACHED
 from agent.settings import Settings
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ async def open_store(settings: Settings) -> AsyncIterator[Memory]:
 
     Raises MemoryUnavailable for a malformed address.
     """
-    client = _client(settings.memory_url)
+    client = client_of(settings.memory_url)
     try:
         yield RedisMemory(client, settings)
     finally:
@@ -69,7 +70,7 @@ class RedisMemory:
 
     def __init__(self, client: Redis, settings: Settings) -> None:
         self._client, self._agent = client, settings.name
-        self._where = _where(settings.memory_url)
+        self._where = where_of(settings.memory_url)
         self._expiry = timedelta(days=settings.memory_days)
         self._resume_seconds = settings.resume_seconds
         self._tls = issubclass(client.connection_pool.connection_class, SSLConnection)
@@ -123,23 +124,28 @@ class RedisMemory:
                     _write_note(write, keys, item)
                 case CallRecord():
                     write.hset(keys.records, item.call, json.dumps(asdict(item)))
-                    write.zadd(keys.calls, {item.call: item.at})
+                    missed = item.reason in NOT_REACHED
+                    write.zadd(keys.missed if missed else keys.calls, {item.call: item.at})
             for key in keys:
                 write.expire(key, self._expiry)
             if isinstance(item, CallRecord):
                 write.zrange(keys.turns, 0, -KEPT - 1)
                 write.zrange(keys.calls, 0, -KEPT - 1)
+                write.zrange(keys.missed, 0, -KEPT - 1)
             answers = await self._ask(write.execute())
         if isinstance(item, CallRecord):
-            await self._trim(keys, *answers[-2:])
+            await self._trim(keys, *answers[-3:])
 
-    async def _trim(self, keys: _Keys, turns: list[str], calls: list[str]) -> None:
-        if not turns and not calls:
+    async def _trim(
+        self, keys: _Keys, turns: list[str], calls: list[str], missed: list[str]
+    ) -> None:
+        if not (turns or calls or missed):
             return
         async with self._pipeline() as trim:
             for ordered, contents, old in (
                 (keys.turns, keys.texts, turns),
                 (keys.calls, keys.records, calls),
+                (keys.missed, keys.records, missed),
             ):
                 if old:
                     trim.zrem(ordered, *old)
@@ -150,7 +156,7 @@ class RedisMemory:
         """Delete the caller's keys in one transaction."""
         keys = self._keys(caller)
         async with self._pipeline() as delete:
-            for ordered in (keys.turns, keys.calls, keys.facts, keys.names):
+            for ordered in (keys.turns, keys.calls, keys.missed, keys.facts, keys.names):
                 delete.zcard(ordered)
             delete.delete(*keys)
             *counts, _ = await self._ask(delete.execute())
@@ -176,7 +182,10 @@ class RedisMemory:
 
 
 class _Keys(NamedTuple):
-    """Sorted sets by time, and hashes of what is in two of them; of names only the newest."""
+    """Sorted sets by time, and hashes of what is in them; of names only the newest.
+
+    Calls that nobody answered are apart: they are none that the caller has had.
+    """
 
     turns: str
     texts: str
@@ -184,6 +193,7 @@ class _Keys(NamedTuple):
     records: str
     facts: str
     names: str
+    missed: str
 
 
 def _write_turn(write: Pipeline, keys: _Keys, turn: Turn) -> None:
@@ -205,7 +215,8 @@ def _write_note(write: Pipeline, keys: _Keys, note: Note) -> None:
         write.zremrangebyrank(keys.facts, 0, -MOST_FACTS - 1)
 
 
-def _client(url: str) -> Redis:
+def client_of(url: str) -> Redis:
+    """A client, which the first use connects; raises MemoryUnavailable for a malformed address."""
     try:
         parts = urlsplit(url)
         if "@" in f"{parts.path}{parts.query}{parts.fragment}":
@@ -234,6 +245,7 @@ def _client(url: str) -> Redis:
         ) from None
 
 
-def _where(url: str) -> str:
+def where_of(url: str) -> str:
+    """The server, without user and password."""
     parts = urlsplit(url)
     return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"

@@ -21,6 +21,7 @@ from agent.memory import (
     Turn,
     broke_off,
 )
+from agent.reasons import NOT_REACHED
 from agent.settings import Settings
 
 SETTING = "AGENT_MEMORY_URL"
@@ -61,13 +62,17 @@ class ScratchMemory:
         known = self.callers.get(caller) or self.callers.get("")
         if known is None:
             return None
+        # a call that nobody answered is none that the caller has had
+        calls = [call for call in known.calls.values() if call.reason not in NOT_REACHED]
+        if not calls:
+            return None
         turns = sorted(known.turns.values(), key=lambda turn: turn.at)
-        last = max(known.calls.values(), key=lambda call: call.at)
+        last = max(calls, key=lambda call: call.at)
         said = [turn.at for turn in turns if turn.call == last.call]
         ended = max([last.at + last.seconds, *said])
         return Profile(
             caller,
-            len(known.calls),
+            len(calls),
             last_call=last.at,
             turns=turns[-RECALLED_TURNS:],
             name=known.name and known.name[1],

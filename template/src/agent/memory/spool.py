@@ -9,20 +9,19 @@ could write what it read just before it was forgotten.
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import json
 import logging
 import os
-import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from agent.circuit_breaker import CircuitBreaker, Unanswered
 from agent.memory import CallRecord, Item, Memory, MemoryUnavailable, Note, Turn, open_store
+from agent.outbox import Locked, locked, oldest_first, write_whole
 from agent.settings import Settings
 
 log = logging.getLogger("agent.memory")
@@ -63,31 +62,13 @@ def keep(folder: Path, entries: Iterable[Entry]) -> Path:
 
     Raises OSError, also when the files together would exceed MOST_BYTES.
     """
-    content = _lines(entries)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if sum(_size(file) for file in folder.iterdir()) + len(content) > MOST_BYTES:
-        raise OSError(errno.ENOSPC, f"it holds {MOST_BYTES / 1e6:g} MB already")
-    handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".part")  # mode 0600
-    kept = Path(unfinished).with_suffix(".jsonl")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            # not synced: on a busy disk that takes longer than a call may; a power cut may cost it
-            file.write(content)
-        os.replace(unfinished, kept)
-    except OSError:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    return kept
+    name = f"{uuid.uuid4().hex}.jsonl"
+    return write_whole(folder, _lines(entries), name=name, most_bytes=MOST_BYTES)
 
 
 def waiting(settings: Settings) -> list[Path]:
     """The files that wait, oldest first. Raises OSError."""
-    found = []
-    for file in folder_of(settings).glob("*.jsonl"):
-        # another worker may have delivered it
-        with suppress(FileNotFoundError):
-            found.append((file.stat().st_mtime, file))
-    return [file for _, file in sorted(found)]
+    return oldest_first(folder_of(settings), "*.jsonl")
 
 
 async def keep_delivering(settings: Settings) -> None:
@@ -167,26 +148,6 @@ def entries_of(file: Path) -> Iterator[Entry]:
         yield caller, item
 
 
-class Locked(TimeoutError):
-    """Another process holds the lock."""
-
-
-@contextmanager
-def locked(file: Path, seconds: float) -> Iterator[None]:
-    """Hold the lock file, which is made if need be; raises Locked after so many seconds."""
-    until = time.monotonic() + seconds
-    with file.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    raise Locked(errno.ETIMEDOUT, f"{file} is held") from None
-                time.sleep(0.01)
-        yield
-
-
 def _lock_of(settings: Settings) -> Path:
     return folder_of(settings) / ".lock"
 
@@ -239,10 +200,3 @@ def _lines(entries: Iterable[Entry]) -> bytes:
 
 def _kind(item: Item) -> str:
     return next(name for name, kind in ITEM_TYPES.items() if isinstance(item, kind))
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0

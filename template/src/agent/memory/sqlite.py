@@ -26,7 +26,8 @@ from agent.memory import (
     Turn,
     broke_off,
 )
-from agent.memory.spool import locked
+from agent.outbox import locked
+from agent.reasons import NOT_REACHED
 from agent.settings import Settings
 from agent.sqlite_thread import SqliteThread
 
@@ -64,6 +65,11 @@ CREATE TABLE names(caller TEXT PRIMARY KEY, name TEXT NOT NULL, at REAL NOT NULL
 CREATE TABLE facts(caller TEXT NOT NULL, fact TEXT NOT NULL, at REAL NOT NULL,
                    UNIQUE(caller, fact));
 """
+
+# a call that nobody answered is kept, and is none that the caller has had
+SPOKEN_TO = "(reason IS NULL OR reason NOT IN ({}))".format(
+    ", ".join(f"'{reason}'" for reason in sorted(NOT_REACHED))
+)
 
 
 @asynccontextmanager
@@ -179,7 +185,8 @@ class SqliteMemory:
 
     def _profile(self, db: sqlite3.Connection, caller: str) -> Profile | None:
         (calls,) = db.execute(
-            "SELECT count(*) FROM calls JOIN callers USING (caller) WHERE caller = ? AND seen >= ?",
+            "SELECT count(*) FROM calls JOIN callers USING (caller)"
+            f" WHERE caller = ? AND seen >= ? AND {SPOKEN_TO}",
             (caller, self._oldest()),
         ).fetchone()
         if not calls:
@@ -191,7 +198,7 @@ class SqliteMemory:
         ).fetchall()
         turns = [Turn(*row) for row in reversed(newest)]
         last, at, reason, seconds = db.execute(
-            "SELECT call, at, reason, seconds FROM calls WHERE caller = ?"
+            f"SELECT call, at, reason, seconds FROM calls WHERE caller = ? AND {SPOKEN_TO}"
             " ORDER BY at DESC, rowid DESC LIMIT 1",
             (caller,),
         ).fetchone()
@@ -226,6 +233,8 @@ class SqliteMemory:
             return db
 
     def _opened(self) -> sqlite3.Connection:
+        # SQLite itself would let everybody read what was said
+        self._path.touch(mode=0o600)
         return sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None)
 
     def _prepare(self, db: sqlite3.Connection) -> None:

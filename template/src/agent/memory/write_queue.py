@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from agent.circuit_breaker import Unanswered, within
 from agent.memory import Item, Memory, MemoryUnavailable, spool
+from agent.outbox import in_a_thread
 from agent.settings import Settings
 from agent.telemetry import Journal
 
@@ -37,7 +35,7 @@ class WriteQueue:
     """
 
     def __init__(self, store: Memory | None, settings: Settings, journal: Journal) -> None:
-        self._store, self._journal = store, journal
+        self._store, self.journal = store, journal
         self._folder = spool.folder_of(settings)
         self._same_disk = settings.memory == "sqlite"
         # which reading and writing share: what one finds out, the other relies on
@@ -94,12 +92,12 @@ class WriteQueue:
     def store_failed(self, sentence: str) -> None:
         """The call goes on without its memory, or some of it."""
         self._failing = True
-        self._journal.warn_once("memory", log, f"memory: {sentence}")
+        self.journal.warn_once("memory", log, f"memory: {sentence}")
 
     def store_answered(self) -> None:
         """The store works, for this call and for those that leave it alone."""
         if self._failing:
-            log.info("memory: the store answers again", extra=self._journal.fields())
+            log.info("memory: the store answers again", extra=self.journal.fields())
         self._failing = False
         self.breaker.worked()
 
@@ -142,13 +140,16 @@ class WriteQueue:
 
     def _drop(self, sentence: str) -> None:
         self._dropped += 1
-        self._journal.warn_once("memory", log, f"memory: {sentence}")
+        self.journal.warn_once("memory", log, f"memory: {sentence}")
 
     async def _spool_what_is_left(self) -> None:
         left = len(self._waiting)
         if left:
             try:
-                await _keep(self._folder, list(self._waiting))
+                entries = list(self._waiting)
+                await in_a_thread(
+                    lambda: spool.keep(self._folder, entries), SPOOL_SECONDS, "memory spool"
+                )
             except OSError as error:
                 self._not_spooled(error)
             else:
@@ -156,11 +157,11 @@ class WriteQueue:
                 log.info(
                     "memory: %d turns and records are kept in %s until the store takes them",
                     *(left, self._folder),
-                    extra=self._journal.fields(spooled=left),
+                    extra=self.journal.fields(spooled=left),
                 )
         if self.lost:
             sentence = "memory: %d turns and records are lost"
-            log.info(sentence, self.lost, extra=self._journal.fields(lost=self.lost))
+            log.info(sentence, self.lost, extra=self.journal.fields(lost=self.lost))
 
     def _not_spooled(self, error: OSError) -> None:
         sentence = (
@@ -170,27 +171,9 @@ class WriteQueue:
         )
         if self._same_disk:
             # then the store has failed for the same reason, and has had its warning
-            self._journal.warn_once("memory", log, sentence)
+            self.journal.warn_once("memory", log, sentence)
         else:
-            log.warning("%s", sentence, extra=self._journal.fields())
-
-
-async def _keep(folder: Path, entries: list[spool.Entry]) -> None:
-    """Spool in a thread of its own, which a hanging disk may keep.
-
-    The threads of the loop's executor are waited for when the process ends.
-    """
-    done: Future[Path] = Future()
-
-    def work() -> None:
-        try:
-            done.set_result(spool.keep(folder, entries))
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=work, name="memory spool", daemon=True).start()
-    async with asyncio.timeout(SPOOL_SECONDS):
-        await asyncio.shield(asyncio.wrap_future(done))
+            log.warning("%s", sentence, extra=self.journal.fields())
 
 
 def reason_of(error: Exception) -> str:

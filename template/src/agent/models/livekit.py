@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from livekit.agents import NOT_GIVEN, inference
+from livekit.agents.inference.llm import min_reasoning_effort
 
 from agent.models import Models, ModelsUnavailable
 from agent.models.turns import turn_handling_of
@@ -15,9 +16,14 @@ def build(settings: Settings) -> Models:
     The SDK takes the keys from the environment: LIVEKIT_API_KEY and LIVEKIT_API_SECRET, or the same
     names with LIVEKIT_INFERENCE in front where the server's keys are not a LiveKit Cloud project's.
     """
+    # callers wait while a model thinks, and some refuse tools meanwhile
+    effort = min_reasoning_effort(settings.llm_model)
     try:
         return Models(
-            llm=inference.LLM(settings.llm_model),
+            llm=inference.LLM(
+                settings.llm_model,
+                extra_kwargs={} if effort is None else {"reasoning_effort": effort},
+            ),
             stt=inference.STT(settings.stt_model, language=settings.stt_language),
             tts=inference.TTS(settings.tts_model, voice=settings.voice or NOT_GIVEN),
             vad=inference.VAD(model="silero"),

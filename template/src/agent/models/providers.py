@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from livekit.agents import inference, llm, stt, tts
+from livekit.agents.inference.llm import min_reasoning_effort
 
 from agent import one_line
 from agent.models import Models, ModelsUnavailable
@@ -70,7 +71,7 @@ def _make(kind: Literal["LLM", "STT", "TTS"], setting: str, name: str, **wanted:
     provider, slash, model = name.partition("/")
     if not (provider and slash and model):
         raise ModelsUnavailable(
-            f"{setting} is {name!r}: write provider/model, such as openai/gpt-4.1-mini"
+            f"{setting} is {name!r}: write provider/model, such as openai/gpt-6-luna"
         )
     module = f"livekit.plugins.{provider.replace('-', '_')}"
     try:
@@ -86,6 +87,12 @@ def _make(kind: Literal["LLM", "STT", "TTS"], setting: str, name: str, **wanted:
         raise ModelsUnavailable(f"{setting}={name}: the plugin has no {kind}") from error
     takes = inspect.signature(maker).parameters
     given: dict[str, Any] = {}
+    if kind == "LLM" and "reasoning_effort" in takes:
+        # callers wait while a model thinks, and some refuse tools meanwhile; the plugin says so
+        # of some names only
+        effort = min_reasoning_effort(model)
+        if effort is not None:
+            given["reasoning_effort"] = effort
     if wanted.get("language") == "multi" and (kind, provider) != ("STT", "deepgram"):
         # Deepgram's word: others detect the language by themselves, or when they are told to
         del wanted["language"]

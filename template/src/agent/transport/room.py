@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,11 @@ ON_PURPOSE = {
     Why.USER_UNAVAILABLE,
     Why.PARTICIPANT_REMOVED,
 }
+# who waits, unseen, for what comes of a call that the agent makes, and the attribute that says it
+WATCHER, REASON = "agent.watcher", "agent.reason"
+TELL_SECONDS = 0.5
+# a phone's attribute, of livekit-sip
+CALL_STATUS = "sip.callStatus"
 ACTIVE = rtc.ParticipantState.PARTICIPANT_STATE_ACTIVE
 # after these somebody may be the caller who was not before
 NEWS: tuple[rtc.room.EventTypes, ...] = (
@@ -62,6 +67,8 @@ class RoomTransport:
         self._fake = ctx.is_fake_job()  # the console's: it has no room, no participants
         self._caller: Caller | None = None
         self._connected = False
+        # whether the agent calls somebody: who waits in the room for what comes of it is told
+        self.outbound = False
         self._reads_texts = True
         self._typing: asyncio.Task[None] | None = None
         self._early = None if self._fake else PreConnectBuffer(ctx.room)
@@ -219,7 +226,8 @@ class RoomTransport:
         sid = await self._room.sid if self._connected else job.room.sid
         me, identity = self._ctx.local_participant_identity, caller.identity if caller else None
         again = None
-        if self._events.reason in CALLER_IS_GONE:
+        # nor is anybody called twice
+        if self._events.reason in CALLER_IS_GONE and not self.outbound:
             again = api.CreateAgentDispatchRequest(
                 agent_name=job.agent_name,
                 room=self.room_name,
@@ -227,10 +235,23 @@ class RoomTransport:
                 deployment=job.deployment,
                 attributes=job.attributes,
             )
+        if self.outbound:
+            await self._tell_reason()
         if await end_room(self.room_name, sid, me, identity, again):
             fields = {"call": self.call_id, "room": self.room_name}
             sentence = "the caller came back while the call was closing: an agent was sent again"
             log.info(sentence, extra={"fields": fields})
+
+    async def _tell_reason(self) -> None:
+        # by an attribute of their own: one of the agent's, which has published nothing, would be
+        # announced up to three seconds later, and the room is gone by then
+        told = api.UpdateParticipantRequest(
+            room=self.room_name, identity=WATCHER, attributes={REASON: self._events.reason or ""}
+        )
+        # mostly nobody waits; who does also sees that it does not come
+        with suppress(Exception):
+            async with asyncio.timeout(TELL_SECONDS), api.LiveKitAPI() as server:
+                await server.room.update_participant(told)
 
     def finish(self, reason: str) -> None:
         self._end_job(reason)
@@ -270,10 +291,11 @@ async def end_room(
 ) -> bool:
     """Delete the room, unless somebody besides the caller is in it who could be spoken to.
 
-    Those who only listen do not count: nobody is left to listen to. Without a caller, unless more
-    than one person is. A newer room of the same name is another call's: it has another `sid`, and
-    this `agent` (an identity) is not in it. A `sid` alone does not tell: for seconds after a
-    restart of the server the SDK goes on giving that of the room which is gone.
+    Those who only listen do not count: nobody is left to listen to. Nor does a phone that rings:
+    whoever answered it would hear nobody. Without a caller, unless more than one person is. A newer
+    room of the same name is another call's: it has another `sid`, and this `agent` (an identity) is
+    not in it. A `sid` alone does not tell: for seconds after a restart of the server the SDK goes
+    on giving that of the room which is gone.
     `again` is for a caller who had left and is there nevertheless; True if it was needed.
     Asks the server over a connection of its own: in a dying job the SDK's is closed already.
     Raises api.TwirpError.
@@ -286,7 +308,11 @@ async def end_room(
             newer = any(found.sid != sid for found in named)
             if newer and all(person.identity != agent for person in present):
                 return False
-            others = [person.identity for person in present if _can_be_spoken_to(person)]
+            others = [
+                person.identity
+                for person in present
+                if can_be_spoken_to(person) and (person.identity == caller or not rings(person))
+            ]
             if caller in others and again is not None:
                 # no token does it: those are for a new room
                 await server.agent_dispatch.create_dispatch(again)
@@ -304,6 +330,12 @@ async def end_room(
     return False
 
 
-def _can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+def can_be_spoken_to(person: models.ParticipantInfo) -> bool:
+    """Whether somebody is there who hears and answers, and not a recorder or a viewer."""
     permission = person.permission
     return person.kind in PEOPLE and permission.can_publish and not permission.hidden
+
+
+def rings(person: models.ParticipantInfo) -> bool:
+    """Whether it is a phone that was called into the room, and that nobody has answered yet."""
+    return person.attributes.get(CALL_STATUS) in {"dialing", "ringing"}

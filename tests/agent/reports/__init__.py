@@ -1,0 +1,1 @@
+"""Reports of calls: what is in them, how they are delivered, kept and forgotten."""
