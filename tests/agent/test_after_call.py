@@ -148,6 +148,15 @@ async def test_it_is_bounded_also_without_its_worker(
     assert process.returncode == -signal.SIGALRM
 
 
+def test_the_line_that_is_told_is_the_owners_and_not_a_librarys(tmp_path: Path) -> None:
+    library = tmp_path / ".venv" / "lib" / "python3.13" / "site-packages" / "library.py"
+    known: dict[str, object] = {}
+    exec(compile("def fail():\n    raise OSError", library, "exec"), known)
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        exec(compile("\n\nfail()", tmp_path / "own.py", "exec"), known)
+    assert after_call.place_of(raised.value, tmp_path) == "own.py, line 3"
+
+
 def test_a_persona_that_cannot_be_read_does_nothing_after_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,6 +24,8 @@ from agent.reports import Report, ReportRefused
 from agent.reports.delivery import Deliver, Waiting
 from agent.settings import Settings, load_settings
 
+PACKAGE = Path(__file__).parent
+
 
 def is_wanted() -> bool:
     """Whether the owner's persona does something after a call; one that cannot be read does not."""
@@ -74,6 +76,20 @@ async def run(settings: Settings, report: Report) -> None:
         await build_persona(call).after_call(report)
 
 
+def place_of(error: Exception, home: Path) -> str:
+    """The last line of the project's own code, which called a library where one has raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    # an environment is in the project's folder, and in an image this package in the environment
+    own = [frame for frame in frames if _is_own(Path(frame.filename), home)]
+    where = (own or frames)[-1]
+    return f"{Path(where.filename).name}, line {where.lineno}"
+
+
+def _is_own(file: Path, home: Path) -> bool:
+    installed = "site-packages" in file.parts
+    return PACKAGE in file.parents or (home in file.parents and not installed)
+
+
 def main() -> int:
     """Run it for the report on standard input; 1, and a line on standard output, if it fails."""
     # what the owner's code prints is for the log's reader, and may be the caller's words; and what
@@ -87,11 +103,7 @@ def main() -> int:
         asyncio.run(run(settings, report))
     except Exception as error:
         # not what it says: that may be the caller's words
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename).is_relative_to(settings.home)]
-        where = (own or frames)[-1]
-        line = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}"
-        os.write(ours, line.encode())
+        os.write(ours, f"{type(error).__name__} in {place_of(error, settings.home)}".encode())
         return 1
     return 0
 
