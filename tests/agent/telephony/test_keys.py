@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from livekit import rtc
+from livekit.agents import StopResponse
 
 from agent.telephony.keys import listen_for_keys
 from agent.transport import Caller
@@ -106,6 +107,23 @@ async def test_no_key_is_in_a_log_when_a_persona_fails_at_them(
     assert "on_keys failed with ValueError" in caplog.text
     assert "int(keys)" in caplog.text
     assert "4829" not in caplog.text
+
+
+async def test_a_key_by_which_somebody_is_put_through_is_no_failure(
+    server: RoomService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with calling(server, monkeypatch, key_seconds=LONG) as here:
+        hears = Hears(here)
+
+        async def on_keys(keys: str) -> None:
+            hears.heard.put_nowait(keys)
+            raise StopResponse  # as `transfer` does when it has worked
+
+        vars(here.persona)["on_keys"] = on_keys
+        hears.press("0#")
+        assert await hears.heard.get() == "0"
+        await here.call.background.settle(time.monotonic() + 5)
+    assert "on_keys failed" not in caplog.text
 
 
 async def test_a_key_after_the_end_of_the_call_is_nothing(

@@ -7,6 +7,7 @@ import logging
 import traceback
 
 from livekit import rtc
+from livekit.agents import StopResponse
 
 from agent.conversation import CallAgent
 from agent.lifecycle import Call
@@ -54,6 +55,9 @@ class Keys:
     async def _hand_over(self, agent: CallAgent, keys: str) -> None:
         try:
             await agent.on_keys(keys)
+        except StopResponse:
+            # how `transfer` and `bring_in` end when they have worked
+            return
         except Exception as error:
             # its own words may be the keys, such as those of int("12*")
             places = "".join(traceback.format_tb(error.__traceback__))
