@@ -78,6 +78,19 @@ def test_the_image_holds_the_agent_and_its_documents_and_nothing_else_of_the_pro
     assert "pytest" not in container.execute("ls", "/app/.venv/bin").split()
 
 
+def test_the_owners_prices_are_in_the_image_where_there_are_any(
+    engine: Engine, project: Project, tmp_path: Path
+) -> None:
+    priced = Project(shutil.copytree(project.path, tmp_path / "priced"), project.chosen)
+    priced.write("prices.toml", 'date = "2026-11-29"\ncurrency = "CHF"\n')
+
+    image = build_image(priced.path, "rendered-agent-priced")
+
+    used = "from agent.reports.cost import load_prices; from agent.settings import load_settings"
+    asked = f"{used}; print(load_prices(load_settings().home).currency)"
+    assert engine("run", "--rm", "--entrypoint=python", image, "-c", asked) == "CHF\n"
+
+
 def test_the_image_says_that_it_is_healthy(container: Container) -> None:
     container.check_health()
 

@@ -16,10 +16,11 @@ import pytest
 
 from agent.__main__ import main
 from agent.reports import Cost, Said
-from agent.reports.delivery import KEPT, deliver
+from agent.reports.delivery import KEPT, Waiting, deliver
+from agent.reports.kept import open_kept
 from agent.settings import load_settings
 from tests.agent.cli.test_commands import Agent, agent, home
-from tests.agent.reports.made import HEARD, full_report, leave, report
+from tests.agent.reports.made import HEARD, full_report, leave, newer_report, report
 from tests.agent.reports.test_going import begin_and_be_killed
 from tests.support.processes import process
 
@@ -175,6 +176,38 @@ def test_a_report_that_cannot_be_shown_is_one_line(
     assert (ended.code, ended.out) == (2, "")
     assert problem in ended.err
     assert ended.err.splitlines()[-1].startswith("agent: ")
+
+
+NEWER = "written by a newer version of this project: update this one\n"
+
+
+@pytest.fixture
+def newer(called: None) -> None:
+    """The newest call was kept by a newer version, and one more of its reports waits here."""
+
+    async def keep() -> None:
+        async with open_kept(load_settings()) as kept:
+            await kept.add(Waiting(newer_report("AJ_kept", ago=1), []))
+
+    asyncio.run(keep())
+    leave(load_settings(), newer_report("AJ_waits", ago=2))
+
+
+def test_calls_of_a_newer_version_are_left_out_and_counted(agent: Agent, newer: None) -> None:
+    ended = agent("calls", "--json")
+
+    assert [one["call"] for one in json.loads(ended.out)] == ["AJ_new", "AJ_old"]
+    assert (ended.code, ended.err) == (0, f"2 reports left out, {NEWER}")
+    assert agent("calls", "--last", "1").out == ""
+    assert agent("report", "AJ_new").code == 0
+
+
+@pytest.mark.parametrize("name", ["AJ_kept", "AJ_waits", "last"])
+def test_a_report_of_a_newer_version_says_what_to_do(name: str, agent: Agent, newer: None) -> None:
+    ended = agent("report", name)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == f"agent: the report of {name!r} was {NEWER}"
 
 
 def test_who_is_forgotten_is_in_no_report_any_more(agent: Agent, called: None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.reports import (
+    VERSION,
     Close,
     Failure,
     LookUp,
@@ -55,6 +56,12 @@ def full_report(call: str = "AJ_1", **fields: Any) -> Report:
             **fields,
         },
     )
+
+
+def newer_report(call: str = "AJ_newer", **fields: Any) -> Report:
+    """One of a layout that only a newer version can read."""
+    one: Any = "a list no more"
+    return report(call, **{"steps": one, "version": VERSION + 1, **fields})
 
 
 def leave(settings: Settings, made: Report, keys: Iterable[str] = ()) -> None:

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from agent import entrypoint
+from agent import entrypoint, reports
 from agent.conversation import CallAgent
 from agent.outbox import locked
-from agent.reports import NotDelivered, delivery, kept
+from agent.reports import NewerReport, NotDelivered, delivery, kept
 from agent.reports.delivery import DAY, KEPT, Waiting, deliver, waiting
 from agent.settings import Settings, load_settings
 from agent.transport import Caller
 from template.tests.talk import talk
-from tests.agent.reports.made import full_report, leave, report
+from tests.agent.reports.made import full_report, leave, newer_report, report
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +172,31 @@ async def test_a_damaged_file_does_not_hold_up_the_others(
     assert waiting(settings, KEPT) == []
     assert "bad.json is damaged" in caplog.text
     assert "plum" not in caplog.text
+
+
+async def test_a_report_of_a_newer_version_waits_for_a_worker_that_can_read_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(settings, newer_report("AJ_newer", steps=[]), ["ann"])
+    leave(settings, report("AJ_1"))
+
+    with pytest.raises(NewerReport):
+        await deliver(settings, KEPT)
+    assert await kept_calls(settings) == ["AJ_1"]
+    assert delivery.unread(settings, KEPT) == ["AJ_newer"]
+    monkeypatch.setattr(reports, "VERSION", reports.VERSION + 1)
+    assert await deliver(settings, KEPT) == 1
+    assert waiting(settings, KEPT) == []
+
+
+async def test_a_report_of_a_newer_version_is_forgotten_with_its_caller(
+    settings: Settings,
+) -> None:
+    leave(settings, newer_report(), ["ann"])
+
+    assert delivery.forget(settings, ["bob"]) == 0
+    assert delivery.forget(settings, ["ann"]) == 1
+    assert waiting(settings, KEPT) == []
 
 
 async def test_what_nobody_delivered_for_memory_days_is_gone_and_named(

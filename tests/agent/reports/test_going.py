@@ -18,7 +18,7 @@ from agent.reports.delivery import KEPT, Waiting, read, waiting
 from agent.reports.going import Going, folder_of, report_deaths
 from agent.settings import Settings, load_settings
 from template.tests.talk import talk
-from tests.agent.reports.made import leave, report
+from tests.agent.reports.made import leave, newer_report, report
 from tests.support.processes import process
 
 
@@ -70,6 +70,17 @@ async def test_who_was_in_a_call_that_was_killed_is_known_and_can_be_forgotten(
     assert report_deaths(settings) == 1
     assert [made.caller for made in left(settings)] == ["ann"]
     assert delivery.forget(settings, ["ann"]) == 1
+
+
+async def test_a_call_of_a_newer_version_is_left_to_a_worker_that_can_read_it(
+    settings: Settings,
+) -> None:
+    file = folder_of(settings) / "AJ_newer.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(Waiting(newer_report(), []).to_json())
+
+    assert report_deaths(settings) == 0
+    assert file.exists()
 
 
 async def test_a_call_that_was_killed_when_it_had_reported_is_not_reported_again(

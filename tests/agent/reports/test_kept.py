@@ -14,7 +14,7 @@ from agent.reports import NotDelivered, kept
 from agent.reports.delivery import DAY, Waiting, key_digest
 from agent.reports.kept import KeptCalls, open_kept
 from agent.settings import Settings
-from tests.agent.reports.made import full_report, report
+from tests.agent.reports.made import full_report, newer_report, report
 from tests.support.redis import RedisServer
 
 
@@ -79,6 +79,16 @@ class KeptContract:
         async with open_kept(settings.model_copy(update={"memory_days": 0.5})) as shorter:
             await shorter.tidy()
         assert await store.newest(10) == []
+
+    async def test_a_report_that_does_not_fit_hides_no_other(self, store: KeptCalls) -> None:
+        await store.add(Waiting(report("AJ_1"), []))
+        await store.add(Waiting(newer_report("AJ_2", ago=3), []))
+        await store.add(Waiting(newer_report("AJ_3", ago=2, version=1), []))
+
+        assert [one.call for one in await store.newest(10)] == ["AJ_1"]
+        assert store.unread == ["AJ_3", "AJ_2"]
+        assert [one.call for one in await store.find("AJ")] == ["AJ_1"]
+        assert store.unread == ["AJ_3", "AJ_2"]
 
     async def test_a_caller_who_is_forgotten_takes_their_reports_along(
         self, store: KeptCalls, settings: Settings

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.lifecycle.draft import ReportDraft
-from agent.reports import Report, Said
-from tests.agent.reports.made import report
+from agent.reports import NewerReport, Report, Said
+from tests.agent.reports.made import newer_report, report
 
 
 def test_a_report_is_the_same_after_a_journey_as_json() -> None:
@@ -14,6 +16,12 @@ def test_a_report_is_the_same_after_a_journey_as_json() -> None:
 
     assert Report.from_json(made.to_json()) == made
     assert Report.from_json(newer).said == said
+
+
+def test_a_report_of_a_newer_layout_is_known_for_one_whether_it_fits_or_not() -> None:
+    for one in newer_report(), newer_report(steps=[]):
+        with pytest.raises(NewerReport, match="newer version of this project: update this one"):
+            Report.from_json(one.to_json())
 
 
 def test_half_a_character_is_in_no_report() -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -20,8 +20,8 @@ from rich.text import Text
 
 from agent.cli.terminal import busy, make_console
 from agent.cli.terminal import report as tell
-from agent.reports import STAGES, NotDelivered, Report, Said
-from agent.reports.delivery import KEPT, deliver
+from agent.reports import NEWER, STAGES, NewerReport, NotDelivered, Report, Said
+from agent.reports.delivery import KEPT, deliver, unread
 from agent.reports.going import report_deaths
 from agent.reports.kept import KeptCalls, open_kept
 from agent.settings import Settings, SettingsError, load_settings
@@ -45,14 +45,15 @@ def calls(
 ) -> int:
     """List the last calls: when, who, why they ended, how long, the slowest answer, the cost."""
     settings = load_settings()
-    found = _ask(settings, lambda kept: kept.newest(last))
-    if not (found or as_json):
+    found, left_out = _ask(settings, lambda kept: kept.newest(last))
+    if left_out:
+        _tell_left_out(left_out)
+    elif not (found or as_json):
         tell("no call is kept" + ("" if settings.calls_kept else ": AGENT_CALLS_KEPT=0"))
-        return 0
     with _read_or_not():
         if as_json:
             print(json.dumps([summary_of(one) for one in found], indent=2))
-        else:
+        elif found:
             _print_table(found)
             for line in [*percentiles(found), *costs_by_day(found)]:
                 print(line)
@@ -90,12 +91,15 @@ def report(
 
 def _find(settings: Settings, call: str) -> Report:
     if call == "last":
-        found = _ask(settings, lambda kept: kept.newest(1))
+        found, left_out = _ask(settings, lambda kept: kept.newest(1))
     else:
-        found = _ask(settings, lambda kept: kept.find(call))
+        found, left_out = _ask(settings, lambda kept: kept.find(call))
+        left_out = {one for one in left_out if one.startswith(call)}
     if not found:
         problem = f"no report of {call!r} is kept: `agent calls` lists the calls that are"
-        raise SettingsError([problem])
+        raise SettingsError([f"the report of {call!r} was {NEWER}" if left_out else problem])
+    if left_out:
+        _tell_left_out(left_out)
     begin = sorted({one.call for one in found if one.call.startswith(call)})
     if len(begin) > 1 and call not in begin:
         problem = f"several calls begin with {call!r}: write more of one of {', '.join(begin[:5])}"
@@ -105,14 +109,15 @@ def _find(settings: Settings, call: str) -> Report:
 
 def _ask(
     settings: Settings, question: Callable[[KeptCalls], Awaitable[list[Report]]]
-) -> list[Report]:
-    """What is kept, with what waits on this machine delivered first."""
+) -> tuple[list[Report], set[str]]:
+    """What is kept, with what waits on this machine delivered first, and the calls left out."""
 
-    async def ask() -> list[Report]:
+    async def ask() -> tuple[list[Report], set[str]]:
         report_deaths(settings)
-        await deliver(settings, KEPT)
+        with suppress(NewerReport):
+            await deliver(settings, KEPT)
         async with open_kept(settings) as kept:
-            return await question(kept)
+            return await question(kept), {*kept.unread, *unread(settings, KEPT)}
 
     try:
         with busy("asking for the calls that are kept"):
@@ -122,6 +127,10 @@ def _ask(
     except OSError as error:
         problem = f"what waits in {settings.data} cannot be read ({error.strerror})"
         raise SettingsError([f"{problem}: ask as the user who runs the agent"]) from error
+
+
+def _tell_left_out(calls: set[str]) -> None:
+    tell(f"{len(calls)} report{'s' * (len(calls) > 1)} left out, {NEWER}")
 
 
 # ---------------------------------------------------------------------- in words

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # of the layout of a report: a field that is added leaves it, one that changes its meaning does not
 VERSION = 1
+NEWER = "written by a newer version of this project: update this one"
 
 # What a caller waits for, in this order; together they are the time until the first sound is heard.
 STAGES = {
@@ -35,6 +36,10 @@ class NotDelivered(Exception):
 
 class ReportRefused(NotDelivered):
     """It is this report that a place does not take; others may be."""
+
+
+class NewerReport(ReportRefused, ValueError):
+    """Its layout is one that only a newer version can read."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,14 @@ class Report:
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Report:
-        """The report of such JSON; fields of newer versions are left out. Raises ValueError."""
-        return _adapter().validate_json(text)
+        """The report of such JSON; fields that a newer version has added are left out.
+
+        Raises ValueError, NewerReport if the layout is a newer one.
+        """
+        layout, report = _adapters()
+        if layout.validate_json(text).version > VERSION:
+            raise NewerReport(f"a report was {NEWER}")
+        return report.validate_json(text)
 
     @property
     def slowest(self) -> Said | None:
@@ -175,9 +186,16 @@ class Report:
         return max(timed, key=lambda said: said.heard_ms or 0, default=None)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What is read first."""
+
+    version: int = VERSION
+
+
 @lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[Report]:
+def _adapters() -> tuple[TypeAdapter[_Layout], TypeAdapter[Report]]:
     # here, because only those who read reports need it, and it takes a while
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Report)
+    return TypeAdapter(_Layout), TypeAdapter(Report)

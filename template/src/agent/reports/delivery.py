@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.outbox import Locked, locked, oldest_first, write_whole
-from agent.reports import NotDelivered, Report, ReportRefused
+from agent.reports import NewerReport, NotDelivered, Report, ReportRefused
 from agent.reports.privacy import as_kept
 from agent.settings import Settings
 
@@ -287,15 +287,31 @@ def waiting(settings: Settings, place: Place) -> list[Path]:
 
 
 def read(file: Path) -> Waiting | None:
-    """The report in a file; None if it is gone, or damaged, which is reported without its words."""
+    """The report in a file; None if it is gone, or damaged, which is reported without its words.
+
+    Raises NewerReport.
+    """
     try:
         fields = json.loads(file.read_bytes())
         return Waiting(Report.from_json(json.dumps(fields["report"])), list(fields["keys"]))
     except FileNotFoundError:
         return None
+    except NewerReport:
+        raise
     except (ValueError, TypeError, KeyError):
         log.warning("the report in %s is damaged and was left out", file.name)
         return None
+
+
+def unread(settings: Settings, place: Place) -> list[str]:
+    """The calls whose report waits for a newer version."""
+    calls = []
+    for file in waiting(settings, place):
+        try:
+            read(file)
+        except NewerReport:
+            calls.append(file.stem)
+    return calls
 
 
 def forget(settings: Settings, keys: Iterable[str]) -> int:
@@ -309,10 +325,17 @@ def forget(settings: Settings, keys: Iterable[str]) -> int:
             continue
         with locked(_lock_of(settings, place), FORGET_LOCK_SECONDS):
             for file in waiting(settings, place):
-                if (report := read(file)) is not None and digests & set(report.keys):
-                    gone.add(report.report.call)
+                if digests & _keys_in(file):
+                    gone.add(file.name)
                     os.unlink(file)
     return len(gone)
+
+
+def _keys_in(file: Path) -> set[str]:
+    """Digests of what the caller is known by, also of a report that a newer version has left."""
+    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        return set(json.loads(file.read_bytes())["keys"])
+    return set()
 
 
 def _lock_of(settings: Settings, place: Place) -> Path:

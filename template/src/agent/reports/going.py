@@ -18,7 +18,7 @@ from typing import IO
 
 from agent.outbox import oldest_first
 from agent.reasons import Reason
-from agent.reports import Failure, Report
+from agent.reports import Failure, NewerReport, Report
 from agent.reports.delivery import PLACES, Waiting, file_of, leave, read
 from agent.settings import Settings
 
@@ -72,7 +72,8 @@ def report_deaths(settings: Settings) -> int:
     """
     deaths = 0
     for file in oldest_first(folder_of(settings), "*.json"):
-        with suppress(FileNotFoundError), file.open("rb") as handle:
+        # one of a newer version is left to a worker that can read it
+        with suppress(FileNotFoundError, NewerReport), file.open("rb") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

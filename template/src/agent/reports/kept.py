@@ -34,7 +34,12 @@ CREATE INDEX calls_at ON calls(at);
 
 
 class KeptCalls(Protocol):
-    """The newest `calls_kept` reports of the last `memory_days`. May raise NotDelivered."""
+    """The newest `calls_kept` reports of the last `memory_days`. May raise NotDelivered.
+
+    `unread` are the calls that the last question left out: their reports do not fit this version.
+    """
+
+    unread: list[str]
 
     async def add(self, waiting: Waiting) -> None:
         """Keep a report; the same call again replaces it."""
@@ -103,6 +108,17 @@ def oldest_kept(settings: Settings) -> float:
     return time.time() - settings.memory_days * DAY
 
 
+def fitting(kept: Iterable[tuple[str, str]]) -> tuple[list[Report], list[str]]:
+    """The reports of calls and their JSON, and the calls whose report does not fit this version."""
+    reports, unread = list[Report](), list[str]()
+    for call, text in kept:
+        try:
+            reports.append(Report.from_json(text))
+        except ValueError:
+            unread.append(call)
+    return reports, unread
+
+
 @asynccontextmanager
 async def _open_file(settings: Settings) -> AsyncIterator[KeptCalls]:
     yield KeptInFile(settings)
@@ -113,6 +129,7 @@ class KeptInFile:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._path = settings, settings.data / "calls.db"
+        self.unread: list[str] = []
 
     async def add(self, waiting: Waiting) -> None:
         report = waiting.report
@@ -155,14 +172,13 @@ class KeptInFile:
         return await self._run(work)
 
     async def _reports(self, order: str, *values: int) -> list[Report]:
-        def work(db: sqlite3.Connection) -> list[str]:
-            where = f"SELECT report FROM calls WHERE at >= ? {order}"
-            rows = db.execute(where, (oldest_kept(self._settings), *values)).fetchall()
-            return [report for (report,) in rows]
+        def work(db: sqlite3.Connection) -> list[tuple[str, str]]:
+            where = f"SELECT call, report FROM calls WHERE at >= ? {order}"
+            return db.execute(where, (oldest_kept(self._settings), *values)).fetchall()
 
-        if not await asyncio.to_thread(self._path.exists):
-            return []
-        return [Report.from_json(text) for text in await self._run(work)]
+        rows = await self._run(work) if await asyncio.to_thread(self._path.exists) else []
+        reports, self.unread = fitting(rows)
+        return reports
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -18,7 +18,7 @@ from agent.memory.redis import COMMAND_SECONDS, DISCONNECT_SECONDS, client_of, w
 from agent.memory.redis_errors import sentence_of
 from agent.reports import NotDelivered, Report
 from agent.reports.delivery import Waiting
-from agent.reports.kept import KeptCalls, oldest_kept
+from agent.reports.kept import KeptCalls, fitting, oldest_kept
 from agent.settings import Settings
 
 T = TypeVar("T")
@@ -44,6 +44,7 @@ class KeptInRedis:
 
     def __init__(self, client: Redis, settings: Settings) -> None:
         self._client, self._settings = client, settings
+        self.unread: list[str] = []
         # one hash tag, so that a cluster keeps them together
         tag = f"{settings.name}:v1:" + "{calls}"
         self._order, self._reports = f"{tag}:order", f"{tag}:reports"
@@ -73,10 +74,13 @@ class KeptInRedis:
                 self._order, "+inf", oldest, desc=True, byscore=True, offset=0, num=most
             )
         )
-        if not ids:
-            return []
-        found = await self._ask(self._client.hmget(self._reports, ids))
-        return [Report.from_json(json.loads(kept)["report"]) for kept in found if kept]
+        found = await self._ask(self._client.hmget(self._reports, ids)) if ids else []
+        reports, self.unread = fitting(
+            (call, json.loads(kept)["report"])
+            for call, kept in zip(ids, found, strict=True)
+            if kept
+        )
+        return reports
 
     async def find(self, call: str) -> list[Report]:
         found = await self.newest(self._settings.calls_kept)
