@@ -207,11 +207,14 @@ async def talk(
 
     With `asks_first` it begins with what the agent asks before it greets, such as for consent.
     `metadata`, `room` and `api` are what the call has under these names; a room and an API may be
-    stand-ins of yours.
+    stand-ins of yours, and the call is in the room with this `name`.
     """
     transport = FakeTransport(limited=False)
     transport.call_id = uuid.uuid4().hex  # memory tells calls apart by it
     transport.metadata, transport.livekit_room, transport.livekit_api = metadata, room, api
+    # that of a Mock is another Mock, unless it was given one
+    if isinstance(name := getattr(room, "name", None), str):
+        transport.room_name = name
     call = Call(transport, load_settings().model_copy(update=changes))
     prewarm_persona(call.settings)
     transport.arrive(caller)

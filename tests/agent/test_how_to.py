@@ -95,6 +95,15 @@ async def test_the_agent_that_is_sent_again_is_one_that_nobody_has_taken(
         assert len(server.made) == 1
 
 
+async def test_what_is_done_after_a_call_passes_the_test_that_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown, test = blocks("docs/agent/how-to.md", "Do something after a call", "python")
+    mine = type("Persona", (run(shown, CallAgent=CallAgent)["Persona"], persona.Persona), {})
+    monkeypatch.setattr(persona, "Persona", mine)
+    await run(test)["test_a_call_is_entered_elsewhere"](monkeypatch)
+
+
 # joins three rooms: with an agent, with one that comes later, and with none
 FRONT_END = """
 import { EventEmitter } from "node:events";

@@ -6,6 +6,7 @@ import re
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from livekit.agents import AgentSession, llm, room_io
@@ -112,6 +113,16 @@ async def test_where_there_is_no_room_there_is_no_office(monkeypatch: pytest.Mon
     async with talk() as call:
         assert "office" not in dict(call.call.closed)
         await call.say("goodbye")
+
+
+async def test_the_office_is_heard_in_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    player, room = AsyncMock(), Mock()
+    monkeypatch.setattr("livekit.agents.BackgroundAudioPlayer", Mock(return_value=player))
+    shown(monkeypatch, 5)
+
+    async with talk(room=room) as call:
+        player.start.assert_awaited_once_with(room=room, agent_session=call.call.session)
+    player.aclose.assert_awaited_once_with()
 
 
 @pytest.mark.parametrize("models", CHOICES["models"])
