@@ -16,6 +16,7 @@ from agent import entrypoint
 from agent.conversation import CallAgent
 from agent.conversation.answers import Answers
 from agent.lifecycle import Call
+from agent.reports import STAGES
 from agent.settings import load_settings
 from template.tests.talk import FakeTransport, talk
 
@@ -104,9 +105,12 @@ async def test_the_log_names_the_slow_stage_in_words(caplog: pytest.LogCaptureFi
         await call.say('/tool stamp {"colour": "red"}')
 
     (record,) = [one for one in caplog.records if "answered after" in one.message]
-    assert record.message.endswith(" s of it tools")
     fields = vars(record)["fields"]
-    assert fields["slowest"] == "tools"
+    # on a busy machine it need not be the tools
+    slowest, ms = max(fields["stages"].items(), key=lambda stage: stage[1])
+    assert record.message.endswith(f", {ms / 1000:.2f} s of it {STAGES[slowest]}")
+    assert fields["stages"][fields["slowest"]] == ms
+    assert fields["stages"]["tools"] >= 50
     assert sum(fields["stages"].values()) == fields["heard_ms"]
 
 
