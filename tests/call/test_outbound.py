@@ -415,7 +415,7 @@ async def test_a_person_is_heard_before_the_greeting(
         (603, 5, "declined"),
         (404, 6, "invalid number"),
         (480, 7, "unreachable"),
-        (503, 8, "trunk failed"),
+        (503, 8, "trunk failed: the worker's log says why"),
     ],
 )
 async def test_agent_call_exits_with_what_came_of_the_call(
@@ -428,7 +428,7 @@ async def test_agent_call_exits_with_what_came_of_the_call(
             await phone.wait(phone.sound.sound)
             phone.hang_up()
         returned, words = await calling
-    assert f"The call is over: {said}" in words
+    assert f"The call is over: {said}." in words
     assert returned == code
     assert ("Answered." in words) == (status == 200)
 

@@ -43,6 +43,8 @@ class RoomService:
     rooms: list[models.Room] = field(default_factory=list)
     present: list[models.ParticipantInfo] = field(default_factory=list)
     dispatches: list[agent_dispatch.AgentDispatch] = field(default_factory=list)
+    # the methods that were asked for
+    asked: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     # names of rooms
     deleted: list[str] = field(default_factory=list)
     made: list[agent_dispatch.CreateAgentDispatchRequest] = field(default_factory=list)
@@ -134,8 +136,10 @@ class RoomService:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
+        method = request.match_info["method"]
+        self.asked.put_nowait(method)
         try:
-            answer = await self._answer(request.match_info["method"], await request.read())
+            answer = await self._answer(method, await request.read())
         except Refusal as refusal:
             return refusal.response()
         return web.Response(body=answer.SerializeToString(), content_type="application/protobuf")

@@ -87,12 +87,10 @@ def _make(kind: Literal["LLM", "STT", "TTS"], setting: str, name: str, **wanted:
         raise ModelsUnavailable(f"{setting}={name}: the plugin has no {kind}") from error
     takes = inspect.signature(maker).parameters
     given: dict[str, Any] = {}
-    if kind == "LLM" and "reasoning_effort" in takes:
-        # callers wait while a model thinks, and some refuse tools meanwhile; the plugin says so
-        # of some names only
-        effort = min_reasoning_effort(model)
-        if effort is not None:
-            given["reasoning_effort"] = effort
+    # callers wait while a model thinks, and some refuse tools meanwhile; the plugin says so of some
+    # names only
+    if "reasoning_effort" in takes and (effort := min_reasoning_effort(model)):
+        given["reasoning_effort"] = effort
     if wanted.get("language") == "multi" and (kind, provider) != ("STT", "deepgram"):
         # Deepgram's word: others detect the language by themselves, or when they are told to
         del wanted["language"]
